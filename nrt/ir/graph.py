@@ -1,0 +1,476 @@
+"""The graph: nodes and values over a networkx MultiDiGraph.
+
+An edge runs from a value's producer to its consumer; its key is the consumer's input slot, so that
+``Add(x, x)`` keeps both edges. Graph inputs and constants are values without a producer. Only the
+methods of `Graph` change it; `Graph.nx` is a read-only view for any networkx algorithm.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+
+from nrt.dtypes import DType, dtype_from_numpy
+from nrt.errors import GraphError, NrtError
+from nrt.ir.op import Array, Op, TensorType
+
+__all__ = ["NHWC", "Graph", "Layout", "Node", "Value"]
+
+Layout = tuple[int, ...]
+"""Dimensions from outermost to innermost in memory; None is row-major order."""
+
+NHWC: Layout = (0, 2, 3, 1)
+"""Channels last. Shapes stay logical (N, C, H, W): a layout says only how memory is ordered."""
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor in the graph; compared by identity.
+
+    Attributes:
+        name: unique in its graph.
+        shape: logical shape, all ints.
+        dtype: element type.
+        constant: the data, in logical order, where it is known at build time.
+        layout: order of the dimensions in memory; None is row-major.
+        producer: the node that computes it; None for inputs and constants.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    constant: Array | None = None
+    layout: Layout | None = None
+    producer: Node | None = None
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(self.shape, self.dtype)
+
+    @property
+    def is_constant(self) -> bool:
+        return self.constant is not None
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def strides(self) -> tuple[int, ...]:
+        """Strides in elements, per logical dimension, of a dense tensor in this layout."""
+        order = self.layout or tuple(range(len(self.shape)))
+        strides = [0] * len(self.shape)
+        step = 1
+        for dim in reversed(order):
+            strides[dim] = step
+            step *= self.shape[dim]
+        return tuple(strides)
+
+    def __repr__(self) -> str:
+        return f"%{self.name}: {self.type}"
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One operation on values; compared by identity.
+
+    Attributes:
+        name: unique in its graph.
+        op: what it computes, with its attributes.
+        inputs: values in slot order.
+        outputs: values it defines.
+        origin: names of the model's own nodes that it came from.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    origin: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> Value:
+        """The only output."""
+        if len(self.outputs) != 1:
+            raise GraphError(f"{self}: has {len(self.outputs)} outputs, expected 1")
+        return self.outputs[0]
+
+    def __repr__(self) -> str:
+        return f"{self.op.name} '{self.name}'"
+
+
+@dataclass(eq=False)
+class Graph:
+    """A network. See the module's docstring for the rules."""
+
+    name: str = "graph"
+    _nx: nx.MultiDiGraph = field(default_factory=nx.MultiDiGraph, repr=False)
+    _values: dict[str, Value] = field(default_factory=dict, repr=False)
+    _inputs: list[Value] = field(default_factory=list, repr=False)
+    _outputs: dict[str, Value] = field(default_factory=dict, repr=False)
+    _rank: dict[str, int] = field(default_factory=dict, repr=False)
+    _order: list[Node] | None = field(default=None, repr=False)
+    _uses: dict[Value, dict[tuple[Node, int], None]] = field(default_factory=dict, repr=False)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    @property
+    def nx(self) -> nx.MultiDiGraph:
+        """Read-only view: node name -> attribute ``node``; edge attribute ``value``."""
+        return nx.graphviews.generic_graph_view(self._nx)
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> Mapping[str, Value]:
+        """The model's output names -> values, in order."""
+        return dict(self._outputs)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return tuple(self._values.values())
+
+    @property
+    def constants(self) -> tuple[Value, ...]:
+        return tuple(v for v in self._values.values() if v.is_constant)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Nodes in topological order; ties go to the older node, so the order is deterministic."""
+        if self._order is None:
+            self._order = self._sort()
+        return tuple(self._order)
+
+    def __len__(self) -> int:
+        return len(self._nx)
+
+    def node(self, name: str) -> Node:
+        """The node called ``name``; GraphError if there is none."""
+        try:
+            node: Node = self._nx.nodes[name]["node"]
+        except KeyError:
+            raise GraphError(f"graph '{self.name}' has no node '{name}'") from None
+        return node
+
+    def has_node(self, name: str) -> bool:
+        return name in self._nx
+
+    def value(self, name: str) -> Value:
+        """The value called ``name``; GraphError if there is none."""
+        try:
+            return self._values[name]
+        except KeyError:
+            raise GraphError(f"graph '{self.name}' has no value '{name}'") from None
+
+    def has_value(self, name: str) -> bool:
+        return name in self._values
+
+    def consumers(self, value: Value) -> tuple[tuple[Node, int], ...]:
+        """(node, input slot) of every use of ``value`` by a node."""
+        return tuple(self._uses.get(value, {}))
+
+    def output_names(self, value: Value) -> tuple[str, ...]:
+        """The graph outputs that ``value`` is bound to."""
+        return tuple(n for n, v in self._outputs.items() if v is value)
+
+    def is_output(self, value: Value) -> bool:
+        return any(v is value for v in self._outputs.values())
+
+    def single_use(self, value: Value) -> bool:
+        """Whether exactly one node slot, and no graph output, reads ``value``."""
+        return len(self._uses.get(value, {})) == 1 and not self.is_output(value)
+
+    # -- building --------------------------------------------------------------------------------
+
+    def unique_name(self, name: str) -> str:
+        """``name``, or ``name.1``, ``name.2`` … when a node or value has it already."""
+        if name not in self._values and name not in self._nx:
+            return name
+        count = 1
+        while f"{name}.{count}" in self._values or f"{name}.{count}" in self._nx:
+            count += 1
+        return f"{name}.{count}"
+
+    def add_input(self, name: str, shape: Sequence[int], dtype: DType) -> Value:
+        """A new graph input; GraphError if a value has that name."""
+        value = self._new_value(name, tuple(int(d) for d in shape), dtype)
+        self._inputs.append(value)
+        return value
+
+    def add_constant(self, name: str, array: Array, layout: Layout | None = None) -> Value:
+        """A new constant holding ``array`` (logical order, not copied); the name is made unique."""
+        array = np.asarray(array)
+        value = self._new_value(self.unique_name(name), array.shape, dtype_from_numpy(array.dtype))
+        value.constant = array
+        value.layout = layout
+        return value
+
+    def add_node(
+        self,
+        op: Op,
+        inputs: Iterable[Value],
+        *,
+        name: str | None = None,
+        origin: Iterable[str] = (),
+        output_names: Sequence[str] | None = None,
+    ) -> Node:
+        """A new node; its outputs' types come from ``op.infer``.
+
+        Args:
+            op: the operation.
+            inputs: values of this graph.
+            name: made unique; the op's name in lower case by default.
+            origin: names of the model's nodes it stands for.
+            output_names: one per output, made unique; the node's name by default.
+
+        Raises:
+            GraphError: an input is not of this graph, or the op and its inputs do not fit
+                (ShapeError, with the node's name).
+        """
+        args = tuple(inputs)
+        base = name or op.name.lower()
+        for value in args:
+            if self._values.get(value.name) is not value:
+                raise GraphError(
+                    f"{op.name} '{base}': input '{value.name}' is not a value of graph '{self.name}'"
+                )
+        types = self._infer(op, args, base)
+        node_name = base
+        count = 0
+        while node_name in self._nx:
+            count += 1
+            node_name = f"{base}.{count}"
+        node = Node(node_name, op, args, (), tuple(dict.fromkeys(origin)))
+        self._nx.add_node(node_name, node=node)
+        self._rank[node_name] = len(self._rank)
+        suffixes = [f"{node_name}"] if len(types) == 1 else [f"{node_name}#{i}" for i in range(len(types))]
+        wanted = output_names or suffixes
+        if len(wanted) != len(types):
+            raise GraphError(f"{node}: {len(wanted)} output names for {len(types)} outputs")
+        outputs = []
+        for label, type_ in zip(wanted, types, strict=True):
+            value = self._new_value(self._value_name(label), type_.shape, type_.dtype)
+            value.producer = node
+            outputs.append(value)
+        node.outputs = tuple(outputs)
+        for slot, value in enumerate(args):
+            self._connect(node, slot, value)
+        self._order = None
+        return node
+
+    def set_output(self, name: str, value: Value) -> None:
+        """Bind the graph output ``name`` to ``value`` (a new output, or another value for it)."""
+        if self._values.get(value.name) is not value:
+            raise GraphError(f"output '{name}': '{value.name}' is not a value of graph '{self.name}'")
+        self._outputs[name] = value
+
+    # -- changing --------------------------------------------------------------------------------
+
+    def replace_input(self, node: Node, slot: int, value: Value) -> None:
+        """Let input ``slot`` of ``node`` read ``value``; types must stay those the op accepts."""
+        old = node.inputs[slot]
+        self._disconnect(node, slot, old)
+        node.inputs = (*node.inputs[:slot], value, *node.inputs[slot + 1 :])
+        self._connect(node, slot, value)
+        self._order = None
+
+    def replace_value(self, old: Value, new: Value, *, except_node: Node | None = None) -> None:
+        """Let every user of ``old``, graph outputs included, read ``new``.
+
+        ``except_node`` keeps reading ``old`` (it usually computes ``new`` from it).
+        """
+        if old is new:
+            return
+        for node, slot in self.consumers(old):
+            if node is not except_node:
+                self.replace_input(node, slot, new)
+        for name in self.output_names(old):
+            self._outputs[name] = new
+
+    def replace_node(
+        self,
+        node: Node,
+        op: Op,
+        inputs: Iterable[Value],
+        *,
+        also: Iterable[Node] = (),
+        name: str | None = None,
+    ) -> Node:
+        """Put a new single-output node in the place of ``node``, whose output's users move to it.
+
+        Args:
+            node: the node whose output is replaced; removed, as are dead nodes before it.
+            op: the new operation.
+            inputs: its inputs.
+            also: further nodes whose origins the new one takes over.
+            name: the new node's name; the old one's by default.
+        """
+        origin = [o for n in (*also, node) for o in n.origin]
+        label = name or node.name
+        old = node.output
+        new = self.add_node(op, inputs, name=f"{label}~", origin=origin, output_names=[f"{old.name}~"])
+        new.output.layout = old.layout
+        self.replace_value(old, new.output)
+        self.remove_dead(node)
+        self._rename(new, label)
+        if not self.has_value(old.name):
+            self._rename_value(new.output, old.name)
+        return new
+
+    def remove_node(self, node: Node) -> None:
+        """Remove ``node``; GraphError if an output is still read."""
+        for value in node.outputs:
+            if self._uses.get(value) or self.is_output(value):
+                raise GraphError(f"{node}: output '{value.name}' is still used")
+        for slot, value in enumerate(node.inputs):
+            self._disconnect(node, slot, value)
+        for value in node.outputs:
+            del self._values[value.name]
+            self._uses.pop(value, None)
+        self._nx.remove_node(node.name)
+        self._order = None
+
+    def remove_dead(self, node: Node) -> int:
+        """Remove ``node`` if nothing reads it, then its producers likewise; returns how many."""
+        removed = 0
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if not self.has_node(current.name) or self.node(current.name) is not current:
+                continue
+            if any(self._uses.get(v) or self.is_output(v) for v in current.outputs):
+                continue
+            producers = [v.producer for v in current.inputs if v.producer is not None]
+            self.remove_node(current)
+            removed += 1
+            stack.extend(producers)
+        return removed
+
+    def prune(self) -> int:
+        """Remove every node that no output needs and every unused constant; returns node count."""
+        removed = 0
+        for node in reversed(self.nodes):
+            if not any(self._uses.get(v) or self.is_output(v) for v in node.outputs):
+                self.remove_node(node)
+                removed += 1
+        for value in self.constants:
+            if not self._uses.get(value) and not self.is_output(value):
+                del self._values[value.name]
+        return removed
+
+    def set_layout(self, value: Value, layout: Layout | None) -> None:
+        """Order ``value`` in memory by ``layout``; its logical shape stays."""
+        if layout is not None and sorted(layout) != list(range(len(value.shape))):
+            raise GraphError(f"value '{value.name}': layout {layout} does not fit rank {len(value.shape)}")
+        row_major = tuple(range(len(value.shape)))
+        value.layout = None if layout == row_major else layout
+
+    def reinfer(self, node: Node) -> None:
+        """Take over the output types that ``node``'s op infers from its inputs as they are now."""
+        types = self._infer(node.op, node.inputs, node.name)
+        for value, type_ in zip(node.outputs, types, strict=True):
+            value.shape, value.dtype = type_.shape, type_.dtype
+
+    def copy(self) -> Graph:
+        """An independent graph with the same names; constant arrays are shared."""
+        other = Graph(self.name)
+        mapping: dict[Value, Value] = {}
+
+        def clone(value: Value) -> Value:
+            if value not in mapping:
+                new = other._new_value(value.name, value.shape, value.dtype)
+                new.constant, new.layout = value.constant, value.layout
+                mapping[value] = new
+            return mapping[value]
+
+        other._inputs = [clone(v) for v in self._inputs]
+        for value in self._values.values():
+            clone(value)
+        for node in self.nodes:
+            new = Node(
+                node.name,
+                node.op,
+                tuple(mapping[v] for v in node.inputs),
+                tuple(mapping[v] for v in node.outputs),
+                node.origin,
+            )
+            other._nx.add_node(new.name, node=new)
+            other._rank[new.name] = len(other._rank)
+            for v in new.outputs:
+                v.producer = new
+            for slot, v in enumerate(new.inputs):
+                other._connect(new, slot, v)
+        other._outputs = {n: mapping[v] for n, v in self._outputs.items()}
+        return other
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _infer(self, op: Op, args: tuple[Value, ...], label: str) -> tuple[TensorType, ...]:
+        try:
+            op.check_arity(len(args))
+            return op.infer(*(v.type for v in args))
+        except NrtError as error:
+            text = str(error)
+            prefix = f"{op.name}: "
+            detail = text.removeprefix(prefix)
+            raise type(error)(f"{op.name} '{label}': {detail}") from error
+
+    def _new_value(self, name: str, shape: tuple[int, ...], dtype: DType) -> Value:
+        if name in self._values:
+            raise GraphError(f"graph '{self.name}' has a value '{name}' already")
+        value = Value(name, shape, dtype)
+        self._values[name] = value
+        return value
+
+    def _value_name(self, name: str) -> str:
+        label, count = name, 0
+        while label in self._values:
+            count += 1
+            label = f"{name}.{count}"
+        return label
+
+    def _rename(self, node: Node, name: str) -> None:
+        if name in self._nx:
+            return
+        rank = self._rank[node.name]
+        nx.relabel_nodes(self._nx, {node.name: name}, copy=False)
+        node.name = name
+        self._rank[name] = rank
+        self._order = None
+
+    def _rename_value(self, value: Value, name: str) -> None:
+        del self._values[value.name]
+        value.name = name
+        self._values[name] = value
+
+    def _connect(self, node: Node, slot: int, value: Value) -> None:
+        self._uses.setdefault(value, {})[(node, slot)] = None
+        if value.producer is not None:
+            self._nx.add_edge(value.producer.name, node.name, key=slot, value=value)
+
+    def _disconnect(self, node: Node, slot: int, value: Value) -> None:
+        self._uses[value].pop((node, slot))
+        if value.producer is not None:
+            self._nx.remove_edge(value.producer.name, node.name, key=slot)
+
+    def _sort(self) -> list[Node]:
+        """Kahn's algorithm over a heap of ranks."""
+        missing = {name: self._nx.in_degree(name) for name in self._nx}
+        ready = [(self._rank[n], n) for n, d in missing.items() if d == 0]
+        heapq.heapify(ready)
+        order: list[Node] = []
+        while ready:
+            _, name = heapq.heappop(ready)
+            order.append(self._nx.nodes[name]["node"])
+            for _, target in self._nx.out_edges(name):
+                missing[target] -= 1
+                if missing[target] == 0:
+                    heapq.heappush(ready, (self._rank[target], target))
+        if len(order) != len(self._nx):
+            raise GraphError(f"graph '{self.name}' has a cycle: {nx.find_cycle(self._nx)}")
+        return order
