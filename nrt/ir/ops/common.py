@@ -1,0 +1,189 @@
+"""What the ops share: axes, broadcasting, precision of the references, epilogues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from nrt.dtypes import FP8E4M3, DType, dtype_from_numpy
+from nrt.errors import ShapeError
+from nrt.ir.op import Array, TensorType
+from nrt.ir.pointwise import Program
+
+__all__ = [
+    "MANY",
+    "apply_epilogue",
+    "array_type",
+    "broadcast",
+    "cast",
+    "check_epilogue",
+    "check_float",
+    "check_same_dtype",
+    "compute",
+    "dims",
+    "finish",
+    "kind_of",
+    "normalize_axes",
+    "normalize_axis",
+    "operand",
+    "per_axis",
+]
+
+T = TypeVar("T")
+
+MANY = 2**31 - 1
+"""Upper arity of ops that take any number of inputs."""
+
+_KINDS = {"float": "f", "int": "i", "bool": "b"}
+
+
+def kind_of(dtype: DType) -> str:
+    """The pointwise register kind of ``dtype``: ``f``, ``i`` or ``b``."""
+    return _KINDS[dtype.kind]
+
+
+def dims(shape: Sequence[int]) -> str:
+    """A shape as messages show it: ``[1,3,224,224]``."""
+    return f"[{','.join(map(str, shape))}]"
+
+
+def normalize_axis(op: str, axis: int, rank: int) -> int:
+    """``axis`` counted from the front; ShapeError when a tensor of ``rank`` has none such."""
+    if not -rank <= axis < rank:
+        raise ShapeError(f"{op}: axis {axis} is out of range for rank {rank}")
+    return axis % rank
+
+
+def normalize_axes(op: str, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+    """`normalize_axis` of each, sorted; ShapeError when one occurs twice."""
+    result = tuple(sorted(normalize_axis(op, a, rank) for a in axes))
+    if len(set(result)) != len(result):
+        raise ShapeError(f"{op}: axes {tuple(axes)} name a dimension twice")
+    return result
+
+
+def broadcast(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """NumPy's broadcast shape; ShapeError with all shapes when there is none."""
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ShapeError(
+            f"{op}: shapes {', '.join(map(dims, shapes))} do not broadcast to one shape"
+        ) from None
+
+
+def check_same_dtype(op: str, **types: TensorType) -> None:
+    """ShapeError unless all the named inputs have one dtype."""
+    if len({t.dtype for t in types.values()}) > 1:
+        found = ", ".join(f"{name} is {t.dtype}" for name, t in types.items())
+        raise ShapeError(f"{op}: {found}; expected one dtype, insert a Cast")
+
+
+def check_float(op: str, dtype: DType) -> None:
+    """ShapeError unless ``dtype`` is a floating-point type."""
+    if not dtype.is_float:
+        raise ShapeError(f"{op}: input is {dtype}, expected a float type; insert a Cast")
+
+
+def per_axis(op: str, name: str, values: Sequence[T], count: int) -> tuple[T, ...]:
+    """``values`` as a tuple; ShapeError unless it has ``count`` entries."""
+    if len(values) != count:
+        raise ShapeError(
+            f"{op}: {name} {tuple(values)} has {len(values)} entries, expected {count}"
+        )
+    return tuple(values)
+
+
+def compute(x: Array) -> Array:
+    """``x`` in the precision that references compute in: small floats as float32, others as is."""
+    small = x.dtype.kind not in "biuf" or x.dtype == np.float16
+    return x.astype(np.float32) if small else x
+
+
+def operand(x: Array) -> Array:
+    """``x`` as an operand of sums of products: float32 or better, integers exact.
+
+    NumPy's BLAS has no integers: products of 8 and 16 bits sum exactly in float64, wider ones in
+    int64 by slow loops.
+    """
+    if x.dtype.kind in "iu":
+        return x.astype(np.float64 if x.dtype.itemsize <= 2 else np.int64)
+    return compute(x)
+
+
+def array_type(x: Array) -> TensorType:
+    """The `TensorType` of an array."""
+    return TensorType(x.shape, dtype_from_numpy(x.dtype))
+
+
+def cast(x: Array, dtype: DType) -> Array:
+    """A fresh row-major array of ``dtype``.
+
+    Floats become integers by truncation; what lies outside the integer type (or fp8's range)
+    saturates and NaN becomes 0, as GPUs convert. Integers wrap around.
+    """
+    wide = compute(x)
+    if dtype.kind == "int" and wide.dtype.kind == "f":
+        info = np.iinfo(dtype.numpy)
+        wide = np.trunc(np.nan_to_num(wide, nan=0.0))
+        # The bounds of 32 and 64 bits are no float32: compare, do not clip.
+        high, low = wide >= float(info.max), wide <= float(info.min)
+        safe = np.where(high | low, wide.dtype.type(0), wide).astype(dtype.numpy)
+        safe[high], safe[low] = info.max, info.min
+        return safe
+    if dtype is FP8E4M3:
+        wide = np.clip(wide.astype(np.float32), -448.0, 448.0)
+    with np.errstate(over="ignore"):
+        return np.array(wide, dtype=dtype.numpy, order="C", copy=True)
+
+
+def finish(x: Array, dtype: DType) -> Array:
+    """``x``, which the caller has just computed, as a row-major array of ``dtype``."""
+    array = np.asarray(x)
+    if array.dtype == dtype.numpy and array.flags.c_contiguous and array.flags.owndata:
+        return array
+    return cast(array, dtype)
+
+
+def check_epilogue(
+    op: str, program: Program, shape: tuple[int, ...], extras: Sequence[TensorType]
+) -> None:
+    """Check that ``program`` fits an accumulator of ``shape`` and the ``extras``.
+
+    Raises:
+        ShapeError: the number or kinds of extras differ from the program's inputs, an extra does
+            not broadcast to ``shape``, or the program has several outputs.
+    """
+    if not program.inputs or program.inputs[0] != "f":
+        raise ShapeError(f"{op}: epilogue register 0 must be the float accumulator")
+    if len(program.outputs) != 1:
+        raise ShapeError(f"{op}: epilogue has {len(program.outputs)} outputs, expected 1")
+    wanted = program.inputs[1:]
+    if len(extras) != len(wanted):
+        raise ShapeError(
+            f"{op}: got {len(extras)} epilogue inputs, the epilogue reads {len(wanted)}"
+        )
+    for index, (extra, kind) in enumerate(zip(extras, wanted, strict=True)):
+        if kind_of(extra.dtype) != kind:
+            raise ShapeError(
+                f"{op}: epilogue input {index} is {extra.dtype}, the epilogue expects kind '{kind}'"
+            )
+        if broadcast(op, extra.shape, shape) != shape:
+            raise ShapeError(
+                f"{op}: epilogue input {index} has shape {dims(extra.shape)}, which does not "
+                f"broadcast to the output {dims(shape)}"
+            )
+
+
+def apply_epilogue(
+    program: Program | None, accumulator: Array, extras: Sequence[Array], dtype: DType
+) -> Array:
+    """``program`` on a freshly computed accumulator and the extras, as ``dtype``."""
+    if program is None:
+        return finish(accumulator, dtype)
+    if accumulator.dtype.kind != "f":
+        accumulator = accumulator.astype(np.float64)
+    (result,) = program.evaluate(accumulator, *(compute(e) for e in extras))
+    return finish(np.broadcast_to(result, accumulator.shape), dtype)

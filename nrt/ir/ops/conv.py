@@ -1,0 +1,176 @@
+"""Convolution and transposed convolution, with an optional pointwise epilogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nrt.dtypes import DType
+from nrt.errors import ShapeError
+from nrt.ir.op import Array, Op, TensorType
+from nrt.ir.ops.common import (
+    MANY,
+    apply_epilogue,
+    check_epilogue,
+    check_same_dtype,
+    compute,
+    dims,
+    per_axis,
+)
+from nrt.ir.ops.window import Window, window
+from nrt.ir.pointwise import Program
+
+__all__ = ["Conv", "ConvTranspose"]
+
+
+def _check_operands(op: str, x: TensorType, w: TensorType, groups: int) -> None:
+    if x.rank < 3:
+        raise ShapeError(
+            f"{op}: input {dims(x.shape)} has rank {x.rank}, expected at least 3 (N,C,*S)"
+        )
+    if w.rank != x.rank:
+        raise ShapeError(
+            f"{op}: weights {dims(w.shape)} have rank {w.rank}, expected {x.rank} as the input"
+        )
+    check_same_dtype(op, input=x, weights=w)
+    if groups < 1:
+        raise ShapeError(f"{op}: groups is {groups}, expected at least 1")
+
+
+def _check_extras(
+    op: str,
+    epilogue: Program | None,
+    shape: tuple[int, ...],
+    extras: tuple[TensorType, ...],
+) -> None:
+    """Without an epilogue there is at most a bias ``[K]``; with one, the epilogue says."""
+    if epilogue is not None:
+        check_epilogue(op, epilogue, shape, extras)
+        return
+    if len(extras) > 1:
+        raise ShapeError(f"{op}: got {len(extras) + 2} inputs, expected 2 or 3 without an epilogue")
+    for bias in extras:
+        if bias.shape != (shape[1],):
+            raise ShapeError(
+                f"{op}: bias has shape {dims(bias.shape)}, expected {dims(shape[1:2])}"
+            )
+
+
+def _finish(
+    accumulator: Array, extras: tuple[Array, ...], epilogue: Program | None, dtype: DType
+) -> Array:
+    if epilogue is None and extras:
+        bias = compute(extras[0]).reshape(-1, *[1] * (accumulator.ndim - 2))
+        return apply_epilogue(None, accumulator + bias, (), dtype)
+    return apply_epilogue(epilogue, accumulator, extras, dtype)
+
+
+@dataclass(frozen=True)
+class Conv(Op):
+    """Cross-correlation of ``x[N, C, *S]`` with ``w[K, C/groups, *R]``, any number of dimensions.
+
+    Inputs are ``x, w`` and an optional ``bias[K]``; with an epilogue ``x, w, *extras``: register 0
+    of the program is the accumulator, registers 1 and up are the extras, each of which broadcasts
+    against the output ``[N, K, *S']``.
+
+    Attributes:
+        strides: one per spatial dimension.
+        pads: zeros before each spatial dimension, then after each.
+        dilations: one per spatial dimension.
+        groups: channels fall into this many independent convolutions.
+        epilogue: pointwise program on the accumulator.
+        out_dtype: element type of the output; that of ``x`` when None.
+    """
+
+    arity: ClassVar[tuple[int, int]] = (2, MANY)
+    strides: tuple[int, ...] = (1, 1)
+    pads: tuple[int, ...] = (0, 0, 0, 0)
+    dilations: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    epilogue: Program | None = None
+    out_dtype: DType | None = None
+
+    def window(self, kernel: tuple[int, ...]) -> Window:
+        """The sliding window for weights whose spatial shape is ``kernel``."""
+        return window(self.name, kernel, self.strides, self.pads, self.dilations)
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        x, w, *extras = inputs
+        _check_operands(self.name, x, w, self.groups)
+        if x.shape[1] != w.shape[1] * self.groups:
+            raise ShapeError(
+                f"{self.name}: input has {x.shape[1]} channels, weights expect "
+                f"{w.shape[1] * self.groups}"
+            )
+        if w.shape[0] % self.groups:
+            raise ShapeError(
+                f"{self.name}: {w.shape[0]} output channels do not divide into {self.groups} groups"
+            )
+        spatial = self.window(w.shape[2:]).output(self.name, x.shape[2:])
+        shape = (x.shape[0], w.shape[0], *spatial)
+        _check_extras(self.name, self.epilogue, shape, tuple(extras))
+        return (TensorType(shape, self.out_dtype or x.dtype),)
+
+    def reference(self, *inputs: Array) -> tuple[Array, ...]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ConvTranspose(Op):
+    """Transposed convolution of ``x[N, C, *S]`` with ``w[C, K/groups, *R]``.
+
+    Inputs and epilogue as for `Conv`. Output size: ``stride * (size - 1) + output_padding +
+    dilation * (kernel - 1) + 1 - pads``.
+
+    Attributes:
+        strides: one per spatial dimension.
+        pads: elements cut from the start of each spatial dimension of the output, then the end.
+        dilations: one per spatial dimension.
+        groups: channels fall into this many independent convolutions.
+        output_padding: zeros of the sum added after each dimension before cutting.
+        epilogue: pointwise program on the accumulator.
+        out_dtype: element type of the output; that of ``x`` when None.
+    """
+
+    arity: ClassVar[tuple[int, int]] = (2, MANY)
+    strides: tuple[int, ...] = (1, 1)
+    pads: tuple[int, ...] = (0, 0, 0, 0)
+    dilations: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    output_padding: tuple[int, ...] = (0, 0)
+    epilogue: Program | None = None
+    out_dtype: DType | None = None
+
+    def window(self, kernel: tuple[int, ...]) -> Window:
+        """The sliding window for weights whose spatial shape is ``kernel``."""
+        return window(self.name, kernel, self.strides, self.pads, self.dilations)
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        x, w, *extras = inputs
+        _check_operands(self.name, x, w, self.groups)
+        if x.shape[1] != w.shape[0]:
+            raise ShapeError(
+                f"{self.name}: input has {x.shape[1]} channels, weights expect {w.shape[0]}"
+            )
+        if x.shape[1] % self.groups:
+            raise ShapeError(
+                f"{self.name}: {x.shape[1]} channels do not divide into {self.groups} groups"
+            )
+        win = self.window(w.shape[2:])
+        output_padding = per_axis(self.name, "output_padding", self.output_padding, win.rank)
+        spatial = []
+        for axis, size in enumerate(x.shape[2:]):
+            full = win.strides[axis] * (size - 1) + win.extents[axis] + output_padding[axis]
+            length = full - win.begins[axis] - win.ends[axis]
+            if length < 1:
+                raise ShapeError(
+                    f"{self.name}: pads cut {win.begins[axis] + win.ends[axis]} of {full} elements "
+                    f"in spatial dimension {axis}, expected fewer"
+                )
+            spatial.append(length)
+        shape = (x.shape[0], w.shape[1] * self.groups, *spatial)
+        _check_extras(self.name, self.epilogue, shape, tuple(extras))
+        return (TensorType(shape, self.out_dtype or x.dtype),)
+
+    def reference(self, *inputs: Array) -> tuple[Array, ...]:
+        raise NotImplementedError

@@ -1,0 +1,82 @@
+"""Matrix product, with an optional pointwise epilogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from nrt.dtypes import DType
+from nrt.errors import ShapeError
+from nrt.ir.op import Array, Op, TensorType
+from nrt.ir.ops.common import (
+    MANY,
+    apply_epilogue,
+    array_type,
+    broadcast,
+    check_epilogue,
+    check_same_dtype,
+    dims,
+    operand,
+)
+from nrt.ir.pointwise import Program
+
+__all__ = ["MatMul"]
+
+
+@dataclass(frozen=True)
+class MatMul(Op):
+    """``a @ b`` with NumPy's rules: leading dimensions broadcast, vectors are allowed.
+
+    Inputs are ``a, b``; with an epilogue also the extras that its registers 1 and up read, each
+    broadcasting against the output.
+
+    Attributes:
+        trans_a: swap the last two dimensions of ``a`` first (a vector stays as it is).
+        trans_b: the same for ``b``.
+        epilogue: pointwise program on the accumulator.
+        out_dtype: element type of the output; that of ``a`` when None.
+    """
+
+    arity: ClassVar[tuple[int, int]] = (2, MANY)
+    trans_a: bool = False
+    trans_b: bool = False
+    epilogue: Program | None = None
+    out_dtype: DType | None = None
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        a, b, *extras = inputs
+        check_same_dtype(self.name, a=a, b=b)
+        if a.rank == 0 or b.rank == 0:
+            raise ShapeError(
+                f"{self.name}: an operand is a scalar, expected rank 1 or more; use Mul"
+            )
+        left, right = _swap(a.shape, self.trans_a), _swap(b.shape, self.trans_b)
+        rows, inner = (left[-2:-1], left[-1])
+        depth, columns = (right[-2], right[-1:]) if b.rank > 1 else (right[0], ())
+        if inner != depth:
+            raise ShapeError(
+                f"{self.name}: inner dimensions differ: {dims(left)} times {dims(right)} has "
+                f"{inner} and {depth}"
+            )
+        shape = (*broadcast(self.name, left[:-2], right[:-2]), *rows, *columns)
+        if self.epilogue is None and extras:
+            raise ShapeError(
+                f"{self.name}: got {len(inputs)} inputs, expected 2 without an epilogue"
+            )
+        if self.epilogue is not None:
+            check_epilogue(self.name, self.epilogue, shape, extras)
+        return (TensorType(shape, self.out_dtype or a.dtype),)
+
+    def reference(self, *inputs: Array) -> tuple[Array, ...]:
+        (type_,) = self.infer(*(array_type(i) for i in inputs))
+        a, b, *extras = inputs
+        left = np.swapaxes(a, -1, -2) if self.trans_a and a.ndim > 1 else a
+        right = np.swapaxes(b, -1, -2) if self.trans_b and b.ndim > 1 else b
+        product = np.asarray(np.matmul(operand(left), operand(right)))
+        return (apply_epilogue(self.epilogue, product, extras, type_.dtype),)
+
+
+def _swap(shape: tuple[int, ...], swap: bool) -> tuple[int, ...]:
+    return (*shape[:-2], shape[-1], shape[-2]) if swap and len(shape) > 1 else shape
