@@ -132,7 +132,7 @@ def cast(x: Array, dtype: DType) -> Array:
         high, low = wide >= float(info.max), wide <= float(info.min)
         safe = np.where(high | low, wide.dtype.type(0), wide).astype(dtype.numpy)
         safe[high], safe[low] = info.max, info.min
-        return safe
+        return np.asarray(safe)
     if dtype is FP8E4M3:
         wide = np.clip(wide.astype(np.float32), -448.0, 448.0)
     with np.errstate(over="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,10 +12,12 @@ from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
     MANY,
     apply_epilogue,
+    array_type,
     check_epilogue,
     check_same_dtype,
     compute,
     dims,
+    operand,
     per_axis,
 )
 from nrt.ir.ops.window import Window, window
@@ -112,7 +115,16 @@ class Conv(Op):
         return (TensorType(shape, self.out_dtype or x.dtype),)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        raise NotImplementedError
+        (type_,) = self.infer(*(array_type(i) for i in inputs))
+        x, w, *extras = inputs
+        left, right = operand(x), operand(w)
+        win = self.window(w.shape[2:])
+        padded = win.padded(left, type_.shape[2:], 0)
+        if w.shape[1] == 1 and self.groups > 1:
+            result = _depthwise(padded, right, win, type_.shape)
+        else:
+            result = _im2col(padded, right, win, type_.shape, self.groups)
+        return (_finish(result, tuple(extras), self.epilogue, type_.dtype),)
 
 
 @dataclass(frozen=True)
@@ -173,4 +185,44 @@ class ConvTranspose(Op):
         return (TensorType(shape, self.out_dtype or x.dtype),)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        raise NotImplementedError
+        (type_,) = self.infer(*(array_type(i) for i in inputs))
+        x, w, *extras = inputs
+        left, right = operand(x), operand(w)
+        win = self.window(w.shape[2:])
+        # Every input element adds a scaled kernel to the full output, of which pads cut the edges.
+        batch, channels, *spatial = x.shape
+        pixels = math.prod(spatial)
+        taps = right.reshape(self.groups, channels // self.groups, -1).swapaxes(1, 2)
+        columns = taps @ left.reshape(batch, self.groups, channels // self.groups, pixels)
+        columns = columns.reshape(batch, type_.shape[1], *win.kernel, *spatial)
+        low = win.begins
+        full = [n + a + b for n, a, b in zip(type_.shape[2:], low, win.ends, strict=True)]
+        total = np.zeros((*type_.shape[:2], *full), columns.dtype)
+        for position, cut in win.slices(tuple(spatial)):
+            total[(..., *cut)] += columns[(slice(None), slice(None), *position)]
+        kept = tuple(slice(a, a + n) for n, a in zip(type_.shape[2:], low, strict=True))
+        return (_finish(total[(..., *kept)], tuple(extras), self.epilogue, type_.dtype),)
+
+
+def _im2col(padded: Array, w: Array, win: Window, shape: tuple[int, ...], groups: int) -> Array:
+    """One matrix product per image and group over unrolled windows (Chellapilla et al. 2006)."""
+    result = np.empty(shape, padded.dtype)
+    taps = w.reshape(groups, w.shape[0] // groups, -1)
+    views = win.view(padded, shape[2:])
+    for image, view in enumerate(views):
+        # Image by image: the unrolled input is as large as the kernel times the input.
+        columns = view.reshape(groups, taps.shape[2], math.prod(shape[2:]))
+        result[image] = (taps @ columns).reshape(shape[1:])
+    return result
+
+
+def _depthwise(padded: Array, w: Array, win: Window, shape: tuple[int, ...]) -> Array:
+    """One input channel per output: a sum over kernel positions, for all channels at once."""
+    result = np.zeros(shape, padded.dtype)
+    repeats = w.shape[0] // padded.shape[1]
+    if repeats > 1:
+        padded = np.repeat(padded, repeats, axis=1)
+    for position, cut in win.slices(shape[2:]):
+        taps = w[(slice(None), 0, *position)].reshape(-1, *[1] * win.rank)
+        result += padded[(..., *cut)] * taps
+    return result

@@ -155,7 +155,7 @@ class Concat(Op):
         for index, other in enumerate(inputs):
             if other.dtype is not first.dtype:
                 raise ShapeError(
-                    f"{self.name}: input {index} is {other.dtype}, expected {first.dtype} as input 0"
+                    f"{self.name}: input {index} is {other.dtype}, expected {first.dtype}"
                 )
             same = other.rank == first.rank and all(
                 a == b

@@ -84,7 +84,7 @@ class Resize(Op):
         return (index + 0.5) / scale - 0.5
 
     def taps(self, axis: int, size: int) -> tuple[Array, Array]:
-        """Input indices ``[taps, count]`` along ``axis``, clamped to the input, and their weights."""
+        """Input indices ``[taps, count]`` along ``axis``, clamped, and their weights."""
         position = self.positions(axis, size)
         if self.mode == "nearest":
             index = NEAREST[self.nearest](position)[None]
