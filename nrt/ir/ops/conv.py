@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from nrt.dtypes import DType
 from nrt.errors import ShapeError
@@ -199,14 +201,16 @@ class ConvTranspose(Op):
         full = [n + a + b for n, a, b in zip(type_.shape[2:], low, win.ends, strict=True)]
         total = np.zeros((*type_.shape[:2], *full), columns.dtype)
         for position, cut in win.slices(tuple(spatial)):
-            total[(..., *cut)] += columns[(slice(None), slice(None), *position)]
-        kept = tuple(slice(a, a + n) for n, a in zip(type_.shape[2:], low, strict=True))
-        return (_finish(total[(..., *kept)], tuple(extras), self.epilogue, type_.dtype),)
+            source: tuple[Any, ...] = (slice(None), slice(None), *position)
+            total[cut] += columns[source]
+        kept = [slice(a, a + n) for n, a in zip(type_.shape[2:], low, strict=True)]
+        trimmed = total[(slice(None), slice(None), *kept)]
+        return (_finish(trimmed, tuple(extras), self.epilogue, type_.dtype),)
 
 
 def _im2col(padded: Array, w: Array, win: Window, shape: tuple[int, ...], groups: int) -> Array:
     """One matrix product per image and group over unrolled windows (Chellapilla et al. 2006)."""
-    result = np.empty(shape, padded.dtype)
+    result: Array = np.empty(shape, padded.dtype)
     taps = w.reshape(groups, w.shape[0] // groups, -1)
     views = win.view(padded, shape[2:])
     for image, view in enumerate(views):
@@ -218,11 +222,12 @@ def _im2col(padded: Array, w: Array, win: Window, shape: tuple[int, ...], groups
 
 def _depthwise(padded: Array, w: Array, win: Window, shape: tuple[int, ...]) -> Array:
     """One input channel per output: a sum over kernel positions, for all channels at once."""
-    result = np.zeros(shape, padded.dtype)
+    result: Array = np.zeros(shape, padded.dtype)
     repeats = w.shape[0] // padded.shape[1]
     if repeats > 1:
         padded = np.repeat(padded, repeats, axis=1)
     for position, cut in win.slices(shape[2:]):
-        taps = w[(slice(None), 0, *position)].reshape(-1, *[1] * win.rank)
-        result += padded[(..., *cut)] * taps
+        source: tuple[Any, ...] = (slice(None), 0, *position)
+        taps = w[source].reshape(-1, *[1] * win.rank)
+        result += padded[cut] * taps
     return result

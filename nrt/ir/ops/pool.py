@@ -60,7 +60,7 @@ class MaxPool(_Pool):
         padded = win.padded(wide, out, lowest)
         result = np.full((*x.shape[:2], *out), lowest, wide.dtype)
         for _, cut in win.slices(out):
-            np.maximum(result, padded[(..., *cut)], out=result)
+            np.maximum(result, padded[cut], out=result)
         return (result.astype(x.dtype, copy=False),)
 
 
@@ -103,7 +103,7 @@ class AveragePool(_Pool):
         padded = win.padded(wide, out, 0)
         total = np.zeros((*x.shape[:2], *out), wide.dtype)
         for _, cut in win.slices(out):
-            total += padded[(..., *cut)]
+            total += padded[cut]
         with np.errstate(invalid="ignore", divide="ignore"):
             total /= self.divisors(x.shape[2:]).astype(wide.dtype)
         (type_,) = self.infer(array_type(x))

@@ -74,9 +74,9 @@ class Window:
         return np.pad(x, low, constant_values=fill)
 
     def slices(self, out: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """(kernel position, slices of the padded spatial dimensions that it meets)."""
+        """(kernel position, slices of a padded ``[N, C, *S]`` that it meets)."""
         for position in np.ndindex(*self.kernel):
-            cut = []
+            cut = [slice(None), slice(None)]
             for axis, index in enumerate(position):
                 start = index * self.dilations[axis]
                 stop = start + (out[axis] - 1) * self.strides[axis] + 1
