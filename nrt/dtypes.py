@@ -108,7 +108,9 @@ def dtype_from_name(name: str) -> DType:
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise ShapeError(f"dtype {name!r} is unknown; expected one of {', '.join(_BY_NAME)}") from None
+        raise ShapeError(
+            f"dtype {name!r} is unknown; expected one of {', '.join(_BY_NAME)}"
+        ) from None
 
 
 def dtype_from_numpy(dtype: Any) -> DType:
@@ -120,7 +122,9 @@ def dtype_from_numpy(dtype: Any) -> DType:
     try:
         return _BY_NUMPY[np.dtype(dtype).newbyteorder("=")]
     except (KeyError, TypeError):
-        raise ShapeError(f"element type {dtype} is unknown; expected one of {', '.join(_BY_NAME)}") from None
+        raise ShapeError(
+            f"element type {dtype} is unknown; expected one of {', '.join(_BY_NAME)}"
+        ) from None
 
 
 def dtype_from_onnx(number: int) -> DType:

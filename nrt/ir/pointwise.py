@@ -175,7 +175,9 @@ class Program:
             raise GraphError(f"{where}: const needs a bool, int or float, got {instr.imm!r}")
         same = args[1:] if op.result == "second" else args
         if op.arity >= 2 and len(set(same)) != 1:
-            raise GraphError(f"{where}: {op.name} mixes kinds {args}; convert with to_f, to_i or to_b")
+            raise GraphError(
+                f"{where}: {op.name} mixes kinds {args}; convert with to_f, to_i or to_b"
+            )
         return same[0] if op.result in ("same", "second") else op.result
 
     @property
@@ -212,18 +214,33 @@ class Program:
         ``F``, ``I`` and the functions named in `Opcode.text`, for its own target and precision.
         """
         names = [f"x{i}" for i in range(len(self.inputs))]
-        lines = [f"def {name}({', '.join(names)}):"]
+        lines, results = self.statements(names)
+        body = "".join(f"    {line}\n" for line in lines)
+        return f"def {name}({', '.join(names)}):\n{body}    return {', '.join(results)}\n"
+
+    def statements(
+        self, inputs: Sequence[str], prefix: str = "r"
+    ) -> tuple[list[str], tuple[str, ...]]:
+        """The program as Python assignments, for generators that write it into their own function.
+
+        Args:
+            inputs: an expression per input register; each is used by name, so pass variables.
+            prefix: of the variables that are assigned.
+
+        Returns:
+            The lines, and the variable that holds each output.
+        """
+        names = list(inputs)
+        lines = []
         for instr in self.instrs:
-            register = f"r{len(names)}"
+            register = f"{prefix}{len(names)}"
             if instr.opcode == "const":
                 text = self._literal(instr.imm)
             else:
                 text = OPCODES[instr.opcode].text.format(*(names[a] for a in instr.args))
-            lines.append(f"    {register} = {text}")
+            lines.append(f"{register} = {text}")
             names.append(register)
-        results = ", ".join(names[r] for r in self.outputs)
-        lines.append(f"    return {results}")
-        return "\n".join(lines) + "\n"
+        return lines, tuple(names[r] for r in self.outputs)
 
     @staticmethod
     def _literal(imm: float | int | bool | None) -> str:

@@ -1,0 +1,390 @@
+"""Pointwise programs as device code: element types, program text, and the epilogue's store.
+
+Kernels compute in float32 (integers in int64). `make_store` writes the one function that ends every
+kernel: it takes ``width`` neighbouring results of a row, runs the epilogue's program on each and stores
+them with the widest instruction.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import linecache
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels import ptx
+from nrt.dtypes import BF16, BOOL, FP16, FP32, FP64, DType
+from nrt.ir.pointwise import Program
+from nrt.problem import TensorSpec
+
+__all__ = [
+    "MAX_EXTRAS",
+    "Extra",
+    "device_function",
+    "epilogue_extras",
+    "loader",
+    "make_store",
+    "pointer",
+    "program_function",
+    "program_namespace",
+    "storer",
+]
+
+MAX_EXTRAS = 4
+"""Operands besides the accumulator that an epilogue may read; kernels have as many parameters."""
+
+f32 = types.float32
+f64 = types.float64
+i64 = types.int64
+u32 = types.uint32
+
+_STORAGE = {
+    "fp32": types.float32, "fp16": types.uint16, "bf16": types.uint16, "fp64": types.float64,
+    "int8": types.int8, "uint8": types.uint8, "int16": types.int16, "uint16": types.uint16,
+    "int32": types.int32, "uint32": types.uint32, "int64": types.int64, "uint64": types.uint64,
+    "bool": types.uint8, "fp8e4m3": types.uint8,
+}  # fmt: skip
+
+
+def pointer(dtype: DType) -> Any:
+    """Numba type of a kernel parameter that points to ``dtype``; 16-bit floats are raw bits."""
+    return types.CPointer(_STORAGE[dtype.name])
+
+
+def _inline(function: Callable[..., Any]) -> Any:
+    return cuda.jit(device=True, inline="always")(function)
+
+
+@functools.cache
+def loader(dtype: DType) -> Any:
+    """Device function ``(pointer, index) -> register value`` (float32, float64, int64 or bool)."""
+    if dtype == FP16:
+        return _inline(lambda p, i: ptx.f32_from_f16(p[i]))
+    if dtype == BF16:
+        return _inline(lambda p, i: ptx.f32_from_bf16(p[i]))
+    if dtype in (FP32, FP64):
+        return _inline(lambda p, i: p[i])
+    if dtype == BOOL:
+        return _inline(lambda p, i: p[i] != 0)
+    return _inline(lambda p, i: i64(p[i]))
+
+
+@functools.cache
+def storer(dtype: DType) -> Any:
+    """Device function ``(pointer, index, register value)`` that converts and stores."""
+    if dtype == FP16:
+
+        def store(p, i, v):
+            p[i] = ptx.f16_from_f32(f32(v))
+    elif dtype == BF16:
+
+        def store(p, i, v):
+            p[i] = ptx.bf16_from_f32(f32(v))
+    elif dtype == BOOL:
+        u8 = types.uint8
+
+        def store(p, i, v):
+            p[i] = u8(1) if v else u8(0)
+    else:
+        storage = _STORAGE[dtype.name]
+
+        def store(p, i, v):
+            p[i] = storage(v)
+
+    return _inline(store)
+
+
+def device_function(text: str, name: str, namespace: Mapping[str, Any]) -> Any:
+    """Compile Python text to an inlined device function; the text is kept for tracebacks."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    filename = f"<nrt {name} {digest}>"
+    scope = dict(namespace)
+    exec(compile(text, filename, "exec"), scope)
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    return _inline(scope[name])
+
+
+# -- the functions that program text calls ----------------------------------------------------------
+
+
+@_inline
+def _min(a, b):
+    # NumPy's minimum lets NaN through; for a constant b the compiler drops the second test.
+    return b if (b < a or b != b) else a
+
+
+@_inline
+def _max(a, b):
+    return b if (a < b or b != b) else a
+
+
+@_inline
+def _sign(x):
+    return math.copysign(f32(1), x) if (x > 0 or x < 0) else x
+
+
+@_inline
+def _sigmoid(x):
+    return f32(1) / (f32(1) + math.exp(-x))
+
+
+@_inline
+def _sigmoid64(x):
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+@_inline
+def _idiv(a, b):
+    # Truncation toward zero, as ONNX and C have it.
+    q = a // b
+    return q + 1 if (q * b != a and (a < 0) != (b < 0)) else q
+
+
+@_inline
+def _to_i(x):
+    return i64(x)
+
+
+@_inline
+def _round_fp16(x):
+    return ptx.f32_from_f16(ptx.f16_from_f32(f32(x)))
+
+
+@_inline
+def _rint(x):
+    return cuda.libdevice.rintf(x)
+
+
+@_inline
+def _rint64(x):
+    return cuda.libdevice.rint(x)
+
+
+@_inline
+def _floor(x):
+    return cuda.libdevice.floorf(x)
+
+
+@_inline
+def _ceil(x):
+    return cuda.libdevice.ceilf(x)
+
+
+@_inline
+def _floor64(x):
+    return cuda.libdevice.floor(x)
+
+
+@_inline
+def _ceil64(x):
+    return cuda.libdevice.ceil(x)
+
+
+@_inline
+def _pow(a, b):
+    return a**b
+
+
+def program_namespace(double: bool = False) -> dict[str, Any]:
+    """Names that program text uses; ``double`` computes floats in float64."""
+    return {
+        "F": f64 if double else f32,
+        "I": i64,
+        "nan": math.nan,
+        "inf": math.inf,
+        "min_": _min,
+        "max_": _max,
+        "abs_": abs,
+        "sign_": _sign,
+        "sqrt_": math.sqrt,
+        "exp_": math.exp,
+        "log_": math.log,
+        "tanh_": math.tanh,
+        "erf_": math.erf,
+        "sin_": math.sin,
+        "cos_": math.cos,
+        "sigmoid_": _sigmoid64 if double else _sigmoid,
+        "floor_": _floor64 if double else _floor,
+        "ceil_": _ceil64 if double else _ceil,
+        "rint_": _rint64 if double else _rint,
+        "pow_": _pow,
+        "idiv": _idiv,
+        "to_f": f64 if double else f32,
+        "to_i": _to_i,
+        "round_fp16": _round_fp16,
+        "u32": u32,
+    }
+
+
+def program_function(program: Program, double: bool = False) -> Any:
+    """Device function of the program's input registers."""
+    return device_function(program.source("program"), "program", program_namespace(double))
+
+
+# -- epilogues --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Extra:
+    """How an epilogue reads one operand.
+
+    Attributes:
+        dtype: element type.
+        mode: ``scalar``; ``channel`` (index k * stride); ``same`` (the output's offset); ``general``
+            (from row and channel by ``row_dims``/``row_strides``).
+        stride: of the channel dimension, in elements.
+        row_dims: sizes of the output's other dimensions, outermost first.
+        row_strides: strides of the operand along them.
+    """
+
+    dtype: DType
+    mode: str
+    stride: int = 0
+    row_dims: tuple[int, ...] = ()
+    row_strides: tuple[int, ...] = ()
+
+
+def epilogue_extras(extras: Sequence[TensorSpec], y: TensorSpec, channel: int) -> tuple[Extra, ...]:
+    """Classify epilogue operands against the output ``y`` whose channel dimension is ``channel``.
+
+    Operands broadcast NumPy-style against the output; rows count the output's other dimensions in
+    order.
+    """
+    rows = [d for d in range(len(y.shape)) if d != channel]
+    result = []
+    for spec in extras:
+        pad = len(y.shape) - len(spec.shape)
+        strides = [0] * pad + [
+            0 if d == 1 else s for d, s in zip(spec.shape, spec.strides, strict=True)
+        ]
+        live = [s if d > 1 else 0 for d, s in zip(y.shape, strides, strict=True)]
+        want = [s if d > 1 else 0 for d, s in zip(y.shape, y.strides, strict=True)]
+        if not any(live):
+            result.append(Extra(spec.dtype, "scalar"))
+        elif live == want:
+            result.append(Extra(spec.dtype, "same"))
+        elif not any(live[d] for d in rows):
+            result.append(Extra(spec.dtype, "channel", live[channel]))
+        else:
+            result.append(
+                Extra(
+                    spec.dtype,
+                    "general",
+                    live[channel],
+                    tuple(y.shape[d] for d in rows),
+                    tuple(live[d] for d in rows),
+                )
+            )
+    return tuple(result)
+
+
+def _general_index(extra: Extra) -> str:
+    """Row index text: peel the dimensions off ``m`` from the innermost."""
+    terms = []
+    divisor = 1
+    for size, stride in reversed(list(zip(extra.row_dims, extra.row_strides, strict=True))):
+        if stride:
+            terms.append(f"u32(u32(u32(m) // u32({divisor})) % u32({size})) * u32({stride})")
+        divisor *= size
+    return " + ".join([*terms, f"u32(k) * u32({extra.stride})"])
+
+
+_UNPACK = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
+_VECTOR = {4: "ld1", 8: "ld2", 16: "ld4"}
+
+
+def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
+    """Append lines that load operand ``index`` for ``width`` channels; returns a variable each."""
+    name = f"e{index}"
+    variables = [f"v{index}_{j}" for j in range(width)]
+    if extra.mode == "scalar":
+        lines.append(f"v{index}_0 = load{index}({name}, u32(0))")
+        return [f"v{index}_0"] * width
+    if extra.mode == "same":
+        base, step = "u32(o)", 1
+    elif extra.mode == "channel":
+        base, step = f"u32(u32(k) * u32({extra.stride}))", extra.stride
+    else:
+        lines.append(f"g{index} = u32({_general_index(extra)})")
+        base, step = f"g{index}", extra.stride
+    bytes_ = width * extra.dtype.itemsize
+    vector = step == 1 and extra.mode != "general" and bytes_ in _VECTOR
+    if vector and extra.dtype.name in _UNPACK:
+        words = width // 2
+        target = ", ".join(f"w{index}_{i}" for i in range(words)) + ("," if words == 1 else "")
+        lines.append(f"{target} = {_VECTOR[bytes_]}(at({name}, {base}))")
+        low, high = _UNPACK[extra.dtype.name]
+        for j, variable in enumerate(variables):
+            lines.append(f"{variable} = {(low, high)[j % 2]}(w{index}_{j // 2})")
+        return variables
+    for j, variable in enumerate(variables):
+        lines.append(f"{variable} = load{index}({name}, u32({base} + u32({j * step})))")
+    return variables
+
+
+def make_store(program: Program | None, extras: tuple[Extra, ...], dtype: DType, width: int) -> Any:
+    """The device function that ends a kernel.
+
+    Its parameters are ``(a0 … a[width-1], m, k, o, y, e0, e1, e2, e3)``: accumulators of channels
+    ``k … k+width-1`` in row ``m``, the offset ``o`` in elements of the first one in ``y``, the output
+    pointer, and the operands' pointers. For ``width > 1`` the channels lie next to each other in ``y``
+    and in every operand of mode ``same``, aligned to ``width`` elements; those of mode ``channel`` too.
+
+    Args:
+        program: epilogue; None stores the accumulators.
+        extras: operands of its registers 1…
+        dtype: output element type.
+        width: 1, 2, 4 or 8.
+    """
+    accs = [f"a{j}" for j in range(width)]
+    params = [*accs, "m", "k", "o", "y", *(f"e{i}" for i in range(MAX_EXTRAS))]
+    lines: list[str] = []
+    operands = [_load_extra(i, e, width, lines) for i, e in enumerate(extras)]
+    results = []
+    for j in range(width):
+        if program is None:
+            results.append(accs[j])
+            continue
+        body, out = program.statements([accs[j], *(v[j] for v in operands)], prefix=f"t{j}_")
+        lines += body
+        results.append(out[0])
+    bytes_ = width * dtype.itemsize
+    pack = {"fp16": "pack_f16", "bf16": "pack_bf16"}.get(dtype.name)
+    if pack and bytes_ in _VECTOR:
+        words = [f"{pack}({results[2 * i]}, {results[2 * i + 1]})" for i in range(width // 2)]
+        lines.append(f"st{width // 2}(at(y, u32(o)), {', '.join(words)})")
+    elif dtype == FP32 and bytes_ in (8, 16):
+        lines.append(f"st{width}(at(y, u32(o)), {', '.join(f'bits({r})' for r in results)})")
+    else:
+        lines += [f"store(y, u32(u32(o) + u32({j})), {r})" for j, r in enumerate(results)]
+    text = f"def epilogue({', '.join(params)}):\n" + "".join(f"    {line}\n" for line in lines)
+    namespace = program_namespace() | {
+        "at": ptx.at,
+        "bits": ptx.float_bits,
+        "pack_f16": ptx.f16x2_from_f32,
+        "pack_bf16": ptx.bf16x2_from_f32,
+        "f16_lo": ptx.f32_from_f16_lo,
+        "f16_hi": ptx.f32_from_f16_hi,
+        "bf16_lo": ptx.f32_from_bf16_lo,
+        "bf16_hi": ptx.f32_from_bf16_hi,
+        "ld1": _ld1,
+        "ld2": ptx.ld_global_nc_v2,
+        "ld4": ptx.ld_global_nc_v4,
+        "st1": ptx.st_global_u32,
+        "st2": ptx.st_global_v2,
+        "st4": ptx.st_global_v4,
+        "store": storer(dtype),
+        **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
+    }
+    return device_function(text, "epilogue", namespace)
+
+
+@_inline
+def _ld1(address):
+    return (ptx.ld_global_nc_u32(address),)

@@ -1,0 +1,201 @@
+"""Kernels to cubins, without a GPU: Numba to PTX, PTX through nvJitLink.
+
+A cubin is known by the hash of all that it depends on: the source of its factory's module and of the
+modules every kernel uses, the factory's parameters, the architecture and the toolchain's versions.
+Names in the PTX are made stable, so that the same kernel gives the same bytes in every process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.variant import KernelSpec
+from nrt.errors import CompileError
+from nrt.settings import settings
+
+__all__ = ["Cubin", "compile_kernel", "kernel_key", "toolchain"]
+
+# Modules that any kernel may draw on: a change in one of them changes every key.
+_SHARED = ("nrt.cuda_kernels.ptx", "nrt.cuda_kernels.codegen", "nrt.ir.pointwise", __name__)
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled kernel.
+
+    Attributes:
+        code: the ELF image.
+        entry: name of the function.
+        registers: per thread.
+        spills: bytes of spill stores and loads per thread.
+        shared: bytes of static shared memory.
+    """
+
+    code: bytes
+    entry: str
+    registers: int
+    spills: int
+    shared: int
+
+
+@functools.cache
+def toolchain() -> dict[str, str]:
+    """Versions that a binary depends on."""
+    names = (
+        "numba-cuda",
+        "numba",
+        "llvmlite",
+        "cuda-core",
+        "nvidia-cuda-nvcc",
+        "nvidia-nvvm",
+        "nvidia-nvjitlink",
+    )
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def _source_hash(module: str) -> str:
+    path = importlib.import_module(module).__file__
+    if path is None:
+        raise CompileError(f"module {module} has no source file")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def kernel_key(spec: KernelSpec, device: DeviceSpec) -> str:
+    """Content address of the cubin of ``spec`` for ``device``'s architecture."""
+    module = spec.factory.partition(":")[0]
+    parts = [
+        *(_source_hash(m) for m in (module, *_SHARED)),
+        repr(spec),
+        device.arch,
+        json.dumps(toolchain(), sort_keys=True),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def compile_kernel(spec: KernelSpec, device: DeviceSpec, *, cache: bool = True) -> Cubin:
+    """The cubin of ``spec``, from the cache or compiled now.
+
+    Args:
+        spec: what to compile.
+        device: gives the architecture; no GPU is touched.
+        cache: read and write ``NRT_CACHE_DIR/cubins``.
+
+    Raises:
+        CompileError: Numba or the linker refused; the message names the kernel and its parameters.
+    """
+    if not cache:
+        return _compile(spec, device)
+    key = kernel_key(spec, device)
+    folder = settings().cache_dir / "cubins" / key[:2]
+    path = folder / f"{key}.cubin"
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    cubin = _compile(spec, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.dumps(
+        {"entry": cubin.entry, "registers": cubin.registers, "spills": cubin.spills,
+         "shared": cubin.shared, "sha256": hashlib.sha256(cubin.code).hexdigest()}
+    )  # fmt: skip
+    handle, name = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(header.encode() + b"\n" + cubin.code)
+    Path(name).replace(path)
+    return cubin
+
+
+def _read(path: Path) -> Cubin | None:
+    """The cubin in the cache's file; None if it is absent or damaged (it is then written anew)."""
+    try:
+        head, _, code = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    try:
+        data = json.loads(head)
+    except ValueError:
+        return None
+    if data.pop("sha256", None) != hashlib.sha256(code).hexdigest():
+        return None
+    return Cubin(code, **data)
+
+
+def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba import cuda
+    from numba.core.errors import NumbaError
+
+    module, _, function = spec.factory.partition(":")
+    label = f"{function}{spec.params}"
+    kernel, signature = getattr(importlib.import_module(module), function)(*spec.params)
+    try:
+        ptx, _ = cuda.compile(
+            kernel,
+            signature,
+            cc=device.compile_cc,
+            output="ptx",
+            device=False,
+            abi="numba",
+            launch_bounds=(spec.threads, spec.min_blocks),
+        )
+    except NumbaError as error:
+        raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
+    except Exception as error:
+        # Numba's CUDA target has error classes of its own that share no base but Exception.
+        raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
+    entry = f"nrt_{function.lstrip('_')}"
+    text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
+    linker = Linker(
+        ObjectCode.from_ptx(text.encode()),
+        options=LinkerOptions(arch=device.arch, ptxas_options=["-v"]),
+    )
+    try:
+        code = bytes(linker.link("cubin").code)
+        log = linker.get_info_log() or ""
+    except RuntimeError as error:
+        raise CompileError(
+            f"kernel {label} does not link for {device.arch}: {error}; {linker.get_error_log()}"
+        ) from error
+    return Cubin(code, entry, *_resources(log))
+
+
+def _stable_names(ptx: str, entry: str) -> str:
+    """Replace the mangled names, which count compilations, by names of our own."""
+    match = re.search(r"\.entry\s+([\w$]+)", ptx)
+    if match is None:
+        raise CompileError(f"{entry}: the PTX has no entry")
+    text = ptx.replace(match.group(1), entry)
+    # Numba's per-function environment: unused on the GPU, and its name holds a counter.
+    return re.sub(r"\.common \.global \.align 8 \.u64 _ZN08NumbaEnv[\w$]*;\n", "", text)
+
+
+def _resources(log: Any) -> tuple[int, int, int]:
+    """Registers, spilled bytes and static shared bytes from ptxas -v."""
+    text = log if isinstance(log, str) else log.decode()
+
+    def last(pattern: str) -> int:
+        found = re.findall(pattern, text)
+        return int(found[-1]) if found else 0
+
+    return (
+        last(r"Used (\d+) registers"),
+        last(r"(\d+) bytes spill stores") + last(r"(\d+) bytes spill loads"),
+        last(r"(\d+) bytes smem"),
+    )

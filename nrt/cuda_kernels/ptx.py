@@ -1,0 +1,429 @@
+"""PTX instructions as Numba intrinsics. All inline assembly of nrt lives here.
+
+Every intrinsic names its PTX instruction. Global addresses are int64 (made by `at`), shared addresses
+are uint32 (made by `shared_address`); 16-bit floats travel as raw bits in integers and arithmetic is
+float32. Numba widens ``uint32 op uint32`` to uint64, so kernels wrap index arithmetic in ``u32(...)``;
+never add an unsigned value to an int64 address: use ``at(pointer, index)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.cuda import types
+from numba.cuda.extending import intrinsic
+
+__all__ = [
+    "at",
+    "cp_async_16",
+    "cp_async_commit",
+    "cp_async_wait",
+    "ex2",
+    "f32_from_bf16",
+    "f32_from_f16",
+    "f16_from_f32",
+    "bf16_from_f32",
+    "f16x2_from_f32",
+    "bf16x2_from_f32",
+    "f32_from_f16_hi",
+    "f32_from_f16_lo",
+    "f32_from_bf16_hi",
+    "f32_from_bf16_lo",
+    "float_bits",
+    "bits_float",
+    "ld_global_nc_u16",
+    "ld_global_nc_u32",
+    "ld_global_nc_v2",
+    "ld_global_nc_v4",
+    "ld_global_v4",
+    "ld_shared_f32",
+    "ld_shared_u16",
+    "ld_shared_u32",
+    "ld_shared_v4",
+    "ld_shared_v4_f32",
+    "ldmatrix_x2",
+    "ldmatrix_x4",
+    "ldmatrix_x4_trans",
+    "lg2",
+    "mma_bf16",
+    "mma_f16",
+    "mma_f16_k8",
+    "mma_tf32",
+    "mma_s8",
+    "rcp",
+    "shared_address",
+    "st_global_u16",
+    "st_global_u32",
+    "st_global_v2",
+    "st_global_v4",
+    "st_shared_f32",
+    "st_shared_u16",
+    "st_shared_u32",
+    "st_shared_v2_f32",
+    "st_shared_v4",
+    "tanh_approx",
+    "tf32_from_f32",
+]
+
+f32 = types.float32
+u16 = types.uint16
+u32 = types.uint32
+i32 = types.int32
+i64 = types.int64
+
+_LETTER = {f32: "f", u32: "r", i32: "r", u16: "h", i64: "l"}
+_LLVM: dict[Any, ir.Type] = {
+    f32: ir.FloatType(),
+    u32: ir.IntType(32),
+    i32: ir.IntType(32),
+    u16: ir.IntType(16),
+    i64: ir.IntType(64),
+}
+
+
+def _with_arity(impl: Callable[..., Any], name: str, count: int, doc: str) -> Any:
+    """Make a Numba intrinsic of ``impl(typingctx, *args)`` with ``count`` named parameters."""
+    names = ["typingctx", *(f"a{i}" for i in range(count))]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    impl.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(n, kind) for n in names]
+    )
+    impl.__name__ = impl.__qualname__ = name
+    impl.__doc__ = doc
+    return intrinsic(impl)
+
+
+def _asm(
+    name: str,
+    text: str,
+    results: Sequence[Any],
+    params: Sequence[Any],
+    *,
+    pure: bool = False,
+    tied: Sequence[int] = (),
+    memory: bool = True,
+    doc: str = "",
+) -> Any:
+    """An intrinsic that is one inline-assembly statement.
+
+    Args:
+        name: of the intrinsic.
+        text: the statement; operands ``$0…`` are results, then parameters;
+            ``#0…`` are compile-time integers that follow the parameters.
+        results: Numba types of the outputs (none: the statement returns nothing; several: a tuple).
+        params: Numba types of the inputs; arguments are converted to them.
+        pure: may be moved, merged and dropped like arithmetic.
+        tied: for the last ``len(tied)`` parameters, the result each shares its register with.
+        memory: clobbers memory (ignored when pure).
+        doc: docstring.
+    """
+    letters = [f"={_LETTER[r]}" for r in results]
+    free = len(params) - len(tied)
+    letters += [_LETTER[p] for p in params[:free]] + [str(t) for t in tied]
+    clobber = ",~{memory}" if memory and not pure else ""
+    arg_types = [_LLVM[p] for p in params]
+
+    def impl(typingctx: Any, *args: Any) -> Any:
+        del typingctx
+        fixed = args[len(params) :]
+        if any(not isinstance(a, types.IntegerLiteral) for a in fixed):
+            return None
+        values = [a.literal_value for a in fixed]
+        if not results:
+            result: Any = types.void
+        elif len(results) == 1:
+            result = results[0]
+        elif len(set(results)) == 1:
+            result = types.UniTuple(results[0], len(results))
+        else:
+            result = types.Tuple(tuple(results))
+        signature = result(*params, *fixed)
+
+        def codegen(context: Any, builder: Any, sig: Any, llvm_args: Any) -> Any:
+            operands = list(llvm_args[: len(params)])
+            if not results:
+                returned: ir.Type = ir.VoidType()
+            elif len(results) == 1:
+                returned = _LLVM[results[0]]
+            else:
+                returned = ir.LiteralStructType([_LLVM[r] for r in results])
+            body = text
+            for index, value in enumerate(values):
+                body = body.replace(f"#{index}", str(value))
+            asm = ir.InlineAsm(
+                ir.FunctionType(returned, arg_types),
+                body,
+                ",".join(letters) + clobber,
+                side_effect=not pure,
+            )
+            out = builder.call(asm, operands)
+            if not results:
+                return context.get_dummy_value()
+            if len(results) == 1:
+                return out
+            parts = [builder.extract_value(out, k) for k in range(len(results))]
+            if len(set(results)) == 1:
+                return cgutils.pack_array(builder, parts)
+            return cgutils.pack_struct(builder, parts)
+
+        return signature, codegen
+
+    return _with_arity(impl, name, len(params) + _immediate_count(text), doc)
+
+
+def _immediate_count(text: str) -> int:
+    count = 0
+    while f"#{count}" in text:
+        count += 1
+    return count
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+
+@intrinsic
+def at(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """Address (int64) of element ``index`` (taken as uint32) of a pointer parameter."""
+    del typingctx
+    signature = i64(pointer, u32)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        del context, sig
+        address, offset = args
+        wide = builder.zext(offset, ir.IntType(64))
+        return builder.ptrtoint(builder.gep(address, [wide]), ir.IntType(64))
+
+    del index
+    return signature, codegen
+
+
+@intrinsic
+def shared_address(typingctx: Any, array: Any) -> Any:
+    """Address (uint32) of a shared array in the shared window: what ``.shared`` instructions take."""
+    del typingctx
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        window = builder.addrspacecast(data, ir.IntType(8).as_pointer(3))
+        return builder.ptrtoint(window, ir.IntType(32))
+
+    return u32(array), codegen
+
+
+# -- global memory ---------------------------------------------------------------------------------
+
+ld_global_nc_v4 = _asm(
+    "ld_global_nc_v4",
+    "ld.global.nc.v4.u32 {$0, $1, $2, $3}, [$4];",
+    [u32] * 4, [i64], pure=True,
+    doc="``ld.global.nc.v4.u32``: 16 bytes of data that no one writes during the kernel.",
+)  # fmt: skip
+ld_global_nc_v2 = _asm(
+    "ld_global_nc_v2", "ld.global.nc.v2.u32 {$0, $1}, [$2];", [u32] * 2, [i64], pure=True,
+    doc="``ld.global.nc.v2.u32``: 8 bytes of read-only data.",
+)  # fmt: skip
+ld_global_nc_u32 = _asm(
+    "ld_global_nc_u32", "ld.global.nc.u32 $0, [$1];", [u32], [i64], pure=True,
+    doc="``ld.global.nc.u32``: 4 bytes of read-only data.",
+)  # fmt: skip
+ld_global_nc_u16 = _asm(
+    "ld_global_nc_u16", "ld.global.nc.u16 $0, [$1];", [u16], [i64], pure=True,
+    doc="``ld.global.nc.u16``: 2 bytes of read-only data.",
+)  # fmt: skip
+ld_global_v4 = _asm(
+    "ld_global_v4", "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", [u32] * 4, [i64],
+    doc="``ld.global.v4.u32``: 16 bytes.",
+)  # fmt: skip
+st_global_v4 = _asm(
+    "st_global_v4", "st.global.v4.u32 [$0], {$1, $2, $3, $4};", [], [i64, u32, u32, u32, u32],
+    doc="``st.global.v4.u32``: 16 bytes.",
+)  # fmt: skip
+st_global_v2 = _asm(
+    "st_global_v2", "st.global.v2.u32 [$0], {$1, $2};", [], [i64, u32, u32],
+    doc="``st.global.v2.u32``: 8 bytes.",
+)  # fmt: skip
+st_global_u32 = _asm(
+    "st_global_u32", "st.global.u32 [$0], $1;", [], [i64, u32], doc="``st.global.u32``: 4 bytes."
+)
+st_global_u16 = _asm(
+    "st_global_u16", "st.global.u16 [$0], $1;", [], [i64, u16], doc="``st.global.u16``: 2 bytes."
+)
+
+# -- shared memory ---------------------------------------------------------------------------------
+
+ld_shared_v4 = _asm(
+    "ld_shared_v4", "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];", [u32] * 4, [u32],
+    doc="``ld.shared.v4.u32``: 16 bytes.",
+)  # fmt: skip
+ld_shared_v4_f32 = _asm(
+    "ld_shared_v4_f32", "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", [f32] * 4, [u32],
+    doc="``ld.shared.v4.f32``: four floats.",
+)  # fmt: skip
+ld_shared_u32 = _asm(
+    "ld_shared_u32", "ld.shared.u32 $0, [$1];", [u32], [u32], doc="``ld.shared.u32``: 4 bytes."
+)
+ld_shared_u16 = _asm(
+    "ld_shared_u16", "ld.shared.u16 $0, [$1];", [u16], [u32], doc="``ld.shared.u16``: 2 bytes."
+)
+ld_shared_f32 = _asm(
+    "ld_shared_f32", "ld.shared.f32 $0, [$1];", [f32], [u32], doc="``ld.shared.f32``: a float."
+)
+st_shared_v4 = _asm(
+    "st_shared_v4", "st.shared.v4.u32 [$0], {$1, $2, $3, $4};", [], [u32] * 5,
+    doc="``st.shared.v4.u32``: 16 bytes.",
+)  # fmt: skip
+st_shared_v2_f32 = _asm(
+    "st_shared_v2_f32", "st.shared.v2.f32 [$0], {$1, $2};", [], [u32, f32, f32],
+    doc="``st.shared.v2.f32``: two floats.",
+)  # fmt: skip
+st_shared_u32 = _asm(
+    "st_shared_u32", "st.shared.u32 [$0], $1;", [], [u32, u32], doc="``st.shared.u32``: 4 bytes."
+)
+st_shared_u16 = _asm(
+    "st_shared_u16", "st.shared.u16 [$0], $1;", [], [u32, u16], doc="``st.shared.u16``: 2 bytes."
+)
+st_shared_f32 = _asm(
+    "st_shared_f32", "st.shared.f32 [$0], $1;", [], [u32, f32], doc="``st.shared.f32``: a float."
+)
+
+# -- asynchronous copies (sm_80) -------------------------------------------------------------------
+
+cp_async_16 = _asm(
+    "cp_async_16", "cp.async.cg.shared.global [$0], [$1], 16, $2;", [], [u32, i64, u32],
+    doc="``cp.async.cg.shared.global``: 16 bytes to shared address from global address, of which the "
+    "first ``size`` (0 to 16) are read and the rest is zero.",
+)  # fmt: skip
+cp_async_commit = _asm(
+    "cp_async_commit", "cp.async.commit_group;", [], [],
+    doc="``cp.async.commit_group``: close the group of copies issued so far.",
+)  # fmt: skip
+cp_async_wait = _asm(
+    "cp_async_wait", "cp.async.wait_group #0;", [], [],
+    doc="``cp.async.wait_group N``: until at most N (a literal) of this thread's groups are pending.",
+)  # fmt: skip
+
+# -- matrix instructions ---------------------------------------------------------------------------
+
+ldmatrix_x4 = _asm(
+    "ldmatrix_x4", "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];",
+    [u32] * 4, [u32],
+    doc="``ldmatrix.x4``: four 8x8 matrices of 16-bit elements; lane l gives the address of a row.",
+)  # fmt: skip
+ldmatrix_x4_trans = _asm(
+    "ldmatrix_x4_trans", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {$0, $1, $2, $3}, [$4];",
+    [u32] * 4, [u32],
+    doc="``ldmatrix.x4.trans``: as `ldmatrix_x4`, each matrix transposed.",
+)  # fmt: skip
+ldmatrix_x2 = _asm(
+    "ldmatrix_x2", "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {$0, $1}, [$2];", [u32] * 2, [u32],
+    doc="``ldmatrix.x2``: two 8x8 matrices of 16-bit elements.",
+)  # fmt: skip
+
+
+def _mma(name: str, shape: str, kinds: str, a: int, b: int, acc: Any, doc: str) -> Any:
+    """A warp-wide ``mma.sync``: fragments a (u32 each), b (u32 each) and four accumulators."""
+    regs = [f"${4 + i}" for i in range(a + b)]
+    text = (
+        f"mma.sync.aligned.{shape}.row.col.{kinds} {{$0, $1, $2, $3}}, "
+        f"{{{', '.join(regs[:a])}}}, {{{', '.join(regs[a:])}}}, {{$0, $1, $2, $3}};"
+    )
+    return _asm(
+        name, text, [acc] * 4, [u32] * (a + b) + [acc] * 4, pure=True, tied=(0, 1, 2, 3), doc=doc
+    )
+
+
+mma_f16 = _mma(
+    "mma_f16", "m16n8k16", "f32.f16.f16.f32", 4, 2, f32,
+    "``mma.sync.m16n8k16`` fp16 with float32 accumulators (sm_80).",
+)  # fmt: skip
+mma_bf16 = _mma(
+    "mma_bf16", "m16n8k16", "f32.bf16.bf16.f32", 4, 2, f32,
+    "``mma.sync.m16n8k16`` bf16 with float32 accumulators (sm_80).",
+)  # fmt: skip
+mma_f16_k8 = _mma(
+    "mma_f16_k8", "m16n8k8", "f32.f16.f16.f32", 2, 1, f32,
+    "``mma.sync.m16n8k8`` fp16 with float32 accumulators (sm_75).",
+)  # fmt: skip
+mma_tf32 = _mma(
+    "mma_tf32", "m16n8k8", "f32.tf32.tf32.f32", 4, 2, f32,
+    "``mma.sync.m16n8k8`` tf32 with float32 accumulators (sm_80).",
+)  # fmt: skip
+mma_s8 = _mma(
+    "mma_s8", "m16n8k32", "s32.s8.s8.s32", 4, 2, i32,
+    "``mma.sync.m16n8k32`` int8 with int32 accumulators (sm_80).",
+)  # fmt: skip
+
+# -- conversions and fast functions ----------------------------------------------------------------
+
+f32_from_f16 = _asm(
+    "f32_from_f16", "cvt.f32.f16 $0, $1;", [f32], [u16], pure=True,
+    doc="``cvt.f32.f16``: fp16 bits to float32.",
+)  # fmt: skip
+f16_from_f32 = _asm(
+    "f16_from_f32", "cvt.rn.f16.f32 $0, $1;", [u16], [f32], pure=True,
+    doc="``cvt.rn.f16.f32``: float32 to fp16 bits, to nearest even.",
+)  # fmt: skip
+f32_from_bf16 = _asm(
+    "f32_from_bf16", "mov.b32 $0, {0, $1};", [f32], [u16], pure=True,
+    doc="``mov.b32``: bf16 bits to float32 (the upper half).",
+)  # fmt: skip
+bf16_from_f32 = _asm(
+    "bf16_from_f32", "cvt.rn.bf16.f32 $0, $1;", [u16], [f32], pure=True,
+    doc="``cvt.rn.bf16.f32``: float32 to bf16 bits, to nearest even (sm_80).",
+)  # fmt: skip
+f16x2_from_f32 = _asm(
+    "f16x2_from_f32", "{ .reg .b16 l, h; cvt.rn.f16.f32 l, $1; cvt.rn.f16.f32 h, $2; "
+    "mov.b32 $0, {l, h}; }",
+    [u32], [f32, f32], pure=True,
+    doc="Two ``cvt.rn.f16.f32``: pack (low, high) floats into two fp16.",
+)  # fmt: skip
+bf16x2_from_f32 = _asm(
+    "bf16x2_from_f32", "cvt.rn.bf16x2.f32 $0, $2, $1;", [u32], [f32, f32], pure=True,
+    doc="``cvt.rn.bf16x2.f32``: pack (low, high) floats into two bf16 (sm_80).",
+)  # fmt: skip
+f32_from_f16_lo = _asm(
+    "f32_from_f16_lo", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }",
+    [f32], [u32], pure=True, doc="``cvt.f32.f16`` of the low half of a pair.",
+)  # fmt: skip
+f32_from_f16_hi = _asm(
+    "f32_from_f16_hi", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h; }",
+    [f32], [u32], pure=True, doc="``cvt.f32.f16`` of the high half of a pair.",
+)  # fmt: skip
+f32_from_bf16_lo = _asm(
+    "f32_from_bf16_lo", "shl.b32 $0, $1, 16;", [f32], [u32], pure=True,
+    doc="``shl.b32``: the low bf16 of a pair as float32.",
+)  # fmt: skip
+f32_from_bf16_hi = _asm(
+    "f32_from_bf16_hi", "and.b32 $0, $1, 0xffff0000;", [f32], [u32], pure=True,
+    doc="``and.b32``: the high bf16 of a pair as float32.",
+)  # fmt: skip
+float_bits = _asm(
+    "float_bits", "mov.b32 $0, $1;", [u32], [f32], pure=True, doc="``mov.b32``: a float's bits."
+)
+bits_float = _asm(
+    "bits_float", "mov.b32 $0, $1;", [f32], [u32], pure=True, doc="``mov.b32``: bits as a float."
+)
+tf32_from_f32 = _asm(
+    "tf32_from_f32", "cvt.rna.tf32.f32 $0, $1;", [u32], [f32], pure=True,
+    doc="``cvt.rna.tf32.f32``: float32 rounded to tf32, as `mma_tf32` takes it (sm_80).",
+)  # fmt: skip
+ex2 = _asm(
+    "ex2", "ex2.approx.ftz.f32 $0, $1;", [f32], [f32], pure=True,
+    doc="``ex2.approx.ftz.f32``: 2 to the x, 2 ulp.",
+)  # fmt: skip
+lg2 = _asm(
+    "lg2", "lg2.approx.ftz.f32 $0, $1;", [f32], [f32], pure=True,
+    doc="``lg2.approx.ftz.f32``: logarithm to base 2.",
+)  # fmt: skip
+rcp = _asm(
+    "rcp", "rcp.approx.ftz.f32 $0, $1;", [f32], [f32], pure=True,
+    doc="``rcp.approx.ftz.f32``: 1/x, 1 ulp.",
+)  # fmt: skip
+tanh_approx = _asm(
+    "tanh_approx", "tanh.approx.f32 $0, $1;", [f32], [f32], pure=True,
+    doc="``tanh.approx.f32``: relative error 2^-11, for 16-bit results (sm_75).",
+)  # fmt: skip

@@ -1,0 +1,161 @@
+"""The interface of GPU kernels: what a variant solves and what it launches.
+
+A `Variant` is one algorithm with its own configuration space. `supports` is the single truth about what
+it can do: the heuristic, the tuner, the tests and `explain` all ask it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.ir.op import Array, Op
+from nrt.problem import Problem, Refusal
+
+__all__ = [
+    "Arg",
+    "Emission",
+    "In",
+    "KernelSpec",
+    "Launch",
+    "Null",
+    "Out",
+    "Scalar",
+    "Variant",
+    "Work",
+]
+
+Config = tuple[Any, ...]
+"""A variant's configuration: a hashable tuple (or frozen NamedTuple) of plain numbers and strings."""
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel to compile: equal specs are one binary.
+
+    Attributes:
+        factory: ``module:function`` inside `nrt.cuda_kernels`, which returns ``(kernel, signature)``:
+            a Python function for Numba and its Numba signature (``types.void(...)``).
+        params: hashable arguments of the factory; all that must be constant in the binary.
+        threads: threads per block (for launch bounds).
+        min_blocks: blocks per SM that the compiler must leave registers for.
+    """
+
+    factory: str
+    params: tuple[Any, ...]
+    threads: int
+    min_blocks: int = 1
+
+
+@dataclass(frozen=True)
+class In:
+    """Address of a problem's input, plus an offset in bytes."""
+
+    slot: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Out:
+    """Address of a problem's output, plus an offset in bytes."""
+
+    slot: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Address inside the emission's workspace."""
+
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Null:
+    """A null pointer, for parameters that this problem does not use."""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number; ``ctype`` is ``u32``, ``i32``, ``u64``, ``i64`` or ``f32``."""
+
+    value: int | float
+    ctype: str = "u32"
+
+
+Arg = In | Out | Work | Null | Scalar
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        kernel: what to compile.
+        grid: blocks in x, y, z.
+        block: threads in x, y, z.
+        args: one per parameter of the kernel.
+        shared: bytes of dynamic shared memory.
+        cluster: blocks per cluster in x, y, z (sm_90).
+    """
+
+    kernel: KernelSpec
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    args: tuple[Arg, ...]
+    shared: int = 0
+    cluster: tuple[int, int, int] = (1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What a variant does for one problem: launches in order, and scratch memory in bytes."""
+
+    launches: tuple[Launch, ...]
+    workspace: int = 0
+
+
+class Variant(ABC):
+    """One algorithm for one family of problems.
+
+    Class attributes:
+        name: as reports, plans and `explain` show it (``conv_implicit_gemm_mma``).
+        ops: the op classes that it solves.
+        rank: simplicity; ties in time within noise go to the lower.
+        reference: whether this is the family's reference, which must support every problem that any
+            other variant does.
+    """
+
+    name: ClassVar[str]
+    ops: ClassVar[tuple[type[Op], ...]]
+    rank: ClassVar[int] = 10
+    reference: ClassVar[bool] = False
+
+    @abstractmethod
+    def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
+        """None, or why this variant cannot solve ``problem`` on ``device``."""
+
+    @abstractmethod
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
+        """Configurations for a supported problem, the one expected to be fastest first."""
+
+    @abstractmethod
+    def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
+        """The launches that solve ``problem`` with ``config``."""
+
+    def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:
+        """Seconds that the analytic model expects; used to rank variants against each other."""
+        del config
+        return problem.nbytes / device.bandwidth + 2e-6
+
+    def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
+        """The bytes to keep on the device for constant input ``slot``.
+
+        ``array`` has the input's logical shape and dtype, row-major. The default keeps it so; a
+        variant that reads a constant in another order returns that order, padded as it likes.
+        """
+        del problem, config, slot
+        return array

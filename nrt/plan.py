@@ -1,0 +1,256 @@
+"""The plan: a program of launches over one arena, as frozen dataclasses. Knows no graph and no GPU.
+
+Everything here is plain data; `nrt.plan_file` writes and reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "BufferRef",
+    "CopyStep",
+    "ForkStep",
+    "HostStep",
+    "HostTensor",
+    "IoSpec",
+    "JoinStep",
+    "KernelRef",
+    "LaunchStep",
+    "Layer",
+    "PLAN_VERSION",
+    "Plan",
+    "ScalarArg",
+    "SetStep",
+    "Step",
+    "StepArg",
+    "Target",
+]
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BufferRef:
+    """A range of bytes.
+
+    Attributes:
+        space: ``arena``, ``weights``, ``input``, ``output`` or ``null``.
+        offset: bytes from the start of the arena or the weights; 0-based inside an input or output.
+        nbytes: length of the range.
+        index: which input or output; 0 for the other spaces.
+    """
+
+    space: str
+    offset: int = 0
+    nbytes: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class ScalarArg:
+    """A number passed to a kernel; ``ctype`` is u32, i32, u64, i64 or f32."""
+
+    value: int | float
+    ctype: str
+
+
+StepArg = BufferRef | ScalarArg
+
+
+@dataclass(frozen=True)
+class KernelRef:
+    """An entry point of a cubin.
+
+    Attributes:
+        cubin: index into `Plan.cubins`.
+        entry: name of the function.
+    """
+
+    cubin: int
+    entry: str
+
+
+@dataclass(frozen=True)
+class LaunchStep:
+    """One kernel launch; ``kernel`` indexes `Plan.kernels`, ``layer`` `Plan.layers`."""
+
+    kernel: int
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    args: tuple[StepArg, ...]
+    shared: int = 0
+    cluster: tuple[int, int, int] = (1, 1, 1)
+    layer: int = 0
+    stream: int = 0
+
+
+@dataclass(frozen=True)
+class CopyStep:
+    """Copy ``src.nbytes`` bytes."""
+
+    src: BufferRef
+    dst: BufferRef
+    layer: int = 0
+    stream: int = 0
+
+
+@dataclass(frozen=True)
+class SetStep:
+    """Fill a range with a byte."""
+
+    dst: BufferRef
+    value: int = 0
+    layer: int = 0
+    stream: int = 0
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """An array handed to a host kernel: a view of a byte range.
+
+    Attributes:
+        ref: the bytes.
+        dtype: nrt's name.
+        shape: shape of the view.
+        strides: in elements.
+    """
+
+    ref: BufferRef
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HostStep:
+    """One call of a host kernel.
+
+    Attributes:
+        variant: name in nrt.cpu_kernels' table; never an import path.
+        problem: `Problem.to_data()`.
+        config: the variant's configuration, plain data.
+        inputs, outputs: the arrays.
+        workspace: scratch bytes.
+    """
+
+    variant: str
+    problem: Any
+    config: Any
+    inputs: tuple[HostTensor, ...]
+    outputs: tuple[HostTensor, ...]
+    workspace: BufferRef
+    layer: int = 0
+
+
+@dataclass(frozen=True)
+class ForkStep:
+    """Streams ``targets`` wait for what ``stream`` holds so far."""
+
+    stream: int
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class JoinStep:
+    """``stream`` waits for what the streams ``sources`` hold so far."""
+
+    stream: int
+    sources: tuple[int, ...]
+
+
+Step = LaunchStep | CopyStep | SetStep | HostStep | ForkStep | JoinStep
+
+
+@dataclass(frozen=True)
+class IoSpec:
+    """An input or output of the plan: row-major, dense."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One bound node: what reports show per launch.
+
+    Attributes:
+        name: the node.
+        op: op name, with the epilogue's text where there is one.
+        origins: the model's own nodes.
+        inputs, outputs: shapes and dtypes as text, ``fp16[1,64,56,56]{nhwc}``.
+        precision: dtype it computes in.
+        variant: the kernel variant's name.
+        config: its configuration as text.
+        seconds: time measured by the tuner; None when the heuristic chose.
+        flops, nbytes: work, for the roofline.
+        reason: why this variant and precision.
+    """
+
+    name: str
+    op: str
+    origins: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    precision: str
+    variant: str
+    config: str
+    seconds: float | None
+    flops: int
+    nbytes: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the plan was built for.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        arch: ``sm_90a``; the host's machine name for a CPU plan.
+        device: the product's name; empty when built without it.
+    """
+
+    kind: str
+    arch: str
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled network.
+
+    Attributes:
+        name: the model's.
+        target: what it was built for.
+        inputs, outputs: bindings, in order.
+        arena_bytes: scratch memory of one execution context.
+        streams: number of streams the steps name.
+        weights: constants, one blob; offsets are 256-byte aligned.
+        cubins: binaries.
+        kernels: entry points.
+        steps: the program.
+        layers: one per bound node, in step order.
+        ops_before, ops_after: op name -> count in the graph as imported and as optimized.
+        tolerance: relative error against the fp32 reference it was verified at; None if not verified.
+        versions: library name -> version at build time.
+    """
+
+    name: str
+    target: Target
+    inputs: tuple[IoSpec, ...]
+    outputs: tuple[IoSpec, ...]
+    arena_bytes: int
+    weights: bytes
+    cubins: tuple[bytes, ...]
+    kernels: tuple[KernelRef, ...]
+    steps: tuple[Step, ...]
+    layers: tuple[Layer, ...]
+    streams: int = 1
+    ops_before: Mapping[str, int] = field(default_factory=dict)
+    ops_after: Mapping[str, int] = field(default_factory=dict)
+    tolerance: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
