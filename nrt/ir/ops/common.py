@@ -186,4 +186,6 @@ def apply_epilogue(
     if accumulator.dtype.kind != "f":
         accumulator = accumulator.astype(np.float64)
     (result,) = program.evaluate(accumulator, *(compute(e) for e in extras))
-    return finish(np.broadcast_to(result, accumulator.shape), dtype)
+    if result.shape != accumulator.shape:
+        result = np.broadcast_to(result, accumulator.shape)
+    return finish(result, dtype)

@@ -70,7 +70,9 @@ class Elementwise(Op):
         (result,) = program.evaluate(*(compute(x) for x in inputs))
         if any(result is x for x in inputs):
             result = result.copy()
-        return (finish(np.broadcast_to(result, out.shape), out.dtype),)
+        if result.shape != out.shape:
+            result = np.broadcast_to(result, out.shape)
+        return (finish(result, out.dtype),)
 
 
 @dataclass(frozen=True)
