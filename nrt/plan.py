@@ -1,13 +1,17 @@
 """The plan: a program of launches over one arena, as frozen dataclasses. Knows no graph and no GPU.
 
-Everything here is plain data; `nrt.plan_file` writes and reads it.
+Everything here is plain data: `nrt.plan_check` says what makes it sound, `nrt.plan_file` writes and
+reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
+
+from nrt.dtypes import dtype_from_name
 
 __all__ = [
     "BufferRef",
@@ -130,8 +134,8 @@ class HostStep:
 
     Attributes:
         variant: name in nrt.cpu_kernels' table; never an import path.
-        problem: `Problem.to_data()`.
-        config: the variant's configuration, plain data.
+        problem: `Problem.to_data()`: lists, dicts, strings and numbers.
+        config: the variant's configuration: a tuple (nested, if at all) of strings and numbers.
         inputs, outputs: the arrays.
         workspace: scratch bytes.
     """
@@ -147,7 +151,11 @@ class HostStep:
 
 @dataclass(frozen=True)
 class ForkStep:
-    """Streams ``targets`` wait for what ``stream`` holds so far."""
+    """Streams ``targets`` wait for what ``stream`` holds so far.
+
+    Stream 0 is the only one that a plan starts with; any other must be forked before its first step
+    and joined after its last.
+    """
 
     stream: int
     targets: tuple[int, ...]
@@ -171,6 +179,14 @@ class IoSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return prod(self.shape) * dtype_from_name(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,8 @@ class Plan:
         steps: the program.
         layers: one per bound node, in step order.
         ops_before, ops_after: op name -> count in the graph as imported and as optimized.
-        tolerance: relative error against the fp32 reference it was verified at; None if not verified.
+        tolerance: relative error against the fp32 reference that it was verified at; None if it
+            was not.
         versions: library name -> version at build time.
     """
 

@@ -20,8 +20,8 @@ _LEAST = 256
 class DeviceBuffer:
     """Device memory, aligned to 256 bytes; freed by `free` or with the object.
 
-    Plain allocations rather than a stream-ordered pool: freeing waits for the device, so memory whose
-    last reader is a stream nrt does not know of cannot be handed out again too early.
+    Plain allocations rather than a stream-ordered pool: freeing waits for the device, so memory
+    that a foreign stream still reads cannot be handed out again too early.
 
     Attributes:
         ptr: the address.
@@ -70,7 +70,7 @@ class PinnedBuffer:
             )
         )
         block = (ctypes.c_uint8 * max(nbytes, 1)).from_address(self.ptr)
-        self.array: np.ndarray[Any, Any] = np.frombuffer(block, dtype=np.uint8)[:nbytes]
+        self.array: np.ndarray[Any, Any] = np.ctypeslib.as_array(block)[:nbytes]
         self._finalizer = weakref.finalize(self, _free_host, self.ptr, context)
         self._finalizer.atexit = False
 

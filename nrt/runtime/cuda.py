@@ -1,8 +1,9 @@
 """One CUDA device: memory, copies, kernels, streams, graphs and timing, over `cuda.core`.
 
 The tuner checks and times kernels with this class and the engine runs plans with it; it knows
-neither. Everything is asynchronous on the stream it is given unless its docstring says that it waits.
-Every method may be called from any thread: it makes the device's primary context current meanwhile.
+neither. Everything is asynchronous on the stream it is given unless its docstring says that it
+waits. Every method may be called from any thread: it makes the device's primary context current
+meanwhile.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 from nrt.errors import DeviceError
@@ -14,7 +13,7 @@ __all__ = ["bindings", "check", "core", "translated"]
 _WAY_OUT = "run `nrt doctor` to see what is missing, or build for the CPU with target='cpu'"
 
 
-def core() -> ModuleType:
+def core() -> Any:
     """`cuda.core`, imported now.
 
     Raises:

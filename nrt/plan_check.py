@@ -1,0 +1,310 @@
+"""What makes a plan sound: every reference inside its memory, every index in range.
+
+`nrt.plan_file` checks what it reads and what it writes, and the runtime what it is handed: a plan
+that passes cannot reach memory outside its own buffers through a step's operands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import isnan, prod
+
+from nrt.dtypes import dtype_from_name
+from nrt.errors import PlanError, ShapeError
+from nrt.plan import (
+    BufferRef,
+    CopyStep,
+    ForkStep,
+    HostStep,
+    HostTensor,
+    IoSpec,
+    JoinStep,
+    LaunchStep,
+    Plan,
+    ScalarArg,
+    Step,
+)
+
+__all__ = ["check_plan"]
+
+_WAY_OUT = "rebuild it with `nrt build`"
+_ELF = b"\x7fELF"
+_ARCH = re.compile(r"sm_(\d{2,3})([af]?)")
+# CUDA programming guide, table of technical specifications; the same for sm_75 to sm_120.
+_GRID = (2**31 - 1, 65535, 65535)
+_BLOCK = (1024, 1024, 64)
+_THREADS = 1024
+_CLUSTER = 16
+_SHARED = 228 * 1024
+_ARGUMENT_BYTES = 4096
+_SCALARS = {
+    "u32": (0, 2**32 - 1),
+    "i32": (-(2**31), 2**31 - 1),
+    "u64": (0, 2**64 - 1),
+    "i64": (-(2**63), 2**63 - 1),
+}
+_F32_MAX = 3.4028234663852886e38
+_MOST = 2**48  # bytes; beyond any memory, and far from overflow in 64 bits
+_STREAMS = 64
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse a plan that the runtime could not execute safely.
+
+    Raises:
+        PlanError: names the part, what was found and what was expected.
+    """
+    _Checker(plan).run()
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise PlanError(f"unsound plan: {what}; {_WAY_OUT}")
+
+
+class _Checker:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.cuda = plan.target.kind == "cuda"
+        self.major = 0
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self.written: set[int] = set()
+
+    def run(self) -> None:
+        plan = self.plan
+        _require(
+            plan.target.kind in ("cpu", "cuda"),
+            f"target {plan.target.kind!r}, expected 'cpu' or 'cuda'",
+        )
+        if self.cuda:
+            match = _ARCH.fullmatch(plan.target.arch)
+            _require(
+                match is not None,
+                f"target architecture {plan.target.arch!r}, expected one like 'sm_80' or 'sm_90a'",
+            )
+            self.major = int(match.group(1)) // 10 if match else 0
+        _require(0 <= plan.arena_bytes <= _MOST, f"arena of {plan.arena_bytes} bytes")
+        self.sizes = {
+            "arena": (plan.arena_bytes,),
+            "weights": (len(plan.weights),),
+            "input": self._io("input", plan.inputs),
+            "output": self._io("output", plan.outputs),
+            "null": (0,),
+        }
+        self._binaries()
+        for index, step in enumerate(plan.steps):
+            self._step(f"step {index}", step)
+        self._streams()
+        for index, spec in enumerate(plan.outputs):
+            _require(
+                index in self.written or spec.nbytes == 0, f"no step writes output {spec.name!r}"
+            )
+
+    def _io(self, what: str, specs: Iterable[IoSpec]) -> tuple[int, ...]:
+        names: set[str] = set()
+        sizes = []
+        for spec in specs:
+            _require(bool(spec.name), f"an {what} without a name")
+            _require(spec.name not in names, f"two {what}s are called {spec.name!r}")
+            names.add(spec.name)
+            where = f"{what} {spec.name!r}"
+            self._shape(where, spec.shape, spec.dtype)
+            sizes.append(spec.nbytes)
+        return tuple(sizes)
+
+    def _shape(self, where: str, shape: tuple[int, ...], dtype: str) -> int:
+        """Bytes of one element."""
+        try:
+            itemsize = dtype_from_name(dtype).itemsize
+        except ShapeError as error:
+            raise PlanError(f"unsound plan: {where}: {error}; {_WAY_OUT}") from error
+        _require(len(shape) <= 32, f"{where} has {len(shape)} dimensions, expected at most 32")
+        _require(
+            all(0 <= d <= _MOST for d in shape) and prod(shape) * itemsize <= _MOST,
+            f"{where} has shape {list(shape)}",
+        )
+        return itemsize
+
+    def _binaries(self) -> None:
+        plan = self.plan
+        if not self.cuda:
+            _require(
+                not plan.cubins and not plan.kernels and plan.streams == 1,
+                "a CPU plan with GPU kernels or more than one stream",
+            )
+        _require(1 <= plan.streams <= _STREAMS, f"{plan.streams} streams, expected 1 to {_STREAMS}")
+        for index, cubin in enumerate(plan.cubins):
+            _require(
+                cubin[:4] == _ELF, f"cubin {index} starts with {cubin[:4]!r}, expected {_ELF!r}"
+            )
+        for index, kernel in enumerate(plan.kernels):
+            self._index(f"kernel {index}: cubin", kernel.cubin, len(plan.cubins))
+            _require(bool(kernel.entry), f"kernel {index} has no entry name")
+
+    @staticmethod
+    def _index(where: str, index: int, count: int) -> None:
+        _require(0 <= index < count, f"{where} {index}, expected less than {count}")
+
+    # Operands
+
+    def _ref(self, where: str, ref: BufferRef, write: bool = False) -> None:
+        sizes = self.sizes.get(ref.space)
+        _require(
+            sizes is not None,
+            f"{where} lies in space {ref.space!r}, expected one of {', '.join(self.sizes)}",
+        )
+        assert sizes is not None
+        if ref.space == "null":
+            _require(ref == BufferRef("null"), f"{where} is null but has an offset or a length")
+            return
+        self._index(f"{where}: {ref.space}", ref.index, len(sizes))
+        size = sizes[ref.index]
+        _require(
+            ref.offset >= 0 and ref.nbytes >= 0 and ref.offset + ref.nbytes <= size,
+            f"{where} covers bytes {ref.offset} to {ref.offset + ref.nbytes} of {ref.space} "
+            f"{ref.index}, which has {size}",
+        )
+        if write:
+            _require(
+                ref.space in ("arena", "output"),
+                f"{where} writes to {ref.space}, expected arena or output",
+            )
+            if ref.space == "output":
+                self.written.add(ref.index)
+
+    def _scalar(self, where: str, arg: ScalarArg) -> None:
+        if arg.ctype == "f32":
+            value = float(arg.value)
+            _require(
+                not isnan(value) and (abs(value) <= _F32_MAX or abs(value) == float("inf")),
+                f"{where} is {arg.value}, expected a float32",
+            )
+            return
+        _require(
+            arg.ctype in _SCALARS,
+            f"{where} has type {arg.ctype!r}, expected one of {', '.join((*_SCALARS, 'f32'))}",
+        )
+        low, high = _SCALARS[arg.ctype]
+        _require(
+            isinstance(arg.value, int) and low <= arg.value <= high,
+            f"{where} is {arg.value}, which is no {arg.ctype}",
+        )
+
+    def _tensor(self, where: str, tensor: HostTensor, write: bool) -> None:
+        self._ref(where, tensor.ref, write)
+        itemsize = self._shape(where, tensor.shape, tensor.dtype)
+        _require(
+            len(tensor.strides) == len(tensor.shape)
+            and all(0 <= s <= _MOST for s in tensor.strides),
+            f"{where} has strides {list(tensor.strides)} for shape {list(tensor.shape)}",
+        )
+        span = 0
+        if 0 not in tensor.shape:
+            span = 1 + sum((d - 1) * s for d, s in zip(tensor.shape, tensor.strides, strict=True))
+        _require(
+            span * itemsize <= tensor.ref.nbytes,
+            f"{where} spans {span * itemsize} bytes of a range of {tensor.ref.nbytes}",
+        )
+        _require(
+            tensor.ref.offset % itemsize == 0,
+            f"{where} starts at byte {tensor.ref.offset}, expected a multiple of {itemsize}",
+        )
+
+    # Steps
+
+    def _step(self, where: str, step: Step) -> None:
+        if isinstance(step, ForkStep | JoinStep):
+            return
+        self._index(f"{where}: layer", step.layer, len(self.plan.layers))
+        if isinstance(step, HostStep):
+            self._host(where, step)
+            return
+        self._index(f"{where}: stream", step.stream, self.plan.streams)
+        if isinstance(step, LaunchStep):
+            self._launch(where, step)
+        elif isinstance(step, CopyStep):
+            self._ref(f"{where}: source", step.src)
+            self._ref(f"{where}: destination", step.dst, write=True)
+            _require(
+                step.src.nbytes == step.dst.nbytes and step.src.space != "null",
+                f"{where} copies {step.src.nbytes} bytes of {step.src.space} "
+                f"to {step.dst.nbytes} bytes",
+            )
+        else:
+            self._ref(f"{where}: destination", step.dst, write=True)
+            _require(0 <= step.value <= 255, f"{where} fills with {step.value}, expected a byte")
+
+    def _host(self, where: str, step: HostStep) -> None:
+        _require(not self.cuda, f"{where} calls the host in a CUDA plan")
+        _require(bool(step.variant), f"{where} names no variant")
+        for slot, tensor in enumerate(step.inputs):
+            self._tensor(f"{where}: input {slot}", tensor, write=False)
+        for slot, tensor in enumerate(step.outputs):
+            self._tensor(f"{where}: output {slot}", tensor, write=True)
+        scratch = step.workspace
+        self._ref(f"{where}: workspace", scratch, write=scratch.space != "null")
+
+    def _launch(self, where: str, step: LaunchStep) -> None:
+        _require(self.cuda, f"{where} launches a GPU kernel in a CPU plan")
+        self._index(f"{where}: kernel", step.kernel, len(self.plan.kernels))
+        _require(
+            all(1 <= g <= most for g, most in zip(step.grid, _GRID, strict=True)),
+            f"{where} has grid {step.grid}, expected 1 to {_GRID}",
+        )
+        _require(
+            all(1 <= b <= most for b, most in zip(step.block, _BLOCK, strict=True))
+            and prod(step.block) <= _THREADS,
+            f"{where} has block {step.block}, expected at most {_THREADS} threads",
+        )
+        _require(
+            0 <= step.shared <= _SHARED,
+            f"{where} asks for {step.shared} bytes of shared memory, expected at most {_SHARED}",
+        )
+        _require(
+            all(c >= 1 for c in step.cluster)
+            and prod(step.cluster) <= _CLUSTER
+            and not any(g % c for g, c in zip(step.grid, step.cluster, strict=True)),
+            f"{where} has cluster {step.cluster} for grid {step.grid}, "
+            f"expected a divisor of at most {_CLUSTER} blocks",
+        )
+        _require(
+            prod(step.cluster) == 1 or self.major >= 9,
+            f"{where} has cluster {step.cluster}, which {self.plan.target.arch} does not know",
+        )
+        _require(
+            len(step.args) * 4 <= _ARGUMENT_BYTES, f"{where} passes {len(step.args)} arguments"
+        )
+        for slot, arg in enumerate(step.args):
+            if isinstance(arg, ScalarArg):
+                self._scalar(f"{where}: argument {slot}", arg)
+            else:
+                self._ref(f"{where}: argument {slot}", arg)
+                if arg.space == "output":  # a kernel does not say which pointers it writes through
+                    self.written.add(arg.index)
+
+    def _streams(self) -> None:
+        known, open_ = {0}, set[int]()
+        for index, step in enumerate(self.plan.steps):
+            where = f"step {index}"
+            if isinstance(step, ForkStep | JoinStep):
+                others = step.targets if isinstance(step, ForkStep) else step.sources
+                for stream in (step.stream, *others):
+                    self._index(f"{where}: stream", stream, self.plan.streams)
+                _require(
+                    step.stream not in others and len(set(others)) == len(others) > 0,
+                    f"{where} ties stream {step.stream} to {list(others)}",
+                )
+                if isinstance(step, ForkStep):
+                    known |= set(others)
+                    open_ |= set(others) - {0}
+                uses = {step.stream} | (set(others) if isinstance(step, JoinStep) else set())
+                if isinstance(step, JoinStep):
+                    open_ -= set(others)
+            elif isinstance(step, HostStep):
+                continue
+            else:
+                uses = {step.stream}
+            _require(uses <= known, f"{where} uses stream {sorted(uses - known)} before a fork")
+            open_ |= uses - {0} - (set(step.sources) if isinstance(step, JoinStep) else set())
+        _require(not open_, f"streams {sorted(open_)} are not joined at the end")
