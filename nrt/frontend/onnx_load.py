@@ -1,8 +1,8 @@
 """Read an ONNX file and check it, without believing any of it.
 
-The checker and the inliner of onnx work on serialized models, which may not pass 2 GiB and would copy
-every weight. So both see a *skeleton*: the same nodes, with every stored tensor turned into a graph
-input. The tensors stay aside and are read on first use.
+The checker and the inliner of onnx work on serialized models, which may not pass 2 GiB and would
+copy every weight. So both see a *skeleton*: the same nodes, with every stored tensor turned into a
+graph input. The tensors stay aside and are read on first use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 import onnx.checker
 import onnx.defs
 import onnx.inliner
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from nrt.errors import ImportModelError, UnsupportedOpError
 from nrt.frontend.onnx_table import canonical_domain, has_converter

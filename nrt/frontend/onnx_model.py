@@ -1,8 +1,8 @@
 """Import an ONNX model: file -> checked source -> graph.
 
-The story is in `import_model`: read and check (`onnx_load`), fix the input shapes (`onnx_shapes`), then
-convert node by node with the table in `onnx_table`. Nodes that cannot be converted do not stop the walk:
-all of them are reported in one error.
+The story is in `import_model`: read and check (`onnx_load`), fix the input shapes (`onnx_shapes`),
+then convert node by node with the table in `onnx_table`. Nodes that cannot be converted do not stop
+the walk: all of them are reported in one error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 
 from nrt.errors import ImportModelError, NrtError, UnsupportedOpError
 from nrt.frontend.onnx_load import Source, load, one_line
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.frontend.onnx_shapes import input_types
 from nrt.frontend.onnx_table import canonical_domain, converter
 from nrt.frontend.onnx_tensor import read_tensor
@@ -35,14 +35,14 @@ def import_model(
 ) -> Graph:
     """Import an ONNX model as a graph with fixed shapes.
 
-    Opsets 7 to the newest that the installed onnx knows. Weights become constants, shape arithmetic is
-    folded away, local functions are inlined. Every node keeps the name of the model's node as its name
-    and its origin; outputs keep the model's names.
+    Opsets 7 to the newest that the installed onnx knows. Weights become constants, shape arithmetic
+    is folded away, local functions are inlined. Every node keeps the name of the model's node as
+    its name and its origin; outputs keep the model's names.
 
     Args:
         model: path of a file, its bytes, or a loaded model (which is not changed).
-        shapes: input name -> full shape, for inputs whose shape the model leaves open; a symbol fixed
-            by one input holds for all.
+        shapes: input name -> full shape, for inputs whose shape the model leaves open; a symbol
+            fixed by one input holds for all.
 
     Returns:
         The graph, not yet rewritten by any pass.
@@ -140,7 +140,7 @@ class _Importer:
                 )
                 converted = convert(context)
                 outputs = (converted,) if isinstance(converted, Value) else converted
-        except RefusedNode as error:
+        except RefusedNodeError as error:
             self.refused.append((name, node.op_type, node.domain, opset))
             self.reasons.append(f"  {where}: {error}")
             outputs = [None] * len(node.output)
@@ -161,7 +161,7 @@ class _Importer:
         """The outputs of the branch of an If that a constant condition takes."""
         condition = args[0].constant if args and args[0] is not None else None
         if condition is None or condition.size != 1:
-            raise RefusedNode("its condition is computed at run time, expected a constant")
+            raise RefusedNodeError("its condition is computed at run time, expected a constant")
         wanted = "then_branch" if bool(condition.reshape(())) else "else_branch"
         for attribute in node.attribute:
             if attribute.name == wanted:
@@ -207,7 +207,9 @@ class _Importer:
             elif a.type == kinds.TENSOR:
                 attributes[a.name] = read_tensor(a.t, self.source.folder)
             else:
-                raise RefusedNode(f"attribute {a.name} holds a graph, a type or a sparse tensor")
+                raise RefusedNodeError(
+                    f"attribute {a.name} holds a graph, a type or a sparse tensor"
+                )
         return attributes
 
 

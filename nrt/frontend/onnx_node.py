@@ -1,7 +1,7 @@
-"""One ONNX node while it is being converted: its inputs, its attributes, and the graph it writes to.
+"""One ONNX node while it is being converted: its inputs, its attributes, the graph it writes to.
 
-A converter gets a `NodeContext`, reads what it needs and returns the values of the node's outputs. It
-never sees protobuf: attributes are plain Python by then.
+A converter gets a `NodeContext`, reads what it needs and returns the values of the node's outputs.
+It never sees protobuf: attributes are plain Python by then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nrt.errors import ImportModelError
 from nrt.ir.graph import Graph, Value
 from nrt.ir.op import Array, Op
 
-__all__ = ["Converted", "NodeContext", "RefusedNode"]
+__all__ = ["Converted", "NodeContext", "RefusedNodeError"]
 
 Converted = Value | Sequence[Value]
 """What a converter returns: one value, or one per output of the node."""
@@ -25,11 +25,11 @@ Converted = Value | Sequence[Value]
 # Shape arithmetic is done now; what is larger waits for the fold-constants pass, which reports it.
 _FOLD_FLOATS = 4096
 _FOLD_INTEGERS = 1 << 22
-# Constants that the node must have as data (ConstantOfShape, Range): beyond this the file is hostile.
+# What must exist as data (ConstantOfShape, Range): beyond this the file is hostile.
 _CONSTANT_LIMIT = 1 << 28
 
 
-class RefusedNode(ImportModelError):
+class RefusedNodeError(ImportModelError):
     """This form of the node is not supported; the importer collects all such nodes."""
 
 
@@ -85,7 +85,7 @@ class NodeContext:
         """The data of a constant input; refuses the node when it is computed at run time."""
         value = self.input(slot)
         if value.constant is None:
-            raise RefusedNode(f"input '{what}' is computed at run time, expected a constant")
+            raise RefusedNodeError(f"input '{what}' is computed at run time, expected a constant")
         return value.constant
 
     def numbers(self, slot: int, what: str) -> tuple[int, ...]:
@@ -154,7 +154,7 @@ class NodeContext:
         """Refuse the node when an output after the first is read."""
         for index in range(1, len(self.outputs)):
             if self.reads(index):
-                raise RefusedNode(f"its output {index} ('{self.outputs[index]}') is used")
+                raise RefusedNodeError(f"its output {index} ('{self.outputs[index]}') is used")
 
     def axis(self, axis: int, rank: int) -> int:
         """``axis`` counted from the front; ImportModelError when it is outside ``rank``."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from nrt.dtypes import dtype_from_onnx
 from nrt.errors import ImportModelError
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir.graph import Value
 from nrt.ir.op import Array
 
@@ -32,7 +32,7 @@ def constant(n: NodeContext) -> Value:
     if name == "value" and isinstance(value, np.ndarray):
         return n.constant(value)
     if name not in _FORMS:
-        raise RefusedNode(f"its data is in '{name}', expected value, {', '.join(_FORMS)}")
+        raise RefusedNodeError(f"its data is in '{name}', expected value, {', '.join(_FORMS)}")
     return n.constant(np.asarray(value, _FORMS[name]))
 
 

@@ -1,7 +1,7 @@
 """Converters of sliding windows: convolutions and pools.
 
-Convolutions and pools over one spatial dimension become two-dimensional ones of height 1, so that the
-kernels need only one form.
+Convolutions and pools over one spatial dimension become two-dimensional ones of height 1, so that
+the kernels need only one form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nrt.errors import ImportModelError
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
 from nrt.ir.graph import Value
 from nrt.ir.op import Op
@@ -81,7 +81,7 @@ def max_pool(n: NodeContext) -> Value:
     """MaxPool: all opsets; the Indices output is refused."""
     n.only_first_output()
     if n.attr_int("storage_order", 0):
-        raise RefusedNode("attribute storage_order is 1, expected 0")
+        raise RefusedNodeError("attribute storage_order is 1, expected 0")
     x, kernel, strides, pads, dilations, ceil = _pool(n)
 
     def make(lift: Callable[[Ints, int], Ints]) -> Op:

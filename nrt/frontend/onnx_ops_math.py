@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nrt.dtypes import dtype_from_onnx
 from nrt.errors import ImportModelError, ShapeError
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
 from nrt.ir.graph import Value
 from nrt.ir.op import Op
@@ -124,7 +124,7 @@ def cast(n: NodeContext) -> Value:
     try:
         dtype = dtype_from_onnx(n.attr_int("to"))
     except ShapeError as error:
-        raise RefusedNode(str(error)) from None
+        raise RefusedNodeError(str(error)) from None
     return n.emit(ops.Cast(dtype), n.input(0))
 
 

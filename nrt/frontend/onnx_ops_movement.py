@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from nrt.errors import ImportModelError
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
 from nrt.ir.graph import Value
 
@@ -147,7 +147,9 @@ def slice_(n: NodeContext) -> Value:
             raise ImportModelError(f"{n}: step 0")
         where = n.axis(axis, rank)
         # slice.indices clamps exactly as ONNX does, to -1 for the end of a negative step.
-        full[where] = slice(start, end, step).indices(x.shape[where])
+        bounds = slice(start, end, step).indices(x.shape[where])
+        # It also starts a negative step at -1 when nothing is left: write that as an empty range.
+        full[where] = bounds if bounds[0] >= 0 else (0, 0, 1)
     return n.emit(ops.Slice(*(tuple(s[i] for s in full) for i in range(3))), x)
 
 
@@ -217,7 +219,7 @@ def pad(n: NodeContext) -> Value:
     rank = len(x.shape)
     mode = n.attr_str("mode", "constant")
     if mode not in ("constant", "reflect", "edge"):
-        raise RefusedNode(f"mode is {mode!r}, expected constant, reflect or edge")
+        raise RefusedNodeError(f"mode is {mode!r}, expected constant, reflect or edge")
     value = 0.0
     axes = tuple(range(rank))
     if n.opset < 11:

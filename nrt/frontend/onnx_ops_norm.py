@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nrt.errors import ImportModelError
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
 from nrt.ir.graph import Value
 
@@ -26,9 +26,9 @@ __all__ = [
 def batch_normalization(n: NodeContext) -> Value:
     """BatchNormalization: all opsets, inference only."""
     if n.attr_int("training_mode", 0):
-        raise RefusedNode("training_mode is 1; export the model in inference mode")
+        raise RefusedNodeError("training_mode is 1; export the model in inference mode")
     if n.attr_int("spatial", 1) != 1:
-        raise RefusedNode("attribute spatial is 0, expected 1")
+        raise RefusedNodeError("attribute spatial is 0, expected 1")
     n.only_first_output()
     return n.emit(
         ops.BatchNormalization(n.attr_float("epsilon", 1e-5)), *(n.input(i) for i in range(5))
@@ -96,7 +96,7 @@ def dropout(n: NodeContext) -> list[Value]:
     """Dropout: nothing at inference; a mask that is read is all true."""
     x = n.input(0)
     if n.has(2) and n.scalar(2, "training_mode"):
-        raise RefusedNode("training_mode is true; export the model in inference mode")
+        raise RefusedNodeError("training_mode is true; export the model in inference mode")
     values = [x if x.is_constant else n.emit(ops.Dropout(), x)]
     if n.reads(1):
         mask = np.broadcast_to(np.True_, n.limit(x.shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from nrt.errors import ImportModelError
-from nrt.frontend.onnx_node import NodeContext, RefusedNode
+from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
 from nrt.ir.graph import Value
 
@@ -29,7 +29,7 @@ def upsample(n: NodeContext) -> Value:
 
 
 def resize(n: NodeContext) -> Value:
-    """Resize: opset 10 (like Upsample), 11 with sizes and coordinates, 18 with axes and policies."""
+    """Resize: opset 10 (like Upsample), 11 with sizes and coordinates, 18 with axes, policies."""
     x = n.input(0)
     rank = len(x.shape)
     mode = n.attr_str("mode", "nearest")
@@ -41,7 +41,7 @@ def resize(n: NodeContext) -> Value:
     _known("coordinate_transformation_mode", coordinate, _COORDINATES)
     _known("nearest_mode", nearest, _NEAREST)
     if mode == "cubic" and n.attr_int("exclude_outside", 0):
-        raise RefusedNode("exclude_outside is 1, expected 0")
+        raise RefusedNodeError("exclude_outside is 1, expected 0")
     axes = tuple(n.axis(a, rank) for a in n.attr_ints("axes") or range(rank))
     factors = _floats(n, 2, "scales") if n.has(2) else ()
     wanted = n.numbers(3, "sizes") if n.has(3) else ()
@@ -58,7 +58,7 @@ def resize(n: NodeContext) -> Value:
             f"{n}: has {len(factors)} scales and {len(wanted)} sizes, expected {len(axes)} of one"
         )
     if n.attr_int("antialias", 0) and any(s < 1 for s in scales):
-        raise RefusedNode("antialias is 1 and the image shrinks, expected antialias 0")
+        raise RefusedNodeError("antialias is 1 and the image shrinks, expected antialias 0")
     cubic = n.attr_float("cubic_coeff_a", -0.75)
     return n.emit(ops.Resize(tuple(sizes), tuple(scales), mode, coordinate, nearest, cubic), x)
 
@@ -73,7 +73,8 @@ def _fit(
         return list(wanted), factors
     if policy not in ("not_larger", "not_smaller"):
         raise ImportModelError(
-            f"{n}: keep_aspect_ratio_policy is {policy!r}, expected stretch, not_larger or not_smaller"
+            f"{n}: keep_aspect_ratio_policy is {policy!r}, "
+            "expected stretch, not_larger or not_smaller"
         )
     factor = min(factors) if policy == "not_larger" else max(factors)
     return [math.floor(factor * x.shape[a] + 0.5) for a in axes], [factor] * len(axes)
@@ -104,4 +105,4 @@ def _floats(n: NodeContext, slot: int, what: str) -> tuple[float, ...]:
 
 def _known(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise RefusedNode(f"{name} is {value!r}, expected {', '.join(known)}")
+        raise RefusedNodeError(f"{name} is {value!r}, expected {', '.join(known)}")

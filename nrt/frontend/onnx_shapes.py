@@ -1,7 +1,7 @@
 """Shapes of a model's inputs: every symbolic dimension gets its number here.
 
-nrt compiles for fixed shapes. A dimension that the file leaves open must be given by the user; there is
-no silent default, not even for the batch.
+nrt compiles for fixed shapes. A dimension that the file leaves open must be given by the user;
+there is no silent default, not even for the batch.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def input_types(
         shapes: input name -> its full shape. A symbol fixed by one input holds for the others.
 
     Raises:
-        ImportModelError: a dimension stays open, contradicts the model or the same symbol in another
-            input, or a name in ``shapes`` is not an input.
+        ImportModelError: a dimension stays open, contradicts the model or the same symbol in
+            another input, or a name in ``shapes`` is not an input.
     """
     given = {name: _numbers(name, shape) for name, shape in (shapes or {}).items()}
     declared = {i.name: _declared(i) for i in inputs}
@@ -68,7 +68,8 @@ def _numbers(name: str, shape: Sequence[int]) -> tuple[int, ...]:
         numbers = tuple(operator.index(d) for d in shape)
     except TypeError:
         raise ImportModelError(
-            f"shapes= gives {shape!r} for input '{name}', expected whole numbers such as (1, 3, 224, 224)"
+            f"shapes= gives {shape!r} for input '{name}', "
+            "expected whole numbers such as (1, 3, 224, 224)"
         ) from None
     if any(d < 1 for d in numbers):
         raise ImportModelError(

@@ -1,7 +1,7 @@
 """Which ONNX operators nrt imports: one table, operator -> converter.
 
-To support an operator, write a converter (`nrt.frontend.onnx_node.NodeContext` -> values) and add a line.
-``If`` and local functions are not here: `nrt.frontend.onnx_model` resolves them.
+To support an operator, write a converter (`nrt.frontend.onnx_node.NodeContext` -> values) and add a
+line. ``If`` and local functions are not here: `nrt.frontend.onnx_model` resolves them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A stored ONNX tensor as a NumPy array, inside the file or beside it.
 
-Nothing in a model file is trusted. The number of bytes is compared with the shape before anything is
-allocated, and external data may lie only in regular files inside the model's own folder: a model from
-the Internet must not be able to read ``/etc/passwd`` into a weight, or block on a device file.
+Nothing in a model file is trusted. The number of bytes is compared with the shape before anything
+is allocated, and external data may lie only in regular files inside the model's own folder: a model
+from the Internet must not be able to read ``/etc/passwd`` into a weight, or block on a device file.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _field(dtype: DType) -> str:
 
 def _from_bytes(raw: bytes, dtype: DType) -> Array:
     if dtype == BOOL:
-        return np.frombuffer(raw, np.uint8) != 0
+        return np.asarray(np.frombuffer(raw, np.uint8) != 0)
     return np.frombuffer(raw, dtype.numpy)
 
 
@@ -113,8 +113,8 @@ def _read_external(tensor: onnx.TensorProto, folder: Path | None, size: int) -> 
     location = entries.get("location", "")
     if folder is None:
         raise ImportModelError(
-            f"{where}: its data lies in another file ('{location}'), but the model was given without "
-            "a folder; pass the path of the model file instead"
+            f"{where}: its data lies in another file ('{location}'), but the model was given "
+            "without a folder; pass the path of the model file instead"
         )
     offset = _number(entries, "offset", 0, where)
     length = _number(entries, "length", size, where)
