@@ -1,1 +1,104 @@
+"""nrt compiles a trained network into a measured plan of kernels and runs it.
 
+::
+
+    engine = nrt.compile("resnet50.onnx", precision="fp16")
+    probabilities = engine(images)
+    engine.save("resnet50.nrt")
+    engine = nrt.load("resnet50.nrt")
+
+Importing the package needs neither a GPU nor a driver and loads no compiler: names are resolved on
+first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nrt.errors import (
+    BuildError,
+    CompileError,
+    ContextBusyError,
+    DeviceError,
+    GraphError,
+    ImportModelError,
+    InputError,
+    NrtError,
+    PassError,
+    PlanError,
+    PlanTargetError,
+    SettingsError,
+    ShapeError,
+    TuningError,
+    UnsupportedOpError,
+)
+
+if TYPE_CHECKING:
+    import os
+
+    from nrt.builder import compile
+    from nrt.frontend import Network
+    from nrt.runtime import Engine
+
+__all__ = [
+    "compile",
+    "load",
+    "Network",
+    "Engine",
+    "NrtError",
+    "BuildError",
+    "CompileError",
+    "ContextBusyError",
+    "DeviceError",
+    "GraphError",
+    "ImportModelError",
+    "InputError",
+    "PassError",
+    "PlanError",
+    "PlanTargetError",
+    "SettingsError",
+    "ShapeError",
+    "TuningError",
+    "UnsupportedOpError",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_LAZY = {"compile": "nrt.builder", "Network": "nrt.frontend", "Engine": "nrt.runtime"}
+
+
+def load(path: str | os.PathLike[str]) -> Engine:
+    """Load a plan that `Engine.save` or ``nrt build`` wrote.
+
+    A CUDA plan needs only `nrt.runtime`: Numba, ONNX and networkx may be missing. A CPU plan names
+    host kernels, which `nrt.cpu_kernels` compiles.
+
+    Raises:
+        PlanError: the file is truncated, edited, or from another version of nrt.
+        PlanTargetError: it was built for another device.
+        DeviceError: it needs a GPU and there is none.
+    """
+    from nrt.plan_file import read_plan
+    from nrt.runtime import Engine
+
+    plan = read_plan(path)
+    if plan.target.kind == "cpu":
+        from nrt.cpu_kernels import bind
+
+        return Engine(plan, host_bind=bind)
+    return Engine(plan)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'nrt' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

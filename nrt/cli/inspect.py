@@ -1,0 +1,73 @@
+"""``nrt inspect``: what a model was compiled to, launch by launch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from nrt.cli.console import human_bytes, human_time, make_table, output, write_json
+from nrt.cli.source import open_plan
+from nrt.insight.report import plan_report
+
+__all__ = ["run", "show_launches"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show ``args.source``."""
+    report = plan_report(open_plan(args.source, args))
+    if args.json:
+        write_json(report)
+        return 0
+    console = output()
+    target = report["target"]
+    built_for = " ".join(filter(None, (target["kind"], target["arch"], target["device"])))
+    console.print(f"{report['name']}: built for {built_for}")
+    for title in ("inputs", "outputs"):
+        specs = ", ".join(f"{s['name']} {s['dtype']}{s['shape']}" for s in report[title])
+        console.print(f"{title}: {specs}")
+    console.print(
+        f"weights {human_bytes(report['weights_bytes'])}, "
+        f"arena {human_bytes(report['arena_bytes'])}, {len(report['layers'])} launches"
+    )
+    _show_ops(report["ops_before"], report["ops_after"])
+    show_launches(report["layers"])
+    return 0
+
+
+def show_launches(entries: list[dict[str, Any]]) -> None:
+    """The table of launches; the origins are the model's own nodes."""
+    table = make_table(
+        "#",
+        "op",
+        "output",
+        "precision",
+        "variant",
+        "config",
+        "time",
+        "origins",
+        right=("#", "time"),
+    )
+    for number, entry in enumerate(entries):
+        variant = entry["variant"]
+        if entry["parts"] > 1:
+            variant += f" {entry['part']}/{entry['parts']}"
+        table.add_row(
+            str(number),
+            entry["op"],
+            ", ".join(entry["outputs"]),
+            entry["precision"],
+            variant,
+            entry["config"],
+            human_time(entry["seconds"]),
+            ", ".join(entry["origins"]) or entry["name"],
+        )
+    output().print(table)
+
+
+def _show_ops(before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    table = make_table("op", "before", "after", right=("before", "after"))
+    for op in sorted(before.keys() | after.keys()):
+        table.add_row(op, str(before.get(op, 0)), str(after.get(op, 0)))
+    table.add_row("total", str(sum(before.values())), str(sum(after.values())))
+    output().print(table)

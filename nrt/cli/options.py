@@ -1,0 +1,115 @@
+"""Values of command-line options. Every function raises argparse.ArgumentTypeError on bad text."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = [
+    "Merge",
+    "input_file",
+    "layers",
+    "positive",
+    "precision",
+    "seconds",
+    "shapes",
+    "tolerance",
+]
+
+
+class Merge(argparse.Action):
+    """Collect the dictionaries of a repeated option; a key given twice is an error."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        del option_string
+        merged: dict[str, Any] = dict(getattr(namespace, self.dest) or {})
+        update: Mapping[str, Any] = values
+        for key, value in update.items():
+            if key in merged:
+                raise argparse.ArgumentError(self, f"{key!r} is given twice")
+            merged[key] = value
+        setattr(namespace, self.dest, merged)
+
+
+def shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """``input:8x3x224x224,mask:8x128``; names may hold colons, the last one separates."""
+    result: dict[str, tuple[int, ...]] = {}
+    for part in text.split(","):
+        name, colon, dims = part.strip().rpartition(":")
+        sizes = dims.lower().split("x")
+        if not colon or not name or not all(_is_positive(s) for s in sizes):
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()!r} is not a shape; expected NAME:DIMxDIM..., "
+                "such as input:8x3x224x224"
+            )
+        if name in result:
+            raise argparse.ArgumentTypeError(f"{name!r} is given twice")
+        result[name] = tuple(int(s) for s in sizes)
+    return result
+
+
+def precision(text: str) -> str | frozenset[str]:
+    """``fp16``, or several permitted types: ``fp16,fp32``."""
+    names = [name.strip().lower() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a precision; expected a name, or names separated by commas"
+        )
+    return names[0] if len(names) == 1 else frozenset(names)
+
+
+def layers(text: str) -> dict[str, str | frozenset[str]]:
+    """``PATTERN=P``; patterns may hold ``=``, the last one separates."""
+    pattern, equals, names = text.rpartition("=")
+    if not equals or not pattern or not names:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected PATTERN=PRECISION, such as 'head.*=fp32'"
+        )
+    return {pattern: precision(names)}
+
+
+def input_file(text: str) -> tuple[str, str]:
+    """``NAME=FILE``; the first ``=`` separates."""
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FILE, such as input=x.npy")
+    return name, path
+
+
+def seconds(text: str) -> float:
+    """A finite time of at least 0."""
+    return _number(text, "a number of seconds of at least 0")
+
+
+def tolerance(text: str) -> float:
+    """A finite relative error of at least 0."""
+    return _number(text, "a number of at least 0, such as 1e-3")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not _is_positive(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _is_positive(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) > 0
+
+
+def _number(text: str, expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+    return value

@@ -1,0 +1,141 @@
+"""The argument parser: every command with its options."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from nrt import __version__
+from nrt.cli import options
+
+__all__ = ["BUILD_OPTIONS", "make_parser"]
+
+BUILD_OPTIONS = ("target", "shapes", "precision", "opt_level", "layers", "timing_cache")
+"""Options that say how a model is compiled; None when they were not given."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in the form of all the others: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"nrt: error: {message} (see '{self.prog} --help')\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; ``args.command`` names the command."""
+    parser = _Parser(
+        prog="nrt", description="Compile trained networks into measured plans and run them."
+    )
+    parser.add_argument("--version", action="version", version=f"nrt {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+        # SUPPRESS: a default here would overwrite `nrt --verbose COMMAND`.
+        made.add_argument(
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show the traceback of an error",
+        )
+        return made
+
+    build = command("build", "Compile a model and write its plan.")
+    build.add_argument("model", metavar="MODEL", help="an ONNX file")
+    build.add_argument("-o", "--output", metavar="PLAN", required=True, help="the plan to write")
+    _build_options(build)
+
+    run = command("run", "Run a plan once.")
+    run.add_argument("plan", metavar="PLAN", help="a plan that `nrt build` wrote")
+    _input_options(run)
+    run.add_argument("--output-dir", metavar="DIR", help="write each output to DIR/NAME.npy")
+
+    bench = command("bench", "Measure throughput and latency.")
+    bench.add_argument("source", metavar="PLAN|MODEL", help="a plan, or an ONNX file to compile")
+    bench.add_argument(
+        "--duration",
+        type=options.seconds,
+        default=3.0,
+        metavar="S",
+        help="measure for S seconds (3)",
+    )
+    bench.add_argument(
+        "--warm-up", type=options.seconds, default=0.2, metavar="S", help="run first for S (0.2)"
+    )
+    _json_option(bench)
+    _build_options(bench)
+
+    inspect = command("inspect", "Show what a model was compiled to, launch by launch.")
+    inspect.add_argument("source", metavar="PLAN|MODEL", help="a plan, or an ONNX file to compile")
+    _json_option(inspect)
+    _build_options(inspect)
+
+    compare = command("compare", "Run the same inputs through ONNX Runtime and nrt.")
+    compare.add_argument("model", metavar="MODEL", help="an ONNX file")
+    compare.add_argument("--plan", metavar="PLAN", help="use this plan instead of compiling MODEL")
+    compare.add_argument(
+        "--tolerance",
+        type=options.tolerance,
+        metavar="E",
+        help="largest relative error; by default the precision's (fp32 1e-4, fp16 1e-2)",
+    )
+    _input_options(compare)
+    _json_option(compare)
+    _build_options(compare)
+
+    doctor = command("doctor", "Check this machine: libraries, driver, GPU, toolkit.")
+    _json_option(doctor)
+
+    demo = command("demo", "Build a ResNet-18 in Python, compile, run, compare, show the layers.")
+    demo.add_argument("--target", metavar="T", help="auto (default), cpu or cuda")
+    demo.add_argument(
+        "--precision", type=options.precision, metavar="P", help="default: fp16 on a GPU, else fp32"
+    )
+    demo.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
+    demo.add_argument("--batch", type=options.positive, default=1, metavar="N", help="images (1)")
+    return parser
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="write JSON to stdout")
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        dest="inputs",
+        action="append",
+        type=options.input_file,
+        default=[],
+        metavar="NAME=FILE",
+        help="an input from a .npy file; repeat per input (default: random)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of random inputs (0)")
+
+
+def _build_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how a model is compiled")
+    group.add_argument("--target", metavar="T", help="auto (default), cpu, cuda, or such as sm_90a")
+    group.add_argument(
+        "--shapes",
+        action=options.Merge,
+        type=options.shapes,
+        metavar="NAME:DIMS",
+        help="shapes of inputs, input:8x3x224x224; repeat, or separate by commas",
+    )
+    group.add_argument(
+        "--precision",
+        type=options.precision,
+        metavar="P",
+        help="fp32 (default), fp16, ...; a list permits several: fp16,fp32",
+    )
+    group.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
+    group.add_argument(
+        "--layers",
+        action=options.Merge,
+        type=options.layers,
+        metavar="PATTERN=P",
+        help="precision of the layers whose names match, 'head.*=fp32'; repeat",
+    )
+    group.add_argument("--timing-cache", metavar="FILE", help="read and write measured times here")

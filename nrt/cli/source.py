@@ -1,0 +1,113 @@
+"""What a command works on: a plan or a model, told apart by the file's first bytes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nrt.cli.console import note, progress_bar
+from nrt.cli.parser import BUILD_OPTIONS
+from nrt.errors import BuildError, InputError, PlanError
+from nrt.insight.inputs import check_inputs, random_inputs
+
+if TYPE_CHECKING:
+    from nrt.plan import IoSpec, Plan
+    from nrt.runtime import Engine
+
+__all__ = ["build_engine", "is_plan", "open_engine", "open_plan", "read_inputs", "require_plan"]
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def is_plan(path: str) -> bool:
+    """Whether the file starts as plans do; its name does not count.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from nrt.plan_file import MAGIC
+
+    with Path(path).open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def require_plan(path: str) -> None:
+    """Raises PlanError when ``path`` is no plan; says how to make one."""
+    if not is_plan(path):
+        raise PlanError(
+            f"{path} is not a plan; if it is a model, compile it first: "
+            f"nrt build {path} -o {Path(path).with_suffix('.nrt').name}"
+        )
+
+
+def build_engine(model: Any, args: argparse.Namespace) -> Engine:
+    """Compile ``model`` with the build options of ``args``, with a progress bar on a terminal."""
+    from nrt.builder import compile as compile_model
+
+    chosen = {k: v for k in BUILD_OPTIONS if (v := getattr(args, k, None)) is not None}
+    with progress_bar() as progress:
+        return compile_model(model, progress=progress, **chosen)
+
+
+def open_engine(path: str, args: argparse.Namespace) -> Engine:
+    """Load a plan or compile a model.
+
+    Raises:
+        BuildError: build options were given for a plan.
+    """
+    if not is_plan(path):
+        return build_engine(path, args)
+    _refuse_build_options(path, args)
+    from nrt import load
+
+    return load(path)
+
+
+def open_plan(path: str, args: argparse.Namespace) -> Plan:
+    """The plan in ``path``, or of the model in it; a plan's device need not be present."""
+    if not is_plan(path):
+        return build_engine(path, args).plan
+    _refuse_build_options(path, args)
+    from nrt.plan_file import read_plan
+
+    return read_plan(path)
+
+
+def read_inputs(
+    specs: Sequence[IoSpec], files: Sequence[tuple[str, str]], seed: int
+) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Inputs from ``.npy`` files; random ones, with a note, when no file is given.
+
+    Raises:
+        InputError: a file holds no plain array; a name is unknown, missing or given twice; shape or
+            dtype do not fit.
+    """
+    if not files:
+        note(f"no --input given: the inputs are random (seed {seed})")
+        return random_inputs(specs, seed)
+    arrays: Arrays = {}
+    for name, path in files:
+        if name in arrays:
+            raise InputError(f"input {name!r} is given twice")
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise InputError(f"input {name!r}: {path} is not a .npy file: {error}") from error
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {name!r}: {path} is an archive; expected one array (.npy)")
+        arrays[name] = array
+    check_inputs(specs, arrays)
+    return arrays
+
+
+def _refuse_build_options(path: str, args: argparse.Namespace) -> None:
+    given = [k for k in BUILD_OPTIONS if getattr(args, k, None) is not None]
+    if given:
+        flags = ", ".join("--" + k.replace("_", "-") for k in given)
+        raise BuildError(
+            f"{flags}: {path} is a plan, compiled already; give the model, or leave the option out"
+        )
