@@ -1,0 +1,281 @@
+"""select-precision: each layer computes in the fastest type that is permitted to it.
+
+    y = f(x)   becomes   y = cast(f16(cast(x)))
+
+::
+
+    before   %a: fp32 = Conv(%x, %w)            %y: fp32 = Softmax(%a)
+    after    %p: fp16 = Reformat(%x; fp16)      %a: fp16 = Conv(%p, %w')
+             %q: fp16 = Softmax(%a)             %y: fp32 = Reformat(%q; fp32)
+
+The graph's own inputs and outputs keep their type. Weights become constants of the layer's type; a
+layer whose weights that type cannot hold stays in fp32. Accumulators, epilogues and pointwise
+programs compute in fp32 whatever is stored, so epilogue extras and small constants need no cast at
+all.
+
+A mask is often added as a number near the lowest fp32, which fp16 would store as -∞, and a row of
+-∞ is a row of NaN after Softmax. A program that holds such a number, or reads it, saturates its
+result instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nrt.dtypes import BF16, FP16, FP32, FP64, DType
+from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.op import Array, Op
+from nrt.ir.ops import (
+    Concat,
+    Conv,
+    ConvTranspose,
+    Dropout,
+    Elementwise,
+    Expand,
+    Gather,
+    GatherElements,
+    Identity,
+    MatMul,
+    Pad,
+    Pointwise,
+    Reformat,
+    Reshape,
+    Slice,
+    Split,
+    Transpose,
+)
+from nrt.ir.pointwise import Builder, Program
+from nrt.passes.base import Note, Pass, PassResult
+from nrt.passes.fusion import own_program
+from nrt.passes.precision_rules import STORAGE, LayerRules
+
+__all__ = ["SelectPrecision"]
+
+_MOVES: tuple[type[Op], ...] = (
+    Concat,
+    Dropout,
+    Expand,
+    Gather,
+    GatherElements,
+    Identity,
+    Pad,
+    Reformat,
+    Reshape,
+    Slice,
+    Split,
+    Transpose,
+)
+
+_ANCHORS = (Conv, ConvTranspose, MatMul)
+_LIMITS = {FP16: 65504.0, BF16: 3.3895e38}
+"""Largest finite value of the narrow types."""
+
+
+def _beyond(array: Array | None, dtype: DType) -> bool:
+    """Whether a finite element of ``array`` would be infinite as ``dtype``."""
+    if array is None or dtype not in _LIMITS or array.size == 0:
+        return False
+    wide = np.abs(array.astype(np.float64))
+    return bool(np.any(wide[np.isfinite(wide)] > _LIMITS[dtype]))
+
+
+def _is_small(value: Value) -> bool:
+    """A scalar or a vector along one dimension."""
+    return sum(d != 1 for d in value.shape) <= 1
+
+
+def _saturated(program: Program, dtype: DType) -> Program:
+    b = Builder(program.inputs)
+    (result,) = b.inline(program, range(len(program.inputs)))
+    low, high = b.const(-_LIMITS[dtype]), b.const(_LIMITS[dtype])
+    return b.build(b("min", b("max", result, low), high))
+
+
+def _is_capped(program: Program, dtype: DType) -> bool:
+    """Whether `_saturated` was applied already."""
+    index = program.outputs[0] - len(program.inputs)
+    if index < 0 or program.instrs[index].opcode != "min":
+        return False
+    limit = program.instrs[index].args[1] - len(program.inputs)
+    return limit >= 0 and program.instrs[limit].imm == _LIMITS[dtype]
+
+
+def _holds_beyond(program: Program, dtype: DType) -> bool:
+    numbers = [i.imm for i in program.instrs if isinstance(i.imm, float)]
+    return _beyond(np.asarray(numbers, np.float64), dtype)
+
+
+@dataclass(frozen=True)
+class SelectPrecision(Pass):
+    """See the module.
+
+    Attributes:
+        permitted: names of the types that layers may compute in: ``fp32``, ``tf32``, ``fp16``,
+            ``bf16``.
+        layers: name pattern (as of `fnmatch`) -> the one type for the layers that it matches, by
+            their own name or that of a node of the model behind them; the first match counts.
+
+    Raises:
+        BuildError: a type is unknown or not permitted, a pattern matches nothing, or a layer has
+            weights beyond the range of every permitted type.
+    """
+
+    name: ClassVar[str] = "select-precision"
+    permitted: frozenset[str] = frozenset({"fp32"})
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, graph: Graph) -> PassResult:
+        rules = LayerRules.checked(self.permitted, self.layers, graph)
+        rewriter = _Rewriter(self, graph, rules)
+        return rewriter.run()
+
+
+class _Rewriter:
+    """One run of the pass: what was cast so far, and what may be out of range."""
+
+    def __init__(self, owner: SelectPrecision, graph: Graph, rules: LayerRules) -> None:
+        self.owner = owner
+        self.graph = graph
+        self.rules = rules
+        self.casts: dict[tuple[Value, DType], Value] = {}
+        self.wide: set[Value] = set()
+        self.notes: list[Note] = []
+        self.changed = False
+
+    def run(self) -> PassResult:
+        outputs = {name: value.dtype for name, value in self.graph.outputs.items()}
+        for value in self.graph.constants:
+            if value.dtype.is_float and _beyond(value.constant, FP16):
+                self.wide.add(value)
+        for node in self.graph.nodes:
+            self.visit(node)
+        for name, dtype in outputs.items():
+            value = self.graph.outputs[name]
+            if value.dtype is not dtype:
+                self.graph.set_output(name, self.cast(value, dtype))
+        return PassResult(self.graph, self.changed, tuple(self.notes))
+
+    def visit(self, node: Node) -> None:
+        values = (*node.inputs, *node.outputs)
+        if not any(v.dtype.is_float for v in values):
+            return
+        if any(v.dtype is FP64 for v in values):
+            self.notes.append(self.owner.refused(node, "fp64: the model asks for it"))
+            self.graph.reinfer(node)
+            return
+        precision, reason = self.rules.of(node)
+        forced = self.rules.pattern(node) is not None
+        dtype = STORAGE[precision]
+        if isinstance(node.op, _MOVES):
+            self.visit_move(node, dtype if forced else None)
+        elif isinstance(node.op, Elementwise):
+            self.visit_elementwise(node, precision, dtype, reason)
+        else:
+            self.visit_compute(node, precision, dtype, reason)
+
+    def visit_move(self, node: Node, forced: DType | None) -> None:
+        """Moves keep their data's type: casting is for those that compute."""
+        count = len(node.inputs) if isinstance(node.op, Concat) else 1
+        data = [v for v in node.inputs[:count] if v.dtype.is_float]
+        if isinstance(node.op, Reformat) or not data:
+            return
+        dtype = forced
+        if dtype is None:
+            found = [v.dtype for v in data if not v.is_constant] or [
+                STORAGE[self.rules.of(node)[0]]
+            ]
+            dtype = min(found, key=lambda d: d.itemsize)
+            if any(_beyond(v.constant, dtype) for v in data):
+                dtype = FP32
+        for slot in range(count):
+            self.feed(node, slot, dtype)
+        self.graph.reinfer(node)
+        if any(v in self.wide for v in node.inputs):
+            self.wide.update(node.outputs)
+
+    def visit_compute(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
+        slots = (0, 1) if isinstance(node.op, _ANCHORS) else (0,)
+        if not node.inputs[0].dtype.is_float:
+            return
+        for slot in slots:
+            if _beyond(node.inputs[slot].constant, dtype):
+                self.rules.require_fp32(node, node.inputs[slot].name, precision)
+                reason = (
+                    f"fp32: weights '{node.inputs[slot].name}' go beyond the range of {precision}"
+                )
+                dtype = FP32
+                break
+        for slot in slots:
+            self.feed(node, slot, dtype)
+        op: Any = node.op
+        program = op.epilogue if isinstance(op, _ANCHORS) else None
+        if program is not None and dtype in _LIMITS and not _is_capped(program, dtype):
+            wide = any(v in self.wide for v in node.inputs[2:])
+            if wide or _holds_beyond(program, dtype):
+                node = self.replace(node, replace(op, epilogue=_saturated(program, dtype)))
+                reason += "; its epilogue saturates: it holds a number beyond the range"
+        self.graph.reinfer(node)
+        self.say(node, reason, dtype)
+
+    def visit_elementwise(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
+        op: Any = node.op
+        if not any(v.dtype.is_float for v in node.inputs):
+            # Counts and positions are exact in fp32 up to 2^24, in fp16 only to 2048.
+            if node.output.dtype.is_float and _holds_beyond(own_program(node), FP16):
+                self.wide.add(node.output)
+            self.notes.append(self.owner.refused(node, f"{node.output.dtype}: made of integers"))
+            return
+        program = own_program(node)
+        for slot, value in enumerate(node.inputs):
+            big = value.is_constant and value.dtype.is_float and not _is_small(value)
+            if big and not _beyond(value.constant, dtype):
+                self.feed(node, slot, dtype)
+        result = dtype if node.output.dtype.is_float else node.output.dtype
+        if result in _LIMITS and not _is_capped(program, result):
+            wide = any(v in self.wide for v in node.inputs)
+            if wide or _holds_beyond(program, result):
+                program = _saturated(program, result)
+                reason += "; saturates: it holds a number beyond the range"
+        dtypes = [v.dtype for v in node.inputs]
+        mixed = len({d for d in dtypes if d.is_float}) > 1 and not isinstance(op, Pointwise)
+        if program == own_program(node) and not mixed and op.result_dtype(*dtypes) is result:
+            self.graph.reinfer(node)
+        else:
+            node = self.replace(node, Pointwise(program, result))
+        self.say(node, reason, dtype)
+
+    def replace(self, node: Node, op: Op) -> Node:
+        self.changed = True
+        return self.graph.replace_node(node, op, node.inputs)
+
+    def feed(self, node: Node, slot: int, dtype: DType) -> None:
+        """Let input ``slot`` read its value as ``dtype``."""
+        value = node.inputs[slot]
+        if value.dtype.is_float and value.dtype is not dtype:
+            self.graph.replace_input(node, slot, self.cast(value, dtype))
+            self.changed = True
+
+    def cast(self, value: Value, dtype: DType) -> Value:
+        """``value`` as ``dtype``: a constant, or one Reformat for all who need it."""
+        key = (value, dtype)
+        if key not in self.casts:
+            name = f"{value.name}.{dtype}"
+            if value.constant is not None:
+                array = value.constant.astype(dtype.numpy)
+                self.casts[key] = self.graph.add_constant(name, array, value.layout)
+            else:
+                origin = value.producer.origin if value.producer is not None else ()
+                node = self.graph.add_node(Reformat(dtype), [value], name=name, origin=origin)
+                self.graph.set_layout(node.output, value.layout)
+                self.casts[key] = node.output
+            self.changed = True
+        return self.casts[key]
+
+    def say(self, node: Node, reason: str, dtype: DType) -> None:
+        slow = dtype is FP32 and self.rules.fastest not in ("fp32", "tf32")
+        note = self.owner.refused if slow else self.owner.fired
+        self.notes.append(note(node, reason))
