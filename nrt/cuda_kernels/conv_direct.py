@@ -1,0 +1,151 @@
+"""Direct convolution: one thread per output element, any strides, groups and dilation.
+
+The family's reference. It reads every operand through the read-only path, reuses nothing but the
+caches, and sums channel by channel within a filter tap, then over taps: two short sums round less
+than one long one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels.codegen import Extra, loader, make_store, pointer
+from nrt.cuda_kernels.conv_common import (
+    INDEX_LIMIT,
+    ConvShape,
+    acc_type,
+    ceil_div,
+    conv_epilogue,
+    extra_args,
+    extra_types,
+    operand_strides,
+    refuse_conv,
+)
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
+from nrt.dtypes import DType
+from nrt.ir.ops import Conv
+from nrt.ir.pointwise import Program
+from nrt.problem import Problem, Refusal
+
+__all__ = ["VARIANTS", "ConvDirect"]
+
+u32 = types.uint32
+
+THREADS = 256
+
+
+def _kernel(
+    dtype: DType,
+    out_dtype: DType,
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    channels_last: bool,
+):
+    """Thread t computes element t of y, counted with channels innermost, or else columns.
+
+    Sizes and strides are run-time scalars: one binary serves every layer with this epilogue. A
+    padded position is found by one unsigned comparison, since a negative row wraps to a huge one.
+    """
+    acc = acc_type(dtype)
+    load = loader(dtype)
+    store = make_store(program, extras, out_dtype, 1)
+
+    def kernel(
+        x, w, y, e0, e1, e2, e3,
+        total, K, P, Q, kg, cg, H, W, R, S, sh, sw, pt, pl, dh, dw,
+        xn, xc, xh, xw, wk, wc, wr, ws, yn, yk, yh, yw,
+    ):  # fmt: skip
+        t = u32(cuda.blockIdx.x * u32(THREADS) + cuda.threadIdx.x)
+        if t >= total:
+            return
+        if channels_last:
+            k = u32(t % K)
+            m = u32(t // K)
+            q = u32(m % Q)
+            row = u32(m // Q)
+            p = u32(row % P)
+            n = u32(row // P)
+        else:
+            q = u32(t % Q)
+            row = u32(t // Q)
+            p = u32(row % P)
+            plane = u32(row // P)
+            k = u32(plane % K)
+            n = u32(plane // K)
+            m = u32(u32(n * P + p) * Q + q)
+        image = u32(n * xn + u32(u32(k // kg) * cg) * xc)
+        filt = u32(k * wk)
+        top = u32(p * sh - pt)
+        left = u32(q * sw - pl)
+        result = acc(0)
+        for r in range(R):
+            h = u32(top + u32(r) * dh)
+            if h < H:
+                for s in range(S):
+                    v = u32(left + u32(s) * dw)
+                    if v < W:
+                        xi = u32(image + h * xh + v * xw)
+                        wi = u32(filt + u32(r) * wr + u32(s) * ws)
+                        part = acc(0)
+                        for c in range(cg):
+                            part += load(x, u32(xi + u32(c) * xc)) * load(w, u32(wi + u32(c) * wc))
+                        result += part
+        o = u32(n * yn + k * yk + p * yh + q * yw)
+        store(result, m, k, o, y, e0, e1, e2, e3)
+
+    signature = types.void(
+        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 28
+    )
+    return kernel, signature
+
+
+class ConvDirect(Variant):
+    """One thread per output element."""
+
+    name = "conv_direct"
+    ops = (Conv,)
+    rank = 0
+    reference = True
+
+    def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
+        refusal = refuse_conv(problem, device)
+        if refusal is None and problem.y.size >= INDEX_LIMIT - THREADS:
+            return Refusal(f"the output has {problem.y.size} elements, threads count to 2^32")
+        return refusal
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
+        return [()]
+
+    def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
+        shape = ConvShape.of(problem)
+        epilogue = conv_epilogue(problem)
+        channels_last = shape.y_strides[1] <= shape.y_strides[3]
+        spec = KernelSpec(
+            "nrt.cuda_kernels.conv_direct:_kernel",
+            (shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, channels_last),
+            THREADS,
+        )
+        numbers = (
+            problem.y.size, shape.k, shape.p, shape.q, shape.kg, shape.cg, shape.h, shape.w,
+            shape.r, shape.s, *shape.stride, *shape.pad, *shape.dilation,
+            *shape.x_strides, *operand_strides(problem, 1), *shape.y_strides,
+        )  # fmt: skip
+        launch = Launch(
+            spec,
+            (ceil_div(problem.y.size, THREADS), 1, 1),
+            (THREADS, 1, 1),
+            (In(0), In(1), Out(), *extra_args(problem), *(Scalar(v) for v in numbers)),
+        )
+        return Emission((launch,))
+
+    def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:
+        # Two loads per multiply-add: about a thirtieth of the arithmetic peak.
+        shape = ConvShape.of(problem)
+        return max(problem.nbytes / device.bandwidth, 30 * shape.flops / device.fp32_flops) + 2e-6
+
+
+VARIANTS: tuple[Variant, ...] = (ConvDirect(),)
