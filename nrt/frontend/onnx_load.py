@@ -165,11 +165,22 @@ def _versions(proto: onnx.ModelProto) -> dict[str, int]:
             f"{newest}; upgrade onnx, or export with opset_version={newest}"
         )
     if version < _OLDEST_OPSET:
-        raise ImportModelError(
-            f"the model uses opset {version}, expected {_OLDEST_OPSET} to {newest}; "
-            "convert it with onnx.version_converter"
-        )
+        changed = sorted({n.op_type for n in proto.graph.node if _changed(n, version)})
+        if changed:
+            raise ImportModelError(
+                f"the model uses opset {version}, expected {_OLDEST_OPSET} to {newest}: "
+                f"{', '.join(changed)} had another meaning then; "
+                "convert it with onnx.version_converter"
+            )
     return opsets
+
+
+def _changed(node: onnx.NodeProto, version: int) -> bool:
+    """Whether the operator meant something else before the oldest opset that nrt knows."""
+    if canonical_domain(node.domain) or not onnx.defs.has(node.op_type, _OLDEST_OPSET, ""):
+        return True
+    now = onnx.defs.get_schema(node.op_type, _OLDEST_OPSET, "")
+    return bool(now.since_version > version)
 
 
 def _tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

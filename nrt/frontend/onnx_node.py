@@ -19,8 +19,8 @@ from nrt.ir.op import Array, Op
 
 __all__ = ["Converted", "NodeContext", "RefusedNodeError"]
 
-Converted = Value | Sequence[Value]
-"""What a converter returns: one value, or one per output of the node."""
+Converted = Value | Sequence[Value | None]
+"""What a converter returns: one value, or one per output of the node (None: nothing reads it)."""
 
 # Shape arithmetic is done now; what is larger waits for the fold-constants pass, which reports it.
 _FOLD_FLOATS = 4096

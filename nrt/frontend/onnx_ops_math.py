@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nrt.dtypes import dtype_from_onnx
+from nrt.dtypes import FP8E4M3, DType, dtype_from_onnx
 from nrt.errors import ImportModelError, ShapeError
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
@@ -120,17 +120,25 @@ def quick_gelu(n: NodeContext) -> Value:
 
 
 def cast(n: NodeContext) -> Value:
-    """Cast: all opsets; ``saturate`` matters only for fp8."""
+    """Cast: all opsets; fp8 without saturation is refused."""
     try:
         dtype = dtype_from_onnx(n.attr_int("to"))
     except ShapeError as error:
         raise RefusedNodeError(str(error)) from None
-    return n.emit(ops.Cast(dtype), n.input(0))
+    return _cast(n, dtype)
 
 
 def cast_like(n: NodeContext) -> Value:
     """CastLike: the target's dtype is known."""
-    return n.emit(ops.Cast(n.input(1).dtype), n.input(0))
+    return _cast(n, n.input(1).dtype)
+
+
+def _cast(n: NodeContext, dtype: DType) -> Value:
+    if dtype is FP8E4M3 and not n.attr_int("saturate", 1):
+        raise RefusedNodeError(
+            "saturate is 0, expected 1: what fp8 cannot hold becomes its largest"
+        )
+    return n.emit(ops.Cast(dtype), n.input(0))
 
 
 def gemm(n: NodeContext) -> Value:

@@ -164,7 +164,7 @@ def split(n: NodeContext) -> tuple[Value, ...]:
             raise ImportModelError(f"{n}: num_outputs is {count}, expected at least 1")
         part = -(-x.shape[axis] // count)
         sizes = (*[part] * (count - 1), x.shape[axis] - part * (count - 1))
-    if len(sizes) != len(n.outputs) or min(sizes) < 1 or sum(sizes) != x.shape[axis]:
+    if len(sizes) != len(n.outputs) or min(sizes) < 0 or sum(sizes) != x.shape[axis]:
         raise ImportModelError(
             f"{n}: sizes {list(sizes)} for {len(n.outputs)} outputs do not divide dimension {axis} "
             f"of {list(x.shape)}"
@@ -269,10 +269,10 @@ def space_to_depth(n: NodeContext) -> Value:
     x, block = _blocks(n)
     batch, channels, height, width = x.shape
     high, wide = height // block, width // block
-    y = n.emit(
-        ops.Reshape((batch, channels, high, block, wide, block)), x, part="split", inner=True
-    )
-    y = n.emit(ops.Transpose((0, 3, 5, 1, 2, 4)), y, inner=True)
+    apart = ops.Reshape((batch, channels, high, block, wide, block))
+    perm = (0, 1, 3, 5, 2, 4) if n.attr_str("mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    y = n.emit(apart, x, part="split", inner=True)
+    y = n.emit(ops.Transpose(perm), y, inner=True)
     return n.emit(ops.Reshape((batch, channels * block**2, high, wide)), y, part="join")
 
 

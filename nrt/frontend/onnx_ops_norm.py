@@ -41,12 +41,29 @@ def instance_normalization(n: NodeContext) -> Value:
     return n.emit(ops.InstanceNormalization(epsilon), *(n.input(i) for i in range(3)))
 
 
-def layer_normalization(n: NodeContext) -> Value:
-    """LayerNormalization of opset 17; Mean and InvStdDev are refused when they are read."""
-    n.only_first_output()
-    bias = n.optional(2)
-    op = ops.LayerNormalization(n.attr_int("axis", -1), n.attr_float("epsilon", 1e-5))
-    return n.emit(op, n.input(0), n.input(1), *(() if bias is None else (bias,)))
+def layer_normalization(n: NodeContext) -> list[Value | None]:
+    """LayerNormalization of opset 17; Mean and InvStdDev are computed only when they are read."""
+    x, bias = n.input(0), n.optional(2)
+    axis, epsilon = n.attr_int("axis", -1), n.attr_float("epsilon", 1e-5)
+    op = ops.LayerNormalization(axis, epsilon)
+    outputs: list[Value | None] = [
+        n.emit(op, x, n.input(1), *(() if bias is None else (bias,))),
+        None,
+        None,
+    ]
+    if n.reads(1) or n.reads(2):
+        rank = len(x.shape)
+        reduce = ops.Reduce("mean", tuple(range(n.axis(axis, rank), rank)), True)
+        mean = outputs[1] = n.emit(reduce, x, part="mean", inner=True)
+        if n.reads(2):
+            centered = n.emit(ops.Sub(), x, mean, part="centered", inner=True)
+            square = n.emit(ops.Mul(), centered, centered, part="square", inner=True)
+            y = n.emit(reduce, square, part="variance", inner=True)
+            shift = n.scalar_like(x, epsilon, "epsilon")
+            y = n.emit(ops.Add(), y, shift, part="shifted", inner=True)
+            y = n.emit(ops.Sqrt(), y, part="deviation", inner=True)
+            outputs[2] = n.emit(ops.Reciprocal(), y, part="inverse", inner=True)
+    return outputs
 
 
 def lrn(n: NodeContext) -> Value:

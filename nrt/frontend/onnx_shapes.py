@@ -92,9 +92,9 @@ def _declared(info: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
     for axis, dim in enumerate(tensor.shape.dim):
         kind = dim.WhichOneof("value")
         if kind == "dim_value":
-            if dim.dim_value < 1:
+            if dim.dim_value < 0:
                 raise ImportModelError(
-                    f"input '{info.name}': dimension {axis} is {dim.dim_value}, expected at least 1"
+                    f"input '{info.name}': dimension {axis} is {dim.dim_value}, expected at least 0"
                 )
             dims.append(int(dim.dim_value))
         else:
