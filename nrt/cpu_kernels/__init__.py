@@ -1,0 +1,79 @@
+"""Kernels of the CPU target: the variants, and how a plan's host step becomes a call.
+
+Importing this package is cheap; Numba is loaded when a variant that needs it is bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nrt.cpu_kernels.conv import ConvIndirect, ConvStaged
+from nrt.cpu_kernels.pointwise import Pointwise
+from nrt.cpu_kernels.reference import Reference
+from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
+from nrt.errors import PlanError
+from nrt.problem import Problem, Refusal
+
+__all__ = [
+    "VARIANTS",
+    "Config",
+    "HostCall",
+    "HostVariant",
+    "bind",
+    "variant_by_name",
+    "variants_for",
+]
+
+VARIANTS: tuple[HostVariant, ...] = (
+    ConvIndirect(),
+    ConvStaged(),
+    Pointwise(),
+    Reference(),
+)
+
+_BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+
+def variants_for(problem: Problem) -> list[tuple[HostVariant, Refusal | None]]:
+    """The variants of the problem's family, each with None or the reason why it does not fit."""
+    return [(v, v.supports(problem)) for v in VARIANTS if type(problem.op) in v.ops]
+
+
+def variant_by_name(name: str) -> HostVariant:
+    """The variant called ``name``.
+
+    Raises:
+        PlanError: there is none; the message lists all.
+    """
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        raise PlanError(
+            f"host kernel {name!r} is unknown; this version has {', '.join(sorted(_BY_NAME))}. "
+            "Build the plan again with this version"
+        ) from None
+
+
+def _plain(config: Any) -> Config:
+    return tuple(_plain(c) if isinstance(c, list | tuple) else c for c in config)
+
+
+def bind(name: str, problem_data: Any, config: Any) -> HostCall:
+    """The call of a plan's host step.
+
+    Args:
+        name: a variant's name.
+        problem_data: `Problem.to_data`.
+        config: the variant's configuration, as plain lists.
+
+    Raises:
+        PlanError: no such variant, malformed data, or the variant refuses the problem.
+    """
+    variant = variant_by_name(name)
+    problem = Problem.from_data(problem_data)
+    if type(problem.op) not in variant.ops:
+        raise PlanError(f"host kernel {name!r} does not solve {problem.family}")
+    refusal = variant.supports(problem)
+    if refusal is not None:
+        raise PlanError(f"host kernel {name!r} refuses {problem}: {refusal.reason}")
+    return variant.bind(problem, _plain(config))

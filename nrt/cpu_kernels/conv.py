@@ -1,0 +1,211 @@
+"""Convolution as an indirect matrix product on channels-last activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nrt.cpu_kernels.launch import (
+    Gather,
+    Operand,
+    Tiling,
+    bind_product,
+    epilogue_of,
+    panel_columns,
+    tiling,
+)
+from nrt.cpu_kernels.layout import broadcast_strides
+from nrt.cpu_kernels.pointwise import bind_strided, refuse_types
+from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
+from nrt.dtypes import FP32
+from nrt.ir.op import Array
+from nrt.ir.ops import Conv
+from nrt.ir.pointwise import identity
+from nrt.problem import Problem, Refusal, TensorSpec
+
+__all__ = ["ConvIndirect", "ConvStaged", "extra_operands", "pack_filters", "refuse_conv"]
+
+
+def refuse_conv(problem: Problem) -> Refusal | None:
+    """What no fast convolution here does."""
+    x, w = problem.inputs[:2]
+    if len(x.shape) != 4:
+        return Refusal(f"rank {len(x.shape)}: only two spatial dimensions are fast")
+    if x.dtype is not FP32 or w.dtype is not FP32:
+        return Refusal(f"operands are {x.dtype}; products are computed on fp32")
+    if not problem.constants[1]:
+        return Refusal("weights are not constant, they cannot be packed")
+    if 0 in problem.y.shape or 0 in w.shape:
+        return Refusal("an empty tensor")
+    extras = problem.inputs[2:]
+    op: Any = problem.op
+    program = epilogue_of(op.epilogue, bool(extras))
+    return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
+
+
+def extra_operands(problem: Problem) -> list[Operand]:
+    """The extras (or the plain bias) as operands over ``[N, K, P, Q]``."""
+    op: Any = problem.op
+    operands = []
+    for spec in problem.inputs[2:]:
+        if op.epilogue is None:
+            strides: tuple[int, ...] = (0, spec.strides[0], 0, 0)
+        else:
+            strides = broadcast_strides(spec, problem.y.shape)
+        n, k, p, q = strides
+        operands.append(Operand(spec.dtype, n, p, q, k))
+    return operands
+
+
+def pack_filters(w: Array, groups: int, columns: int) -> Array:
+    """``w[K, C/g, R, S]`` as ``[g][panel][R][S][C/g][column]``, padded with zeros to whole panels."""
+    k, c, r, s = w.shape
+    each = k // groups
+    panels = -(-each // columns)
+    packed = np.zeros((groups, panels * columns, r, s, c), np.float32)
+    packed[:, :each] = w.reshape(groups, each, c, r, s).transpose(0, 1, 3, 4, 2)
+    packed = packed.reshape(groups, panels, columns, r, s, c).transpose(0, 1, 3, 4, 5, 2)
+    return np.ascontiguousarray(packed)
+
+
+def _output(y: TensorSpec) -> Operand:
+    n, k, p, q = y.strides
+    return Operand(y.dtype, n, p, q, k)
+
+
+class ConvIndirect(HostVariant):
+    """Reads the input in place; needs its channels side by side."""
+
+    name = "cpu_conv_indirect"
+    ops = (Conv,)
+    rank = 20
+
+    def supports(self, problem: Problem) -> Refusal | None:
+        refusal = refuse_conv(problem)
+        if refusal is not None:
+            return refusal
+        x, w = problem.inputs[:2]
+        if x.strides[1] != 1 and w.shape[1] != 1:
+            return Refusal(f"input channels lie {x.strides[1]} elements apart, not side by side")
+        return None
+
+    def configs(self, problem: Problem) -> Sequence[Config]:
+        op: Any = problem.op
+        n, k, p, q = problem.y.shape
+        tiles = tiling(n * p * q, k // op.groups, op.groups)
+        return [(t.shape, t.block_rows) for t in tiles]
+
+    def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
+        op: Any = problem.op
+        if slot != 1:
+            return array
+        return pack_filters(array, op.groups, panel_columns(config[0]))
+
+    def bind(self, problem: Problem, config: Config) -> HostCall:
+        from nrt.cpu_kernels.simd import address_of
+
+        run = _bind(problem, config, problem.inputs[0], staged=False)
+
+        def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
+            del workspace
+            x, w, *extras = inputs
+            run([address_of(a) for a in (x, w, outputs[0], *extras)])
+
+        return call
+
+
+class ConvStaged(HostVariant):
+    """Copies the input into a zero-padded channels-last buffer first.
+
+    Filter taps of a line then form one run, which pays where channels are few; and any layout of
+    the input will do.
+    """
+
+    name = "cpu_conv_staged"
+    ops = (Conv,)
+    rank = 21
+
+    def supports(self, problem: Problem) -> Refusal | None:
+        refusal = refuse_conv(problem)
+        if refusal is not None:
+            return refusal
+        x, w = problem.inputs[:2]
+        if x.strides[1] == 1 and w.shape[1] > 64:
+            return Refusal(f"{w.shape[1]} channels side by side: a copy would not pay")
+        return None
+
+    configs = ConvIndirect.configs
+    pack = ConvIndirect.pack
+
+    def workspace(self, problem: Problem, config: Config) -> int:
+        del config
+        return _staging(problem).size * 4
+
+    def bind(self, problem: Problem, config: Config) -> HostCall:
+        from nrt.cpu_kernels.simd import address_of
+
+        op: Any = problem.op
+        x = problem.inputs[0]
+        staging = _staging(problem)
+        run = _bind(problem, config, staging, staged=True)
+        n, c, h, w = x.shape
+        inner = TensorSpec(x.shape, FP32, staging.strides)
+        copy = bind_strided(identity("f"), (inner, x))
+        top, left = op.pads[:2]
+        shift = 4 * (top * staging.strides[2] + left * staging.strides[3])
+        height, width = staging.shape[2:]
+
+        def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
+            source, weights, *extras = inputs
+            image = workspace[: staging.size * 4].view(np.float32).reshape(n, height, width, c)
+            image[:, :top] = 0
+            image[:, top + h :] = 0
+            image[:, top : top + h, :left] = 0
+            image[:, top : top + h, left + w :] = 0
+            at = address_of(workspace)
+            copy([at + shift, address_of(source)])
+            run([at, *(address_of(a) for a in (weights, outputs[0], *extras))])
+
+        return call
+
+
+def _staging(problem: Problem) -> TensorSpec:
+    """The padded channels-last input."""
+    op: Any = problem.op
+    n, c, h, w = problem.inputs[0].shape
+    top, left, bottom, right = op.pads
+    return TensorSpec.dense((n, c, h + top + bottom, w + left + right), FP32, (0, 2, 3, 1))
+
+
+def _bind(problem: Problem, config: Config, x: TensorSpec, *, staged: bool) -> Any:
+    op: Any = problem.op
+    w, y = problem.inputs[1], problem.y
+    k, c, r, s = w.shape
+    n, _, p, q = y.shape
+    groups = op.groups
+    xn, xc, xh, xw = (4 * v for v in x.strides)
+    taps_w, run_length = s, c
+    pads = (0, 0) if staged else op.pads[:2]
+    width = x.shape[3]
+    no_pad_w = staged or not (op.pads[1] or op.pads[3])
+    if no_pad_w and op.dilations[1] == 1 and groups == 1 and xw == 4 * c and xc == 4:
+        # The taps of a line lie side by side: one run.
+        taps_w, run_length = 1, s * c
+    gather = Gather(
+        n, p, q, r, taps_w, run_length, x.shape[2], width, xn, xh, xw,
+        tuple(op.strides), tuple(pads), tuple(op.dilations),
+    )  # fmt: skip
+    extras = extra_operands(problem)
+    out = _output(y)
+    tile = Tiling(*config)
+    each = k // groups
+    columns = panel_columns(tile.shape)
+    weights = -(-each // columns) * columns * r * s * c * 4
+    shifts = [
+        [g * c * xc, g * weights, *(g * each * o.col * o.dtype.itemsize for o in (out, *extras))]
+        for g in range(groups)
+    ]
+    program = epilogue_of(op.epilogue, bool(extras))
+    return bind_product(gather, each, tile, program, out, extras, shifts)
