@@ -1,7 +1,7 @@
 """What the matrix product kernels share: sizes and strides of a problem, its epilogue, refusals.
 
-Leading dimensions that lie regularly in memory are merged, and where ``b`` has none they become rows
-of ``a``: a linear layer over ``[batch, sequence, features]`` is one tall product.
+Leading dimensions that lie regularly in memory are merged, and where ``b`` has none they become
+rows of ``a``: a linear layer over ``[batch, sequence, features]`` is one tall product.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def matrix_output(problem: Problem) -> TensorSpec:
 
 
 def matmul_epilogue(problem: Problem) -> Epilogue:
-    """The epilogue of a `MatMul`: channels are columns, rows count all other dimensions in order."""
+    """The epilogue of a `MatMul`: channels are columns, rows count the other dimensions in order."""
     op = problem.op
     assert isinstance(op, MatMul)
     if op.epilogue is None:

@@ -1,11 +1,11 @@
 """Runs CUDA kernels in plain Python, thread by thread, so that indexing is tested without a GPU.
 
-`KernelEmulator.run` has the signature of the GPU's runner. Each thread of a block is a generator that
-yields at barriers and shuffles; between two barriers the threads run in a random order, so that a
-missing barrier shows. Every access is checked for bounds and alignment, shared and output memory start
-poisoned, and bytes between an output's elements must survive. Arithmetic is float64: rounding, speed
-and anything about instructions are the GPU tests' business. Slow: keep problems to thousands of
-multiply-adds.
+`KernelEmulator.run` has the signature of the GPU's runner. Each thread of a block is a generator
+that yields at barriers and shuffles; between two barriers the threads run in a random order, so that
+a missing barrier shows. Every access is checked for bounds and alignment, shared and output memory
+start poisoned, and bytes between an output's elements must survive. Arithmetic is float64: rounding,
+speed and all that concerns instructions is the GPU tests' business. Slow: keep problems to thousands
+of multiply-adds.
 """
 
 from __future__ import annotations
