@@ -1,0 +1,237 @@
+"""compile(): the whole story, from a model to an engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nrt.assembly import Bound, assemble
+from nrt.errors import BuildError, DeviceError
+from nrt.frontend.network import Network
+from nrt.ir.graph import Graph
+from nrt.lowering import Lowered, lower
+from nrt.passes import PipelineOptions, PipelineReport, pipeline, run_pipeline
+from nrt.plan import Plan, Target
+from nrt.runtime import Engine
+from nrt.settings import settings
+from nrt.timing_cache import TimingCache
+from nrt.tuner import Choice, Progress, tune
+
+if TYPE_CHECKING:
+    import onnx
+
+    from nrt.cuda_kernels.device import DeviceSpec
+    from nrt.cuda_runner import CudaRunner
+
+__all__ = ["Build", "build", "compile"]
+
+_VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
+
+
+@dataclass(frozen=True)
+class Build:
+    """A plan and how it came about.
+
+    Attributes:
+        plan: to run or to save.
+        graph: the optimized graph.
+        passes: what every pass did and refused.
+        choices: per task name, the winner and all its candidates.
+    """
+
+    plan: Plan
+    graph: Graph
+    passes: PipelineReport
+    choices: Mapping[str, Choice]
+
+
+def compile(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto | Network,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    precision: str | Iterable[str] = "fp32",
+    target: str = "auto",
+    opt_level: int = 3,
+    layers: Mapping[str, str] | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Compile ``model`` for one device.
+
+    Args:
+        model: an ONNX file's path or bytes, an ``onnx.ModelProto``, or a `Network`.
+        shapes: input name -> shape, for models with open dimensions.
+        precision: permitted element types, ``"fp32"``, ``"fp16"`` or a set of names.
+        target: ``auto`` (the GPU if there is one), ``cpu``, ``cuda``, or ``cuda:sm_87`` to build
+            for a GPU that is not here, with heuristic kernels.
+        opt_level: 0 (nothing is timed) to 5 (every candidate is).
+        layers: name pattern -> precision, for single layers.
+        timing_cache: file of measured times, read and updated; two builds with one cache give the
+            same plan. Default: one under ``NRT_CACHE_DIR``.
+        progress: called with (stage, done, total).
+
+    Returns:
+        An engine, ready to run (for ``cuda:ARCH`` of another device: ready to save).
+
+    Raises:
+        ImportModelError, UnsupportedOpError: the model cannot be read.
+        BuildError: it cannot be built as asked.
+        DeviceError: ``target="cuda"`` without a GPU.
+    """
+    built = build(
+        model,
+        shapes=shapes,
+        precision=precision,
+        target=target,
+        opt_level=opt_level,
+        layers=layers,
+        timing_cache=timing_cache,
+        progress=progress,
+    )
+    if built.plan.target.kind == "cpu":
+        from nrt.cpu_kernels import bind
+
+        return Engine(built.plan, bind)
+    return Engine(built.plan)
+
+
+def build(
+    model: Any,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    precision: str | Iterable[str] = "fp32",
+    target: str = "auto",
+    opt_level: int = 3,
+    layers: Mapping[str, str] | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Build:
+    """As `compile`, but returns the plan with the report of how it came about."""
+    kind, device, runner = _resolve(target)
+    graph = _graph(model, shapes)
+    before = _op_counts(graph)
+    permitted = frozenset([precision] if isinstance(precision, str) else precision)
+    options = PipelineOptions(precision=permitted, layers=dict(layers or {}))
+    report = run_pipeline(graph, pipeline(options))
+    lowered = lower(report.graph)
+    cache = TimingCache(
+        Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
+    )
+    arguments: dict[str, Any] = {
+        "name": graph.name,
+        "ops_before": before,
+        "ops_after": _op_counts(report.graph),
+        "versions": _versions(),
+    }
+    tuning: dict[str, Any] = {"opt_level": opt_level, "cache": cache, "progress": progress}
+    if kind == "cpu":
+        plan, bound, choices = _for_cpu(lowered, tuning, arguments)
+    else:
+        assert device is not None
+        plan, bound, choices = _for_cuda(lowered, device, runner, tuning, arguments)
+    cache.save()
+    return Build(plan, report.graph, report, dict(zip((b.task.name for b in bound), choices)))
+
+
+def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
+    if isinstance(model, Network):
+        if shapes:
+            raise BuildError(
+                "shapes= is for ONNX models with open dimensions; a Network's inputs have theirs"
+            )
+        return model.graph
+    from nrt.frontend.onnx_model import import_model
+
+    return import_model(model, shapes=shapes)
+
+
+def _resolve(target: str) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
+    """Kind, device and, where the device is in this machine, the runner."""
+    wanted = settings().target if target == "auto" else target
+    if wanted == "auto":
+        from nrt.runtime.cuda import device_count
+
+        wanted = "cuda" if device_count() else "cpu"
+    if wanted == "cpu":
+        return "cpu", None, None
+    kind, _, arch = wanted.partition(":")
+    if kind != "cuda":
+        raise BuildError(f"target {target!r}: expected auto, cpu, cuda or cuda:ARCH")
+    from nrt.cuda_kernels.device import device_for_arch
+
+    if not arch:
+        from nrt.cuda_runner import CudaRunner
+
+        runner = CudaRunner()
+        return "cuda", runner.device, runner
+    device = device_for_arch(arch)
+    try:
+        from nrt.cuda_runner import CudaRunner
+
+        runner = CudaRunner()
+    except DeviceError:
+        return "cuda", device, None
+    if runner.device.arch == device.arch:
+        return "cuda", runner.device, runner
+    return "cuda", device, None
+
+
+def _for_cpu(
+    lowered: Lowered, tuning: dict[str, Any], arguments: dict[str, Any]
+) -> tuple[Plan, list[Bound], list[Choice]]:
+    from nrt.tuner_cpu import CpuBench
+
+    bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], CpuBench(), **tuning))
+    target = Target("cpu", platform.machine())
+    return assemble(lowered, bound, target=target, **arguments), bound, choices
+
+
+def _for_cuda(
+    lowered: Lowered,
+    device: DeviceSpec,
+    runner: CudaRunner | None,
+    tuning: dict[str, Any],
+    arguments: dict[str, Any],
+) -> tuple[Plan, list[Bound], list[Choice]]:
+    from nrt.cuda_kernels.compile_pool import CompilePool
+    from nrt.tuner_cuda import CudaBench
+
+    with CompilePool(device, settings().workers) as pool:
+        bench = CudaBench(device, runner, pool)
+        bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], bench, **tuning))
+        target = Target("cuda", device.arch, device.name)
+        plan = assemble(
+            lowered, bound, target=target, device=device, binary=bench.binary, **arguments
+        )
+    return plan, bound, choices
+
+
+def _bind(
+    lowered: Lowered, choices: Mapping[Any, Choice]
+) -> tuple[list[Bound], list[Choice]]:
+    picked = [choices[task.problem] for task in lowered.tasks]
+    bound = [
+        Bound(task, choice.variant, choice.config, choice.seconds, choice.reason)
+        for task, choice in zip(lowered.tasks, picked, strict=True)
+    ]
+    return bound, picked
+
+
+def _op_counts(graph: Graph) -> dict[str, int]:
+    return dict(sorted(Counter(node.op.name for node in graph.nodes).items()))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,17 @@
+"""Every built-in GPU variant, by family."""
+
+from __future__ import annotations
+
+from nrt.cuda_kernels import conv_direct
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.variant import Variant
+from nrt.problem import Problem, Refusal
+
+__all__ = ["VARIANTS", "variants_for"]
+
+VARIANTS: tuple[Variant, ...] = (*conv_direct.VARIANTS,)
+
+
+def variants_for(problem: Problem, device: DeviceSpec) -> list[tuple[Variant, Refusal | None]]:
+    """The variants of the problem's family, each with None or the reason why it does not fit."""
+    return [(v, v.supports(problem, device)) for v in VARIANTS if type(problem.op) in v.ops]

@@ -1,0 +1,206 @@
+"""Runs one variant on one problem on a GPU: for the tuner's check and clock, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nrt.assembly import memory_image
+from nrt.cuda_kernels.compiler import Cubin, compile_kernel
+from nrt.cuda_kernels.device import DeviceSpec, device_for_arch
+from nrt.cuda_kernels.variant import In, KernelSpec, Launch, Null, Out, Scalar, Variant
+from nrt.errors import BuildError, TuningError
+from nrt.ir.op import Array
+from nrt.problem import Problem, TensorSpec
+from nrt.runtime.cuda import CudaDevice, open_device
+from nrt.runtime.info import DeviceInfo
+
+__all__ = ["CudaRunner", "Prepared", "device_spec"]
+
+_POISON = 0xFF
+"""All-ones bits are NaN in every float type: an element that was not written shows."""
+
+_FAMILIES = {(7, 5): "sm_75", (8, 0): "sm_80", (8, 6): "sm_80", (8, 7): "sm_87", (8, 9): "sm_89"}
+
+
+def device_spec(info: DeviceInfo) -> DeviceSpec:
+    """What kernels must know of the GPU that ``info`` describes.
+
+    Raises:
+        BuildError: nrt has no kernels for its compute capability.
+    """
+    arch = "sm_90a" if info.cc == (9, 0) else _FAMILIES.get(info.cc)
+    if arch is None:
+        raise BuildError(
+            f"GPU '{info.name}' has compute capability {info.cc[0]}.{info.cc[1]}: expected 7.5, 8.0, "
+            "8.6, 8.7, 8.9 or 9.0; build for the CPU with target='cpu'"
+        )
+    return replace(
+        device_for_arch(arch),
+        name=info.name,
+        multiprocessors=info.multiprocessors,
+        shared_per_block=info.shared_per_block,
+        shared_per_sm=info.shared_per_sm,
+        l2_bytes=info.l2_bytes,
+    )
+
+
+@dataclass
+class Prepared:
+    """A variant ready to launch.
+
+    Attributes:
+        enqueue: puts its launches on a stream.
+        outputs: device buffer and spec of each output.
+        keep: buffers that must stay alive.
+    """
+
+    enqueue: Callable[[Any], None]
+    outputs: list[tuple[Any, TensorSpec]]
+    keep: list[Any]
+
+
+class CudaRunner:
+    """A GPU on which single problems are run.
+
+    Attributes:
+        cuda: the device.
+        device: what kernels know of it.
+    """
+
+    def __init__(self, cuda: CudaDevice | None = None) -> None:
+        self.cuda = cuda or open_device()
+        self.device = device_spec(self.cuda.info)
+        self.stream = self.cuda.stream()
+
+    def prepare(
+        self,
+        variant: Variant,
+        problem: Problem,
+        config: tuple[Any, ...],
+        inputs: Sequence[Array],
+        binary: Callable[[KernelSpec], Cubin] | None = None,
+    ) -> Prepared:
+        """Upload ``inputs`` (logical order), poison the outputs, load the kernels."""
+        emission = variant.emit(problem, config, self.device)
+        buffers = []
+        for slot, (array, spec) in enumerate(zip(inputs, problem.inputs, strict=True)):
+            data = array
+            if problem.constants[slot]:
+                data = variant.pack(problem, config, slot, array)
+            if data is array:
+                data = memory_image(array, spec)
+            buffers.append(self._upload(data))
+        outputs = []
+        for spec in problem.outputs:
+            buffer = self.cuda.alloc(spec.nbytes)
+            self.cuda.fill(buffer, _POISON)
+            outputs.append((buffer, spec))
+        work = self.cuda.alloc(emission.workspace)
+        self.cuda.fill(work, _POISON)
+        compile_ = binary or (lambda spec: compile_kernel(spec, self.device))
+        calls = []
+        for launch in emission.launches:
+            cubin = compile_(launch.kernel)
+            kernel = self.cuda.load(cubin.code, cubin.entry)
+            args = _arguments(launch, buffers, [b for b, _ in outputs], work)
+            calls.append((kernel, launch, args))
+
+        def enqueue(stream: Any) -> None:
+            for kernel, launch, args in calls:
+                self.cuda.launch(
+                    stream, kernel, launch.grid, launch.block, args, launch.shared, launch.cluster
+                )
+
+        return Prepared(enqueue, outputs, [*buffers, work])
+
+    def run(
+        self,
+        variant: Variant,
+        problem: Problem,
+        config: tuple[Any, ...],
+        inputs: Sequence[Array],
+        binary: Callable[[KernelSpec], Cubin] | None = None,
+    ) -> list[Array]:
+        """The outputs, logical order.
+
+        Raises:
+            TuningError: the variant wrote between an output's elements.
+        """
+        prepared = self.prepare(variant, problem, config, inputs, binary)
+        prepared.enqueue(self.stream)
+        self.cuda.synchronize(self.stream)
+        return [self._fetch(variant, buffer, spec) for buffer, spec in prepared.outputs]
+
+    def seconds(
+        self,
+        variant: Variant,
+        problem: Problem,
+        config: tuple[Any, ...],
+        inputs: Sequence[Array],
+        binary: Callable[[KernelSpec], Cubin] | None = None,
+        *,
+        repeats: int = 15,
+        sets: int = 3,
+    ) -> float:
+        """Median device seconds of one run, by events around replays of a CUDA graph.
+
+        The graph holds several runs over ``sets`` copies of the buffers in turn.
+        """
+        prepared = [
+            self.prepare(variant, problem, config, inputs, binary) for _ in range(sets)
+        ]
+        for item in prepared:
+            item.enqueue(self.stream)
+        self.cuda.synchronize(self.stream)
+        once = self.cuda.time(prepared[0].enqueue, self.stream, repeats=3, warm_up=1)
+        # Runs per replay: about 200 us, so that the event's resolution does not show.
+        runs = sets * max(1, min(16, int(2e-4 / max(min(once), 1e-6) / sets)))
+
+        def work(stream: Any) -> None:
+            for index in range(runs):
+                prepared[index % sets].enqueue(stream)
+
+        graph = self.cuda.capture(self.stream, work)
+        times = self.cuda.time(graph, self.stream, repeats=repeats, warm_up=2)
+        return float(np.median(times)) / runs
+
+    def _upload(self, data: Array) -> Any:
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        buffer = self.cuda.alloc(raw.nbytes)
+        self.cuda.upload(buffer, raw)
+        return buffer
+
+    def _fetch(self, variant: Variant, buffer: Any, spec: TensorSpec) -> Array:
+        raw = self.cuda.download(buffer, (spec.nbytes,), np.dtype(np.uint8))
+        item = spec.dtype.itemsize
+        strides = tuple(s * item for s in spec.strides)
+        flat = raw.view(spec.dtype.numpy)
+        out = np.lib.stride_tricks.as_strided(flat, spec.shape, strides).copy()
+        if spec.size < spec.span:
+            touched = np.zeros(spec.span, bool)
+            np.lib.stride_tricks.as_strided(touched, spec.shape, spec.strides)[...] = True
+            if np.any(raw.reshape(-1, item)[~touched] != _POISON):
+                raise TuningError(
+                    f"variant '{variant.name}' wrote outside its output {spec}: a kernel bug"
+                )
+        return out
+
+
+def _arguments(launch: Launch, inputs: list[Any], outputs: list[Any], work: Any) -> list[Any]:
+    args: list[Any] = []
+    for arg in launch.args:
+        if isinstance(arg, Scalar):
+            args.append((arg.value, arg.ctype))
+        elif isinstance(arg, Null):
+            args.append(0)
+        elif isinstance(arg, In):
+            args.append(inputs[arg.slot].ptr + arg.offset)
+        elif isinstance(arg, Out):
+            args.append(outputs[arg.slot].ptr + arg.offset)
+        else:
+            args.append(work.ptr + arg.offset)
+    return args

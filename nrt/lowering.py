@@ -1,0 +1,404 @@
+"""Graph to tasks: what to compute, on which memory.
+
+Lowering decides for every value where it lives (`Place`: a buffer, an offset and strides) and turns
+every node that is not a view into a `Task`: a `Problem` with its places. Reshape, and any Transpose,
+Slice or Split that strides can say, cost nothing: their output is another view of the same buffer.
+Producers write straight into their slice of a Concat's buffer where alignment allows; other inputs of a
+Concat are copied into it. Which kernel solves a task is the tuner's choice, not lowering's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nrt.errors import BuildError
+from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.op import Array, Op
+from nrt.ir.ops import (
+    Concat,
+    Dropout,
+    Expand,
+    Identity,
+    MatMul,
+    Reformat,
+    Reshape,
+    Slice,
+    Split,
+    Transpose,
+)
+from nrt.problem import Problem, TensorSpec, dense_strides
+
+__all__ = ["Buffer", "Lowered", "Place", "Task", "lower"]
+
+_ALIGN = 16
+"""Bytes: a slice of a buffer is handed to kernels only where their widest access stays aligned."""
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A range of memory.
+
+    Attributes:
+        space: ``arena``, ``input``, ``output`` or ``constant``.
+        nbytes: its size.
+        index: which input or output.
+        array: the data of a constant, logical order.
+        label: the value it was made for.
+    """
+
+    space: str
+    nbytes: int
+    index: int = 0
+    array: Array | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies.
+
+    Attributes:
+        buffer: its memory.
+        offset: bytes from the buffer's start to the first element.
+        spec: shape, dtype and strides.
+    """
+
+    buffer: Buffer
+    offset: int
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem to bind to a kernel.
+
+    Attributes:
+        name: the node's.
+        origins: the model's nodes.
+        problem: what to solve.
+        inputs, outputs: places, in the problem's order.
+    """
+
+    name: str
+    origins: tuple[str, ...]
+    problem: Problem
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+
+
+@dataclass
+class Lowered:
+    """A graph as tasks in order, with the graph's bindings."""
+
+    tasks: list[Task] = field(default_factory=list)
+    inputs: list[tuple[str, TensorSpec]] = field(default_factory=list)
+    outputs: list[tuple[str, TensorSpec]] = field(default_factory=list)
+
+
+def lower(graph: Graph) -> Lowered:
+    """Lower an optimized graph.
+
+    Raises:
+        BuildError: a node cannot be expressed (none of the built-in ops raises it).
+    """
+    return _Lowering(graph).run()
+
+
+def _strides_for(value: Value) -> TensorSpec:
+    return TensorSpec.dense(value.shape, value.dtype, value.layout)
+
+
+class _Lowering:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.out = Lowered()
+        self.places: dict[Value, Place] = {}
+        self.reserved: dict[Value, Place] = {}
+
+    def run(self) -> Lowered:
+        graph = self.graph
+        for index, value in enumerate(graph.inputs):
+            spec = _strides_for(value)
+            self.out.inputs.append((value.name, spec))
+            self.places[value] = Place(Buffer("input", spec.nbytes, index, label=value.name), 0, spec)
+        self._reserve_outputs()
+        for node in graph.nodes:
+            self._lower_node(node)
+        self._finish_outputs()
+        return self.out
+
+    # -- graph outputs ---------------------------------------------------------------------------
+
+    def _reserve_outputs(self) -> None:
+        """Let the producer of an output write into the caller's binding where it can."""
+        self.output_buffers: dict[str, Place] = {}
+        for index, (name, value) in enumerate(self.graph.outputs.items()):
+            spec = TensorSpec.dense(value.shape, value.dtype)
+            self.out.outputs.append((name, spec))
+            place = Place(Buffer("output", spec.nbytes, index, label=name), 0, spec)
+            self.output_buffers[name] = place
+            produced = value.producer is not None and not self._is_view(value.producer)
+            if produced and _strides_for(value).is_row_major and value not in self.reserved:
+                self.reserved[value] = place
+
+    def _finish_outputs(self) -> None:
+        for name, value in self.graph.outputs.items():
+            source, target = self._place(value), self.output_buffers[name]
+            if source.buffer is not target.buffer:
+                self._copy(f"output:{name}", (), source, target)
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _is_view(node: Node) -> bool:
+        """Whether the node's output may be another view of its input's memory."""
+        return isinstance(node.op, Reshape | Transpose | Slice | Split | Identity | Dropout | Concat)
+
+    def _lower_node(self, node: Node) -> None:
+        op = node.op
+        if isinstance(op, Concat):
+            self._concat(node, op.axis)
+        elif isinstance(op, Identity | Dropout):
+            self.places[node.output] = self._place(node.inputs[0])
+        elif isinstance(op, Reshape):
+            self._reshape(node)
+        elif isinstance(op, Transpose):
+            source = self._place(node.inputs[0])
+            shape = tuple(source.spec.shape[p] for p in op.perm)
+            strides = tuple(source.spec.strides[p] for p in op.perm)
+            self._view_or_copy(node, node.output, source, shape, strides, 0)
+        elif isinstance(op, Slice):
+            source = self._place(node.inputs[0])
+            offset = sum(s * t for s, t in zip(op.starts, source.spec.strides, strict=True))
+            steps = tuple(t * s for t, s in zip(source.spec.strides, op.steps, strict=True))
+            if min(op.steps, default=1) < 0:
+                self._task(node, node.op)
+            else:
+                self._view_or_copy(node, node.output, source, node.output.shape, steps, offset)
+        elif isinstance(op, Split):
+            source = self._place(node.inputs[0])
+            start = 0
+            for value in node.outputs:
+                offset = start * source.spec.strides[op.axis]
+                self._view_or_copy(node, value, source, value.shape, source.spec.strides, offset)
+                start += value.shape[op.axis]
+        elif isinstance(op, Expand):
+            source = self._place(node.inputs[0])
+            pad = len(node.output.shape) - len(source.spec.shape)
+            strides = (0,) * pad + tuple(
+                0 if d == 1 else s
+                for d, s in zip(source.spec.shape, source.spec.strides, strict=True)
+            )
+            view = Place(
+                source.buffer,
+                source.offset,
+                TensorSpec(node.output.shape, node.output.dtype, strides),
+            )
+            self._copy(node.name, node.origin, view, self._new_place(node.output))
+        elif isinstance(op, Reformat):
+            source = self._place(node.inputs[0])
+            want = _strides_for(node.output)
+            if want.dtype == source.spec.dtype and _same(source.spec, want):
+                self._alias(node.output, replace(source, spec=want))
+            else:
+                self._task(node, op)
+        else:
+            self._task(node, op)
+
+    def _alias(self, value: Value, place: Place) -> None:
+        """Bind ``value`` to a view; an output or a Concat's slice that waits for it gets a copy."""
+        self.places[value] = place
+        target = self.reserved.get(value)
+        if target is not None:
+            self._copy(value.name, (), place, target)
+            self.places[value] = target
+
+    def _task(self, node: Node, op: Op) -> None:
+        places = [self._place(v) for v in node.inputs]
+        outputs = tuple(self._new_place(v) for v in node.outputs)
+        if isinstance(op, MatMul):
+            op, places = _plain_matmul(op, places)
+        problem = Problem(
+            op,
+            tuple(p.spec for p in places),
+            tuple(p.spec for p in outputs),
+            tuple(p.buffer.space == "constant" for p in places),
+        )
+        self.out.tasks.append(Task(node.name, node.origin, problem, tuple(places), outputs))
+
+    def _copy(self, name: str, origins: tuple[str, ...], source: Place, target: Place) -> None:
+        problem = Problem(
+            Reformat(target.spec.dtype),
+            (source.spec,),
+            (target.spec,),
+            (source.buffer.space == "constant",),
+        )
+        self.out.tasks.append(Task(name, origins, problem, (source,), (target,)))
+
+    def _reshape(self, node: Node) -> None:
+        source = self._place(node.inputs[0])
+        shape = node.output.shape
+        strides = _reshaped(source.spec, shape)
+        if strides is None:
+            dense = TensorSpec.dense(source.spec.shape, source.spec.dtype)
+            target = Place(Buffer("arena", dense.nbytes, label=node.output.name), 0, dense)
+            self._copy(node.name, node.origin, source, target)
+            source, strides = target, dense_strides(shape)
+        spec = TensorSpec(shape, source.spec.dtype, strides)
+        self._alias(node.output, Place(source.buffer, source.offset, spec))
+
+    def _view_or_copy(
+        self,
+        node: Node,
+        value: Value,
+        source: Place,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        offset: int,
+    ) -> None:
+        """A view where it is dense in the value's layout and aligned, else a copy."""
+        spec = TensorSpec(shape, value.dtype, strides)
+        view = Place(source.buffer, source.offset + offset * value.dtype.itemsize, spec)
+        want = _strides_for(value)
+        if _same(spec, want) and view.offset % _ALIGN == 0 and source.buffer.space != "constant":
+            self._alias(value, replace(view, spec=want))
+        else:
+            self._copy(node.name, node.origin, view, self._new_place(value))
+
+    def _concat(self, node: Node, axis: int) -> None:
+        place = self._new_place(node.output)
+        start = 0
+        for value in node.inputs:
+            part = _slice_place(place, value, axis, start)
+            start += value.shape[axis]
+            current = self.places.get(value)
+            if current is None or current.buffer is not place.buffer or current.offset != part.offset:
+                self._copy(node.name, node.origin, self._place(value), part)
+
+    # -- places ----------------------------------------------------------------------------------
+
+    def _place(self, value: Value) -> Place:
+        if value in self.places:
+            return self.places[value]
+        if value.constant is None:
+            raise BuildError(f"value '{value.name}' is read before it is computed")
+        spec = _strides_for(value)
+        buffer = Buffer("constant", spec.nbytes, array=value.constant, label=value.name)
+        self.places[value] = Place(buffer, 0, spec)
+        return self.places[value]
+
+    def _new_place(self, value: Value) -> Place:
+        """Memory for a value about to be computed: reserved, a Concat's slice, or new."""
+        if value in self.reserved:
+            place = self.reserved[value]
+        else:
+            place = self._concat_slice(value) or self._arena(value)
+        self.places[value] = place
+        return place
+
+    def _arena(self, value: Value) -> Place:
+        spec = _strides_for(value)
+        return Place(Buffer("arena", spec.nbytes, label=value.name), 0, spec)
+
+    def _concat_slice(self, value: Value) -> Place | None:
+        """The slice of the first Concat that reads ``value``, where its kernel may write there."""
+        if value.producer is None or isinstance(value.producer.op, Concat):
+            return None
+        for node, slot in self.graph.consumers(value):
+            if not isinstance(node.op, Concat) or node.inputs.count(value) > 1:
+                continue
+            target = node.output
+            if target not in self.reserved:
+                self.reserved[target] = self._arena(target)
+            whole = self.reserved[target]
+            axis = node.op.axis
+            start = sum(v.shape[axis] for v in node.inputs[:slot])
+            part = _slice_place(whole, value, axis, start)
+            item = value.dtype.itemsize
+            aligned = part.offset % _ALIGN == 0 and all(
+                s == 1 or s * item % _ALIGN == 0
+                for d, s in zip(part.spec.shape, part.spec.strides, strict=True)
+                if d > 1
+            )
+            if aligned and value.layout == target.layout and value.dtype == target.dtype:
+                return part
+        return None
+
+
+def _slice_place(whole: Place, value: Value, axis: int, start: int) -> Place:
+    offset = start * whole.spec.strides[axis] * whole.spec.dtype.itemsize
+    spec = TensorSpec(value.shape, whole.spec.dtype, whole.spec.strides)
+    return Place(whole.buffer, whole.offset + offset, spec)
+
+
+def _same(a: TensorSpec, b: TensorSpec) -> bool:
+    """Whether two specs touch the same memory in the same order."""
+    return a.shape == b.shape and all(
+        d == 1 or s == t for d, s, t in zip(a.shape, a.strides, b.strides, strict=True)
+    )
+
+
+def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides of ``spec`` viewed with ``shape``; None where strides cannot say it.
+
+    Dimensions that lie in memory like one are merged; each new dimension must divide what is left of
+    its run.
+    """
+    if spec.size == 0:
+        return dense_strides(shape)
+    if spec.is_row_major:
+        return dense_strides(shape)
+    groups = _merge_groups(spec)
+    strides = [0] * len(shape)
+    index = len(groups) - 1
+    room, step = groups[index]
+    for dim in range(len(shape) - 1, -1, -1):
+        size = shape[dim]
+        if size == 1:
+            continue
+        while room == 1 and index > 0:
+            index -= 1
+            room, step = groups[index]
+        if room % size:
+            return None
+        strides[dim] = step
+        step *= size
+        room //= size
+    return tuple(strides)
+
+
+def _merge_groups(spec: TensorSpec) -> list[tuple[int, int]]:
+    """(size, innermost stride) of runs of dimensions that lie in memory like one."""
+    groups: list[tuple[int, int]] = []
+    for size, stride in zip(spec.shape, spec.strides, strict=True):
+        if size == 1:
+            continue
+        if groups and groups[-1][1] == size * stride:
+            groups[-1] = (groups[-1][0] * size, stride)
+        else:
+            groups.append((size, stride))
+    return groups or [(1, 1)]
+
+
+def _plain_matmul(op: MatMul, places: list[Place]) -> tuple[MatMul, list[Place]]:
+    """Say transposed operands by strides, so that kernels see one form."""
+    flags = (op.trans_a, op.trans_b)
+    for slot, flag in enumerate(flags):
+        place = places[slot]
+        if flag and len(place.spec.shape) >= 2:
+            places[slot] = _swap_last(place)
+    return replace(op, trans_a=False, trans_b=False), places
+
+
+def _swap_last(place: Place) -> Place:
+    spec = place.spec
+    shape = (*spec.shape[:-2], spec.shape[-1], spec.shape[-2])
+    strides = (*spec.strides[:-2], spec.strides[-1], spec.strides[-2])
+    buffer = place.buffer
+    if buffer.array is not None:
+        # A constant is laid out when it is packed: swap the data's logical axes as well.
+        buffer = replace(buffer, array=np.swapaxes(buffer.array, -1, -2))
+    return Place(buffer, place.offset, TensorSpec(shape, spec.dtype, strides))
+

@@ -1,0 +1,49 @@
+"""Random data for one problem, and how far a result is off: shared by tuner and tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nrt.ir.op import Array
+from nrt.ir.ops import Gather, GatherElements
+from nrt.problem import Problem
+
+__all__ = ["random_inputs", "relative_error"]
+
+
+def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
+    """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range."""
+    return [_random(problem, slot, rng) for slot in range(len(problem.inputs))]
+
+
+def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
+    spec = problem.inputs[slot]
+    if spec.dtype.is_float:
+        values = rng.standard_normal(spec.shape, np.float32)
+        if slot == 1 and len(spec.shape) >= 2:
+            # Weights: keep sums of many products near 1, so that fp16 outputs stay in range.
+            values *= 1.0 / np.sqrt(max(1, spec.size // max(spec.shape)))
+        return values.astype(spec.dtype.numpy)
+    if spec.dtype.kind == "bool":
+        return rng.integers(0, 2, spec.shape).astype(np.bool_)
+    high = 8
+    if isinstance(problem.op, Gather | GatherElements) and slot == 1:
+        high = problem.inputs[0].shape[problem.op.axis]
+    return rng.integers(0, max(high, 1), spec.shape).astype(spec.dtype.numpy)
+
+
+def relative_error(out: Array, ref: Array) -> float:
+    """‖out − ref‖ / ‖ref‖ in float64; infinite when a NaN or infinity stands where ref has none."""
+    a, b = np.asarray(out, np.float64), np.asarray(ref, np.float64)
+    if a.size == 0:
+        return 0.0
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite):
+        return float("inf")
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    norm = float(np.linalg.norm(b[finite]))
+    difference = float(np.linalg.norm(a[finite] - b[finite]))
+    if norm == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return difference / norm

@@ -1,0 +1,102 @@
+"""The tuner's bench on the host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nrt.cpu_kernels import source_hash, variants_for
+from nrt.cpu_kernels.variant import HostCall, HostVariant
+from nrt.ir.op import Array
+from nrt.problem import Problem, Refusal, TensorSpec
+from nrt.timing_cache import Timing
+from nrt.trial import random_inputs, relative_error
+
+__all__ = ["CpuBench"]
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-10}
+_BUDGET = 0.05
+"""Seconds of repeats per candidate, after one run that warms up."""
+
+
+class CpuBench:
+    """Binds, checks and times host variants; see `nrt.tuner.Bench`."""
+
+    def __init__(self) -> None:
+        self.can_measure = True
+        self._data: tuple[Problem, list[Array], list[Array]] | None = None
+        self._machine = f"{platform.machine()} {platform.processor()} numpy {np.__version__}"
+
+    def variants(self, problem: Problem) -> Sequence[tuple[HostVariant, Refusal | None]]:
+        return variants_for(problem)
+
+    def configs(self, variant: HostVariant, problem: Problem) -> Sequence[tuple[Any, ...]]:
+        return variant.configs(problem)
+
+    def estimate(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> float:
+        del problem, config
+        return float(variant.rank)
+
+    def timing_key(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> str:
+        parts = [self._machine, source_hash(), variant.name, repr(config), problem.key]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def prepare(self, jobs: Iterable[tuple[HostVariant, Problem, tuple[Any, ...]]]) -> None:
+        """Nothing to do ahead: binding compiles."""
+
+    def measure(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> Timing:
+        inputs, expected = self._reference(problem)
+        call, views, outputs, work = _bind(variant, problem, config, inputs)
+        call(views, outputs, work)
+        for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
+            error = relative_error(out, ref)
+            limit = TOLERANCE.get(spec.dtype.name, 0.0)
+            if not error <= limit:
+                return Timing(None, f"wrong result: relative error {error:.2e}, limit {limit:.0e}")
+        times: list[float] = []
+        stop = time.perf_counter() + _BUDGET
+        while len(times) < 3 or (time.perf_counter() < stop and len(times) < 100):
+            start = time.perf_counter()
+            call(views, outputs, work)
+            times.append(time.perf_counter() - start)
+        return Timing(float(np.median(times)))
+
+    def _reference(self, problem: Problem) -> tuple[list[Array], list[Array]]:
+        if self._data is None or self._data[0] != problem:
+            rng = np.random.default_rng(int(problem.key[:16], 16))
+            inputs = random_inputs(problem, rng)
+            self._data = (problem, inputs, list(problem.op.reference(*inputs)))
+        return self._data[1], self._data[2]
+
+
+def _bind(
+    variant: HostVariant, problem: Problem, config: tuple[Any, ...], inputs: Sequence[Array]
+) -> tuple[HostCall, list[Array], list[Array], Array]:
+    """The call and its arrays; outputs start as NaN bits."""
+    views = []
+    for slot, (array, spec) in enumerate(zip(inputs, problem.inputs, strict=True)):
+        packed = array
+        if problem.constants[slot]:
+            packed = variant.pack(problem, config, slot, array)
+        views.append(_strided(spec, array) if packed is array else np.ascontiguousarray(packed))
+    outputs = [_strided(spec, None) for spec in problem.outputs]
+    nbytes = variant.workspace(problem, config)
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return variant.bind(problem, config), views, outputs, raw[start : start + nbytes]
+
+
+def _strided(spec: TensorSpec, array: Array | None) -> Array:
+    flat = np.full(spec.nbytes, 0xFF, np.uint8).view(spec.dtype.numpy)
+    view = np.lib.stride_tricks.as_strided(
+        flat, spec.shape, tuple(s * spec.dtype.itemsize for s in spec.strides)
+    )
+    if array is not None:
+        view[...] = array
+    return view

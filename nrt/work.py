@@ -1,0 +1,52 @@
+"""How much work a problem is: operations, for rooflines and estimates."""
+
+from __future__ import annotations
+
+import math
+
+from nrt.ir.ops import (
+    AveragePool,
+    Conv,
+    ConvTranspose,
+    MatMul,
+    MaxPool,
+    Softmax,
+)
+from nrt.ir.ops.elementwise import Elementwise, kind_of
+from nrt.problem import Problem
+
+__all__ = ["flops_of", "precision_of"]
+
+
+def flops_of(problem: Problem) -> int:
+    """Arithmetic operations; a multiply-add counts two."""
+    op, y = problem.op, problem.y
+    if isinstance(op, Conv | ConvTranspose | MatMul):
+        epilogue = op.epilogue.flops * y.size if op.epilogue else 0
+        return _products(problem) * 2 + epilogue
+    if isinstance(op, Elementwise):
+        return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
+    if isinstance(op, MaxPool | AveragePool):
+        return y.size * math.prod(op.kernel)
+    if isinstance(op, Softmax):
+        return 12 * y.size
+    return problem.inputs[0].size if problem.inputs[0].dtype.is_float else 0
+
+
+def _products(problem: Problem) -> int:
+    op = problem.op
+    if isinstance(op, MatMul):
+        return problem.y.size * problem.inputs[0].shape[-1]
+    weights = problem.inputs[1].shape
+    taps = math.prod(weights[1:])
+    if isinstance(op, ConvTranspose):
+        return problem.inputs[0].size * taps
+    return problem.y.size * taps
+
+
+def precision_of(problem: Problem) -> str:
+    """The element type a problem computes on: that of its first floating-point operand."""
+    for spec in (*problem.inputs, *problem.outputs):
+        if spec.dtype.is_float:
+            return spec.dtype.name
+    return problem.y.dtype.name
