@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -85,3 +87,38 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_version_is_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert nrt.__version__ == project["version"]
+
+
+def _readme_block(language: str, after: str) -> str:
+    text = (ROOT / "README.md").read_text()
+    return text[text.index(after) :].split(f"```{language}\n", 1)[1].split("```", 1)[0]
+
+
+def test_the_readmes_example_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _readme_block("python", "From Python:")],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "NRT_TARGET": "cpu",
+            "NRT_CACHE_DIR": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(1, 8, 1, 1)\n"
+    assert (tmp_path / "tiny.nrt").exists()
+
+
+@pytest.mark.parametrize("name", ["setup", "demo", "test"])
+def test_ci_finds_the_readmes_commands(name: str) -> None:
+    assert _readme_block("bash", f"<!-- ci:{name} -->\n").strip()
+
+
+def test_the_readmes_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target

@@ -11,7 +11,6 @@ from nrt.cli.bench import measure_engine, show_measurement
 from nrt.cli.console import human_bytes, output, progress_bar, working
 from nrt.cli.inspect import show_launches
 from nrt.insight.compare import compare_outputs, default_tolerance
-from nrt.insight.environment import has_gpu
 from nrt.insight.inputs import random_inputs
 from nrt.insight.report import launch_entries
 from nrt.settings import settings
@@ -27,12 +26,15 @@ def run(args: argparse.Namespace) -> int:
     from nrt.builder import compile as compile_model
     from nrt.frontend.models import resnet
     from nrt.ir.evaluate import evaluate
+    from nrt.runtime.cuda import device_count
 
     console = output()
     network = resnet(depth=18, batch=args.batch)
-    target = args.target or settings().target
+    target = args.target or "auto"
     if target == "auto":
-        target = "cuda" if has_gpu() else "cpu"
+        target = settings().target
+    if target == "auto":
+        target = "cuda" if device_count() else "cpu"
     precision = args.precision or ("fp32" if target == "cpu" else "fp16")
     names = precision if isinstance(precision, str) else ",".join(sorted(precision))
     console.print(

@@ -66,14 +66,14 @@ def precision(text: str) -> str | frozenset[str]:
     return names[0] if len(names) == 1 else frozenset(names)
 
 
-def layers(text: str) -> dict[str, str | frozenset[str]]:
+def layers(text: str) -> dict[str, str]:
     """``PATTERN=P``; patterns may hold ``=``, the last one separates."""
-    pattern, equals, names = text.rpartition("=")
-    if not equals or not pattern or not names:
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern or not name:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected PATTERN=PRECISION, such as 'head.*=fp32'"
+            f"{text!r}: expected PATTERN=PRECISION, such as 'head*=fp32'"
         )
-    return {pattern: precision(names)}
+    return {pattern: name.strip().lower()}
 
 
 def input_file(text: str) -> tuple[str, str]:

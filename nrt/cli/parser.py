@@ -116,7 +116,11 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
 
 def _build_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how a model is compiled")
-    group.add_argument("--target", metavar="T", help="auto (default), cpu, cuda, or such as sm_90a")
+    group.add_argument(
+        "--target",
+        metavar="T",
+        help="auto (default), cpu, cuda, or cuda:ARCH for a GPU that is not here, cuda:sm_87",
+    )
     group.add_argument(
         "--shapes",
         action=options.Merge,
@@ -128,7 +132,7 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         type=options.precision,
         metavar="P",
-        help="fp32 (default), fp16, ...; a list permits several: fp16,fp32",
+        help="fp32 (default), fp16, bf16 or tf32; a list permits several: fp16,fp32",
     )
     group.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
     group.add_argument(
@@ -136,6 +140,6 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         action=options.Merge,
         type=options.layers,
         metavar="PATTERN=P",
-        help="precision of the layers whose names match, 'head.*=fp32'; repeat",
+        help="precision of the layers whose names match, 'head*=fp32'; repeat",
     )
     group.add_argument("--timing-cache", metavar="FILE", help="read and write measured times here")

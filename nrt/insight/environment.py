@@ -16,7 +16,7 @@ import numpy as np
 
 from nrt.errors import DeviceError, NrtError
 
-__all__ = ["Check", "Environment", "examine", "has_gpu"]
+__all__ = ["Check", "Environment", "examine"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -99,12 +99,6 @@ def examine() -> Environment:
             _cpu_target(),
         )
     )
-
-
-def has_gpu() -> bool:
-    """Whether the driver works and shows a GPU that nrt has kernels for. Takes milliseconds."""
-    driver, _ = _driver()
-    return driver.ok and all(check.ok for check in _gpus() if check.needed)
 
 
 def _library(distribution: str, module: str, needed_for: str) -> Check:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from cli_support import Cli, Result, weights
 from onnx import TensorProto, helper, numpy_helper
 
 from nrt.cli import main
 from nrt.plan import BufferRef, HostStep, HostTensor, IoSpec, Layer, Plan, Target
+
+from .support import Cli, Result, weights
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli_support import Array, Cli, FakeEngine
 
 import nrt
 from nrt.cli import compare, console, source
 from nrt.cli.files import save_array, save_arrays
 from nrt.insight.compare import TOLERANCES
 from nrt.plan import Plan
+
+from .support import Array, Cli, FakeEngine
 
 Patch = pytest.MonkeyPatch
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import Array, Cli, weights
 
 import nrt
 from nrt.insight.reference import run_reference
+
+from .support import Array, Cli, weights
 
 TOLERANCE = 1e-5
 SHAPE = (2, 3, 9, 7)

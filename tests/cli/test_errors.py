@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import Cli, FakeEngine
 
 import nrt
 from nrt.cli import inspect
 from nrt.errors import UnsupportedOpError
 from nrt.plan import Plan
+
+from .support import Cli, FakeEngine
 
 
 def test_a_file_that_is_missing(cli: Cli, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from cli_support import Cli
 
 from nrt import __version__
 from nrt.cli import COMMANDS
 from nrt.cli.parser import BUILD_OPTIONS, make_parser
+
+from .support import Cli
 
 
 def test_build_options_are_none_when_not_given() -> None:

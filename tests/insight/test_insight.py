@@ -227,7 +227,6 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     check, major = environment._driver()
     assert (check.ok, check.found, major) == (False, "no libcuda", 13)
     assert "install NVIDIA's driver" in check.mend
-    assert not environment.has_gpu()
 
 
 def test_a_toolkit_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
