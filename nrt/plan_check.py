@@ -243,7 +243,11 @@ class _Checker:
         for slot, tensor in enumerate(step.outputs):
             self._tensor(f"{where}: output {slot}", tensor, write=True)
         scratch = step.workspace
-        self._ref(f"{where}: workspace", scratch, write=scratch.space != "null")
+        _require(
+            scratch.space in ("arena", "null"),
+            f"{where}: workspace lies in {scratch.space!r}, expected the arena",
+        )
+        self._ref(f"{where}: workspace", scratch)
 
     def _launch(self, where: str, step: LaunchStep) -> None:
         _require(self.cuda, f"{where} launches a GPU kernel in a CPU plan")

@@ -19,7 +19,7 @@ import numpy as np
 from nrt.errors import DeviceError
 from nrt.runtime.buffers import DeviceBuffer, PinnedBuffer
 from nrt.runtime.driver import bindings, check, core, translated
-from nrt.runtime.info import DeviceInfo, describe
+from nrt.runtime.info import DeviceInfo, describe, device_count
 from nrt.runtime.launch import Kernel, LaunchArg, check_args, launch_config, native, permit
 
 __all__ = [
@@ -52,16 +52,6 @@ class Graph:
         """Move the graph to the device ahead of its first launch."""
         with self._device.activated(), translated("upload of a CUDA graph"):
             self._handle.upload(stream)
-
-
-def device_count() -> int:
-    """Number of CUDA devices; 0 without a driver or without cuda.core."""
-    try:
-        driver = bindings()
-        check("cuInit", driver.cuInit(0))
-        return int(check("cuDeviceGetCount", driver.cuDeviceGetCount()))
-    except (DeviceError, RuntimeError):
-        return 0
 
 
 def open_device(index: int = 0) -> CudaDevice:

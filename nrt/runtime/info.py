@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nrt.errors import DeviceError
 from nrt.runtime.driver import bindings, check
 
-__all__ = ["DeviceInfo", "describe"]
+__all__ = ["DeviceInfo", "describe", "device_count"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,13 @@ def describe(device: Any, index: int) -> DeviceInfo:
         ),
         driver=f"{version // 1000}.{version % 1000 // 10}",
     )
+
+
+def device_count() -> int:
+    """Number of CUDA devices; 0 without a driver or without cuda.core."""
+    try:
+        driver = bindings()
+        check("cuInit", driver.cuInit(0))
+        return int(check("cuDeviceGetCount", driver.cuDeviceGetCount()))
+    except (DeviceError, RuntimeError):
+        return 0
