@@ -112,6 +112,7 @@ class Graph:
     _inputs: list[Value] = field(default_factory=list, repr=False)
     _outputs: dict[str, Value] = field(default_factory=dict, repr=False)
     _rank: dict[str, int] = field(default_factory=dict, repr=False)
+    _next_rank: int = field(default=0, repr=False)
     _order: list[Node] | None = field(default=None, repr=False)
     _uses: dict[Value, dict[tuple[Node, int], None]] = field(default_factory=dict, repr=False)
 
@@ -245,13 +246,17 @@ class Graph:
         while node_name in self._nx:
             count += 1
             node_name = f"{base}.{count}"
-        node = Node(node_name, op, args, (), tuple(dict.fromkeys(origin)))
-        self._nx.add_node(node_name, node=node)
-        self._rank[node_name] = len(self._rank)
-        suffixes = [f"{node_name}"] if len(types) == 1 else [f"{node_name}#{i}" for i in range(len(types))]
+        suffixes = (
+            [node_name] if len(types) == 1 else [f"{node_name}#{i}" for i in range(len(types))]
+        )
         wanted = output_names or suffixes
         if len(wanted) != len(types):
-            raise GraphError(f"{node}: {len(wanted)} output names for {len(types)} outputs")
+            raise GraphError(
+                f"{op.name} '{base}': {len(wanted)} output names for {len(types)} outputs"
+            )
+        node = Node(node_name, op, args, (), tuple(dict.fromkeys(origin)))
+        self._nx.add_node(node_name, node=node)
+        self._rank[node_name] = self._take_rank()
         outputs = []
         for label, type_ in zip(wanted, types, strict=True):
             value = self._new_value(self._value_name(label), type_.shape, type_.dtype)
@@ -273,6 +278,8 @@ class Graph:
 
     def replace_input(self, node: Node, slot: int, value: Value) -> None:
         """Let input ``slot`` of ``node`` read ``value``; types must stay those the op accepts."""
+        if self._values.get(value.name) is not value:
+            raise GraphError(f"{node}: '{value.name}' is not a value of graph '{self.name}'")
         old = node.inputs[slot]
         self._disconnect(node, slot, old)
         node.inputs = (*node.inputs[:slot], value, *node.inputs[slot + 1 :])
@@ -333,6 +340,7 @@ class Graph:
             del self._values[value.name]
             self._uses.pop(value, None)
         self._nx.remove_node(node.name)
+        del self._rank[node.name]
         self._order = None
 
     def remove_dead(self, node: Node) -> int:
@@ -400,7 +408,7 @@ class Graph:
                 node.origin,
             )
             other._nx.add_node(new.name, node=new)
-            other._rank[new.name] = len(other._rank)
+            other._rank[new.name] = other._take_rank()
             for v in new.outputs:
                 v.producer = new
             for slot, v in enumerate(new.inputs):
@@ -434,10 +442,15 @@ class Graph:
             label = f"{name}.{count}"
         return label
 
+    def _take_rank(self) -> int:
+        # Not the number of ranks: a name that is used again would repeat another node's.
+        self._next_rank += 1
+        return self._next_rank
+
     def _rename(self, node: Node, name: str) -> None:
         if name in self._nx:
             return
-        rank = self._rank[node.name]
+        rank = self._rank.pop(node.name)
         nx.relabel_nodes(self._nx, {node.name: name}, copy=False)
         node.name = name
         self._rank[name] = rank
