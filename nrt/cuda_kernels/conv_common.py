@@ -106,17 +106,23 @@ def extra_types(extras: Sequence[Extra]) -> tuple[Any, ...]:
     return (*used, *[pointer(FP32)] * (MAX_EXTRAS - len(used)))
 
 
-def store_width(epilogue: Epilogue, y: TensorSpec, channel: int, want: int) -> int:
+def store_width(y: TensorSpec, channel: int, want: int, step: int = 0) -> int:
     """The most neighbouring channels, at most ``want``, that one call of the epilogue may store.
 
     Widths above 1 need channels that are adjacent in ``y`` and rows that start at multiples of the
     width. Base addresses are aligned to 16 bytes, as everywhere in nrt.
+
+    Args:
+        y: the output.
+        channel: its channel dimension.
+        want: a power of two.
+        step: also a multiple of the width: where groups of channels start.
     """
     if y.strides[channel] != 1 or y.dtype.itemsize > 4:
         return 1
     others = [s for d, s in enumerate(y.strides) if d != channel and y.shape[d] > 1]
     width = want
-    while width > 1 and any(v % width for v in (y.shape[channel], *others)):
+    while width > 1 and any(v % width for v in (y.shape[channel], step, *others)):
         width //= 2
     return width
 
@@ -269,12 +275,16 @@ class ConvShape:
 
         Every pixel must start at a multiple of the width, and so must every group.
         """
+        return self.load_width_of(self.cg, want)
+
+    def load_width_of(self, channels: int, want: int) -> int:
+        """The same for runs of ``channels`` input channels."""
         if self.x_strides[1] != 1:
             return 1
         sizes = (self.n, self.h, self.w)
         steps = [s for d, s in zip(sizes, _without_channel(self.x_strides), strict=True) if d > 1]
         width = want
-        while width > 1 and any(v % width for v in (self.cg, *steps)):
+        while width > 1 and any(v % width for v in (channels, *steps)):
             width //= 2
         return width
 

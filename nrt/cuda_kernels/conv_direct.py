@@ -26,6 +26,7 @@ from nrt.cuda_kernels.conv_common import (
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
+from nrt.cuda_kernels.vector import divide
 from nrt.dtypes import DType
 from nrt.ir.ops import Conv
 from nrt.ir.pointwise import Program
@@ -52,6 +53,7 @@ def _kernel(
     """
     acc = acc_type(dtype)
     load = loader(dtype)
+    split = divide()
     store = make_store(program, extras, out_dtype, 1)
 
     def kernel(
@@ -63,19 +65,13 @@ def _kernel(
         if t >= total:
             return
         if channels_last:
-            k = u32(t % K)
-            m = u32(t // K)
-            q = u32(m % Q)
-            row = u32(m // Q)
-            p = u32(row % P)
-            n = u32(row // P)
+            m, k = split(t, K)
+            row, q = split(m, Q)
+            n, p = split(row, P)
         else:
-            q = u32(t % Q)
-            row = u32(t // Q)
-            p = u32(row % P)
-            plane = u32(row // P)
-            k = u32(plane % K)
-            n = u32(plane // K)
+            row, q = split(t, Q)
+            plane, p = split(row, P)
+            n, k = split(plane, K)
             m = u32(u32(n * P + p) * Q + q)
         image = u32(n * xn + u32(u32(k // kg) * cg) * xc)
         filt = u32(k * wk)

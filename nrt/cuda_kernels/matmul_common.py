@@ -139,7 +139,7 @@ def matrix_output(problem: Problem) -> TensorSpec:
 
 
 def matmul_epilogue(problem: Problem) -> Epilogue:
-    """The epilogue of a `MatMul`: channels are columns, rows count the other dimensions in order."""
+    """The epilogue of a `MatMul`: channels are columns, rows count the other dimensions."""
     op = problem.op
     assert isinstance(op, MatMul)
     if op.epilogue is None:

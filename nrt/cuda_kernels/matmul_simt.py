@@ -12,6 +12,7 @@ from nrt.cuda_kernels.conv_common import INDEX_LIMIT, acc_type, ceil_div, extra_
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.matmul_common import MatMulShape, matmul_epilogue, refuse_matmul
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
+from nrt.cuda_kernels.vector import divide
 from nrt.dtypes import DType
 from nrt.ir.ops import MatMul
 from nrt.ir.pointwise import Program
@@ -33,6 +34,7 @@ def _reference_kernel(
     """
     acc = acc_type(dtype)
     load = loader(dtype)
+    split = divide()
     store = make_store(program, extras, out_dtype, 1)
 
     def kernel(
@@ -43,16 +45,11 @@ def _reference_kernel(
         t = u32(cuda.blockIdx.x * u32(THREADS) + cuda.threadIdx.x)
         if t >= total:
             return
-        j = u32(t % N)
-        row = u32(t // N)
-        i = u32(row % M)
-        z = u32(row // M)
-        z3 = u32(z % size3)
-        z = u32(z // size3)
-        z2 = u32(z % size2)
-        z = u32(z // size2)
-        z1 = u32(z % size1)
-        z0 = u32(z // size1)
+        row, j = split(t, N)
+        z, i = split(row, M)
+        z, z3 = split(z, size3)
+        z, z2 = split(z, size2)
+        z0, z1 = split(z, size1)
         ai = u32(z0 * a0 + z1 * a1 + z2 * a2 + z3 * a3 + i * am)
         bi = u32(z0 * b0 + z1 * b1 + z2 * b2 + z3 * b3 + j * bn)
         result = acc(0)
