@@ -16,7 +16,8 @@ from nrt.errors import BuildError, DeviceError
 from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.lowering import Lowered, lower
-from nrt.passes import PipelineOptions, PipelineReport, pipeline, run_pipeline
+from nrt.passes.base import PipelineReport, run_pipeline
+from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
 from nrt.runtime import Engine
 from nrt.settings import settings

@@ -395,10 +395,9 @@ def _plain_matmul(op: MatMul, places: list[Place]) -> tuple[MatMul, list[Place]]
 def _swap_last(place: Place) -> Place:
     spec = place.spec
     shape = (*spec.shape[:-2], spec.shape[-1], spec.shape[-2])
+    if place.buffer.array is not None:
+        # A constant has no place yet: its data is transposed when it is packed.
+        buffer = replace(place.buffer, array=np.swapaxes(place.buffer.array, -1, -2))
+        return Place(buffer, 0, TensorSpec.dense(shape, spec.dtype))
     strides = (*spec.strides[:-2], spec.strides[-1], spec.strides[-2])
-    buffer = place.buffer
-    if buffer.array is not None:
-        # A constant is laid out when it is packed: swap the data's logical axes as well.
-        buffer = replace(buffer, array=np.swapaxes(buffer.array, -1, -2))
-    return Place(buffer, place.offset, TensorSpec(shape, spec.dtype, strides))
-
+    return Place(place.buffer, place.offset, TensorSpec(shape, spec.dtype, strides))

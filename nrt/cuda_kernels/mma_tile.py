@@ -12,18 +12,26 @@ stretch of shared memory per warp, so that the epilogue sees 8 neighbouring chan
 
 from __future__ import annotations
 
+import itertools
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import Extra, make_store, pointer
-from nrt.cuda_kernels.conv_common import ceil_div, extra_types
+from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, make_store, pointer
+from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, extra_types
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Scalar, Work
 from nrt.dtypes import BF16, FP16, FP32, DType
 from nrt.ir.pointwise import Program
+from nrt.problem import Problem, Refusal
 
-__all__ = ["TILES", "Tile", "shared_bytes", "threads"]
+__all__ = ["TILES", "Gemm", "Tile", "emission", "estimate", "ranked", "refuse_rows", "uniform_rows"]
+
+_REDUCE_THREADS = 256
 
 u32 = types.uint32
 i32 = types.int32
@@ -121,6 +129,8 @@ def _mma_kernel(
     rows_per_pass = 32 // lanes_per_row if lanes_per_row <= 32 else 1
     passes = 16 // rows_per_pass if lanes_per_row <= 32 else 16 * lanes_per_row // 32
     steps = bk // 16
+    pending = stages - 2
+    acc_size, fa_size, fb_size = mi_count * ni_count * 4, mi_count * 4, ni_count * 2
     store = make_store(
         None if split > 1 else program, () if split > 1 else extras, out_dtype, width
     )
@@ -165,9 +175,7 @@ def _mma_kernel(
                 h = i32(i32(p * stride_h) - i32(pad_h))
                 a_h[i] = h if m < m_count else i32(-0x40000000)
                 a_w[i] = i32(i32(q * stride_w) - i32(pad_w))
-                a_base[i] = u32(
-                    u32(n * x_n) + u32(u32(h) * x_h) + u32(u32(a_w[i]) * x_w)
-                )
+                a_base[i] = u32(u32(n * x_n) + u32(u32(h) * x_h) + u32(u32(a_w[i]) * x_w))
         j = u32(u32(first * u32(bk)) + u32(piece * u32(8)))
         c = j
         r = u32(0)
@@ -179,11 +187,11 @@ def _mma_kernel(
             s = u32(rs - r * filter_w)
         b_base = u32(u32(n0 + row) * w_pitch)
 
-        acc = cuda.local.array(mi_count * ni_count * 4, types.float32)
-        for i in range(mi_count * ni_count * 4):
+        acc = cuda.local.array(acc_size, types.float32)
+        for i in range(acc_size):
             acc[i] = f32(0)
-        fa = cuda.local.array(mi_count * 4, types.uint32)
-        fb = cuda.local.array(ni_count * 2, types.uint32)
+        fa = cuda.local.array(fa_size, types.uint32)
+        fb = cuda.local.array(fb_size, types.uint32)
 
         warp_row = u32(u32(warp // u32(wn)) * u32(warp_m))
         warp_col = u32(u32(warp % u32(wn)) * u32(warp_n))
@@ -195,7 +203,7 @@ def _mma_kernel(
         for step in range(u32(count + u32(stages - 1))):
             # Load block ``step`` (if there is one), then compute block ``step - (stages - 1)``.
             if step >= u32(stages - 1):
-                ptx.cp_async_wait(stages - 2)
+                ptx.cp_async_wait(pending)
                 cuda.syncthreads()
             if step < count:
                 base = u32(shared + u32(u32(step % u32(stages)) * u32(stage_bytes)))
@@ -215,9 +223,7 @@ def _mma_kernel(
                     size = u32(16) if ok else u32(0)
                     ptx.cp_async_16(target, ptx.at(x, offset if ok else u32(0)), size)
                 for i in range(b_loads):
-                    target = u32(
-                        base + u32(a_bytes) + swizzle(u32(row + u32(i * row_step)), piece)
-                    )
+                    target = u32(base + u32(a_bytes) + swizzle(u32(row + u32(i * row_step)), piece))
                     ok = live and u32(n0 + row + u32(i * row_step)) < k_count
                     offset = u32(b_base + u32(u32(i * row_step) * w_pitch) + j)
                     size = u32(16) if ok else u32(0)
@@ -242,9 +248,7 @@ def _mma_kernel(
                             ptx.ldmatrix_x4(
                                 u32(
                                     a_tile
-                                    + swizzle(
-                                        u32(a_row + u32(mi * 16)), u32(a_piece + u32(ks * 2))
-                                    )
+                                    + swizzle(u32(a_row + u32(mi * 16)), u32(a_piece + u32(ks * 2)))
                                 )
                             )
                         )
@@ -253,9 +257,7 @@ def _mma_kernel(
                             ptx.ldmatrix_x4(
                                 u32(
                                     b_tile
-                                    + swizzle(
-                                        u32(b_row + u32(ni * 16)), u32(b_piece + u32(ks * 2))
-                                    )
+                                    + swizzle(u32(b_row + u32(ni * 16)), u32(b_piece + u32(ks * 2)))
                                 )
                             )
                         )
@@ -294,9 +296,7 @@ def _mma_kernel(
                 if m < m_count and k < k_count:
                     if width == 8:
                         out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
-                        out[4], out[5], out[6], out[7] = ptx.ld_shared_v4_f32(
-                            u32(cell + u32(16))
-                        )
+                        out[4], out[5], out[6], out[7] = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
                     else:
                         for v in range(width):
                             out[v] = ptx.ld_shared_f32(u32(cell + u32(v * 4)))
@@ -357,6 +357,177 @@ def _reduce_kernel(
     )
 
 
-def part_blocks(tile: Tile, j_count: int) -> int:
+@dataclass(frozen=True)
+class Gemm:
+    """Sizes of one run of the tile engine, in the kernel's terms.
+
+    Attributes:
+        m, k, j: output rows, output channels, length of the sums.
+        w_pitch: elements from one packed weight row to the next.
+        dtype, out_dtype: of the operands and of y.
+        pointwise: rows of x are read as they are; the filter's geometry is not used.
+        y_row, x_w: elements from one row of y, one pixel of x, to the next.
+        height, width, channels: of x.
+        out_h, out_w: of y.
+        filter_w: width of the filter.
+        stride, pad, dilation: (vertical, horizontal).
+        x_n, x_h: elements from one image, one line of x, to the next.
+    """
+
+    m: int
+    k: int
+    j: int
+    w_pitch: int
+    dtype: DType
+    out_dtype: DType
+    pointwise: bool
+    y_row: int
+    x_w: int
+    height: int = 1
+    width: int = 1
+    channels: int = 1
+    out_h: int = 1
+    out_w: int = 1
+    filter_w: int = 1
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    x_n: int = 0
+    x_h: int = 0
+
+
+def uniform_rows(strides: tuple[int, int, int, int], sizes: tuple[int, int, int]) -> bool:
+    """Whether the pixels (n, h, w) lie evenly spaced, so that their number gives the address."""
+    n, h, w = sizes
+    spans = [(n, strides[0]), (h, strides[2]), (w, strides[3])]
+    live = [(size, step) for size, step in spans if size > 1]
+    return all(
+        outer == inner_size * inner for (_, outer), (inner_size, inner) in itertools.pairwise(live)
+    )
+
+
+def refuse_rows(problem: Problem, channel: int) -> Refusal | None:
+    """None, or why the output's rows have no common pitch with channels innermost."""
+    y = problem.y
+    n, _, h, w = y.shape
+    strides = (y.strides[0], y.strides[1], y.strides[2], y.strides[3])
+    if y.strides[channel] != 1 and y.shape[channel] > 1:
+        return Refusal("channels of the output are not innermost")
+    if not uniform_rows(strides, (n, h, w)):
+        return Refusal(f"pixels of the output are not evenly spaced: strides {y.strides}")
+    return None
+
+
+def part_blocks(tile: Tile, j: int) -> int:
     """Steps of BK that each part of a split reduction takes."""
-    return ceil_div(ceil_div(j_count, tile.bk), tile.split)
+    return ceil_div(ceil_div(j, tile.bk), tile.split)
+
+
+def _blocks_per_sm(tile: Tile, device: DeviceSpec) -> int:
+    by_shared = device.shared_per_sm // (shared_bytes(tile) + 1024)
+    return max(1, min(by_shared, 2048 // threads(tile) // 2, 65536 // (160 * threads(tile))))
+
+
+def estimate(gemm: Gemm, tile: Tile, problem: Problem, device: DeviceSpec) -> float:
+    """Expected seconds: those of the tiles, but at least those of moving every byte once."""
+    return max(_bare_estimate(gemm, tile, device), problem.nbytes / device.bandwidth + 2e-6)
+
+
+def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
+    """Seconds of the tiles: waves of blocks, each bound by the tensor cores or by loads from L2.
+
+    A block alone on an SM reaches about half the rate of several (measured with mma.sync: 0.6 of the
+    matrix peak at best); every launch costs about 2 us.
+    """
+    blocks = ceil_div(gemm.m, tile.bm) * ceil_div(gemm.k, tile.bn) * tile.split
+    per_sm = _blocks_per_sm(tile, device)
+    resident = min(per_sm, ceil_div(blocks, device.multiprocessors))
+    rounds = max(1.0, blocks / (device.multiprocessors * resident))
+    if rounds < 4:
+        rounds = float(math.ceil(rounds))
+    steps = part_blocks(tile, gemm.j)
+    rate = 0.6 * device.fp16_flops / device.multiprocessors * (0.55 if resident == 1 else 1.0)
+    warps = min(1.0, tile.wm * tile.wn * resident / 8)
+    compute = 2.0 * tile.bm * tile.bn * tile.bk * steps * resident / (rate * max(warps, 0.25))
+    # L2 to shared memory: about 64 bytes per clock and SM at 1.7 GHz.
+    loads = (tile.bm + tile.bn) * tile.bk * 2.0 * steps * resident / 1.1e11
+    latency = 0.8e-6 + steps * 0.25e-6 / resident
+    seconds = rounds * max(compute, loads, latency) + 2e-6
+    if tile.split > 1:
+        seconds += 2e-6 + gemm.m * gemm.k * 4.0 * (tile.split + 1) / device.bandwidth
+    return seconds
+
+
+def ranked(gemm: Gemm, device: DeviceSpec) -> list[Tile]:
+    """Tiles that fit the device, best estimate first; splits only where blocks are few."""
+    found: list[tuple[float, Tile]] = []
+    for base in TILES:
+        if shared_bytes(base) > device.shared_per_block:
+            continue
+        blocks = ceil_div(gemm.m, base.bm) * ceil_div(gemm.k, base.bn)
+        for split in (1, 2, 4, 8):
+            tile = base._replace(split=split)
+            enough = split == 1 or (
+                blocks * split <= 2 * device.multiprocessors
+                and ceil_div(gemm.j, base.bk) >= 4 * split
+            )
+            if enough:
+                found.append((_bare_estimate(gemm, tile, device), tile))
+    found.sort(key=lambda item: item[0])
+    return [tile for _, tile in found]
+
+
+def emission(
+    gemm: Gemm,
+    tile: Tile,
+    epilogue: Epilogue,
+    width: int,
+    operands: tuple[Arg, Arg],
+    out: Arg,
+    extras: tuple[Arg, ...],
+) -> Emission:
+    """The launches of one run: the tiles, and for a split reduction the sum of its parts."""
+    split = tile.split > 1
+    params = (
+        tile, gemm.dtype, FP32 if split else gemm.out_dtype, None if split else epilogue.program,
+        () if split else epilogue.extras, _part_width(gemm.k) if split else width, gemm.pointwise,
+    )  # fmt: skip
+    spec = KernelSpec("nrt.cuda_kernels.mma_tile:_mma_kernel", params, threads(tile))
+    tiles_n = ceil_div(gemm.k, tile.bn)
+    numbers = (
+        gemm.m, gemm.k, gemm.j, gemm.w_pitch,
+        gemm.height, gemm.width, gemm.channels, gemm.out_h * gemm.out_w, gemm.out_w, gemm.filter_w,
+        *gemm.stride, *gemm.pad, *gemm.dilation,
+        gemm.x_n, gemm.x_h, gemm.x_w, gemm.k if split else gemm.y_row, tiles_n,
+        part_blocks(tile, gemm.j),
+    )  # fmt: skip
+    none = (Null(),) * MAX_EXTRAS
+    main = Launch(
+        spec,
+        (ceil_div(gemm.m, tile.bm) * tiles_n, tile.split, 1),
+        (threads(tile), 1, 1),
+        (
+            *operands, Work() if split else out, *(none if split else extras),
+            *(Scalar(v) for v in numbers),
+        ),
+        shared_bytes(tile),
+    )  # fmt: skip
+    if not split:
+        return Emission((main,))
+    total = gemm.m * gemm.k // width
+    reduce = Launch(
+        KernelSpec(
+            "nrt.cuda_kernels.mma_tile:_reduce_kernel",
+            (gemm.out_dtype, epilogue.program, epilogue.extras, width, tile.split),
+            _REDUCE_THREADS,
+        ),
+        (ceil_div(total, _REDUCE_THREADS), 1, 1),
+        (_REDUCE_THREADS, 1, 1),
+        (Work(), out, *extras, Scalar(gemm.m), Scalar(gemm.k), Scalar(gemm.y_row)),
+    )
+    return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
+
+
+def _part_width(k: int) -> int:
+    """Floats per store of a partial sum."""
+    return 4 if k % 4 == 0 else 1

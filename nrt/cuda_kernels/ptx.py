@@ -124,7 +124,8 @@ def _asm(
     letters = [f"={_LETTER[r]}" for r in results]
     free = len(params) - len(tied)
     letters += [_LETTER[p] for p in params[:free]] + [str(t) for t in tied]
-    clobber = ",~{memory}" if memory and not pure else ""
+    if memory and not pure:
+        letters.append("~{memory}")
     arg_types = [_LLVM[p] for p in params]
 
     def impl(typingctx: Any, *args: Any) -> Any:
@@ -157,7 +158,7 @@ def _asm(
             asm = ir.InlineAsm(
                 ir.FunctionType(returned, arg_types),
                 body,
-                ",".join(letters) + clobber,
+                ",".join(letters),
                 side_effect=not pure,
             )
             out = builder.call(asm, operands)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from nrt.cuda_kernels import conv_direct
+from nrt.cuda_kernels import conv_direct, conv_mma, gemm_mma, matmul_simt
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Variant
 from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "variants_for"]
 
-VARIANTS: tuple[Variant, ...] = (*conv_direct.VARIANTS,)
+VARIANTS: tuple[Variant, ...] = (
+    *conv_mma.VARIANTS,
+    *conv_direct.VARIANTS,
+    *gemm_mma.VARIANTS,
+    *matmul_simt.VARIANTS,
+)
 
 
 def variants_for(problem: Problem, device: DeviceSpec) -> list[tuple[Variant, Refusal | None]]:
