@@ -106,19 +106,23 @@ def extra_types(extras: Sequence[Extra]) -> tuple[Any, ...]:
     return (*used, *[pointer(FP32)] * (MAX_EXTRAS - len(used)))
 
 
-def store_width(y: TensorSpec, channel: int, want: int, step: int = 0) -> int:
+def store_width(epilogue: Epilogue, y: TensorSpec, channel: int, want: int, step: int = 0) -> int:
     """The most neighbouring channels, at most ``want``, that one call of the epilogue may store.
 
     Widths above 1 need channels that are adjacent in ``y`` and rows that start at multiples of the
     width. Base addresses are aligned to 16 bytes, as everywhere in nrt.
 
     Args:
+        epilogue: what runs before the store.
         y: the output.
         channel: its channel dimension.
         want: a power of two.
         step: also a multiple of the width: where groups of channels start.
     """
     if y.strides[channel] != 1 or y.dtype.itemsize > 4:
+        return 1
+    # Operands laid out as y share its strides; one whose channels lie apart needs scalar loads.
+    if any(e.mode == "channel" and e.stride > 1 for e in epilogue.extras):
         return 1
     others = [s for d, s in enumerate(y.strides) if d != channel and y.shape[d] > 1]
     width = want

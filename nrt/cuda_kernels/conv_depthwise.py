@@ -190,7 +190,7 @@ class ConvDepthwise(Variant):
         if shape.k != shape.c:
             return 1
         vector = shape.load_width_of(shape.c, widest(shape.dtype))
-        vector = min(vector, store_width(problem.y, 1, vector))
+        vector = min(vector, store_width(conv_epilogue(problem), problem.y, 1, vector))
         while vector > 1 and vector * shape.s > WEIGHT_REGISTERS:
             vector //= 2
         return vector
