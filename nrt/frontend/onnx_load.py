@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.checker
 import onnx.defs
+import onnx.helper
 import onnx.inliner
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from nrt.errors import ImportModelError, UnsupportedOpError
@@ -25,6 +28,7 @@ __all__ = ["Source", "load", "one_line"]
 
 _OLDEST_OPSET = 7
 _FILE_LIMIT = 2**31  # protobuf cannot parse more
+_TEXT_OR_MESSAGE = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
 _NODE_LIMIT = (
     1_000_000  # after inlining: a chain of functions that call each other grows exponentially
 )
@@ -67,6 +71,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Source:
         UnsupportedOpError: it uses operators that onnx itself does not know.
     """
     proto, folder = _read(model)
+    _check_text(proto)
     opsets = _versions(proto)
     tensors = _tensors(proto)
     skeleton = _skeleton(proto, tensors)
@@ -136,6 +141,28 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise ImportModelError(f"'{path}' cannot be read: {one_line(error)}") from error
+
+
+def _check_text(proto: onnx.ModelProto) -> None:
+    """Refuse strings that are not UTF-8, which protobuf hands out as bytes."""
+    stack: list[Any] = [proto]
+    while stack:
+        message = stack.pop()
+        if isinstance(message, onnx.TensorProto):
+            # Listing its fields would copy the elements.
+            stack.extend(message.external_data)
+            fields: list[Any] = [message.name]
+        else:
+            fields = [v for d, v in message.ListFields() if d.type in _TEXT_OR_MESSAGE]
+        for value in fields:
+            several = not isinstance(value, str | bytes) and hasattr(value, "__len__")
+            for item in value if several else (value,):
+                if isinstance(item, bytes):
+                    raise ImportModelError(
+                        f"the model holds a name that is not UTF-8: {item[:80]!r}"
+                    )
+                if not isinstance(item, str):
+                    stack.append(item)
 
 
 def _versions(proto: onnx.ModelProto) -> dict[str, int]:
@@ -227,15 +254,23 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
 def _skeleton(proto: onnx.ModelProto, tensors: dict[str, onnx.TensorProto]) -> onnx.ModelProto:
     skeleton = onnx.ModelProto(ir_version=proto.ir_version)
     skeleton.opset_import.extend(proto.opset_import)
+    for entry in skeleton.opset_import:
+        entry.domain = canonical_domain(entry.domain)
     skeleton.functions.extend(proto.functions)
     skeleton.graph.name = proto.graph.name or "graph"
     skeleton.graph.node.extend(n for n in proto.graph.node if not _is_stored(n))
-    skeleton.graph.output.extend(proto.graph.output)
+    for node in skeleton.graph.node:
+        node.domain = canonical_domain(node.domain)
+    # Types of outputs follow from the nodes; exporters leave them out, but the checker insists.
+    make = onnx.helper.make_tensor_value_info
+    skeleton.graph.output.extend(make(o.name, 1, ()) for o in proto.graph.output)
     initializers = {t.name for t in proto.graph.initializer}
     skeleton.graph.input.extend(i for i in proto.graph.input if i.name not in initializers)
+    for info in skeleton.graph.input:
+        if info.type.WhichOneof("value") == "tensor_type":
+            info.type.tensor_type.shape.SetInParent()
     skeleton.graph.input.extend(
-        onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-        for name, tensor in tensors.items()
+        make(name, tensor.data_type, list(tensor.dims)) for name, tensor in tensors.items()
     )
     return skeleton
 

@@ -51,12 +51,8 @@ def import_model(
         UnsupportedOpError: some nodes have no counterpart in nrt; lists all of them.
         ImportModelError: the file cannot be read, is not sound, or leaves a dimension open.
     """
-    try:
-        source = load(model)
-        types = input_types(source.inputs, shapes)
-        return _Importer(source).run(types)
-    except UnicodeDecodeError as error:
-        raise ImportModelError("the model holds a name that is not UTF-8") from error
+    source = load(model)
+    return _Importer(source).run(input_types(source.inputs, shapes))
 
 
 @dataclass

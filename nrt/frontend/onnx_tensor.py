@@ -150,7 +150,7 @@ def _number(entries: dict[str, str], key: str, default: int, where: str) -> int:
     text = entries.get(key, "")
     if text == "":
         return default
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise ImportModelError(
             f"{where}: external data has {key} {text!r}, expected a whole number"
         )
