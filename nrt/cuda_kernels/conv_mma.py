@@ -62,7 +62,7 @@ class ConvMma(Variant):
 
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
         epilogue = conv_epilogue(problem)
-        width = store_width(problem.y, 1, 8)
+        width = store_width(epilogue, problem.y, 1, 8)
         return mma_tile.emission(
             self._gemm(problem), Tile(*config), epilogue, width, (In(0), In(1)), Out(),
             extra_args(problem),

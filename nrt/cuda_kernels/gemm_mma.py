@@ -61,7 +61,7 @@ class GemmMma(Variant):
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
         epilogue = matmul_epilogue(problem)
         y = matrix_output(problem)
-        width = store_width(y, len(y.shape) - 1, 8)
+        width = store_width(epilogue, y, len(y.shape) - 1, 8)
         return mma_tile.emission(
             self._gemm(problem), Tile(*config), epilogue, width, (In(0), In(1)), Out(),
             extra_args(problem),
