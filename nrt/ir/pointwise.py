@@ -67,7 +67,7 @@ def _idiv(x: Array, y: Array) -> Array:
     """Integer division that truncates toward zero, as ONNX asks."""
     with np.errstate(divide="ignore"):
         quotient = np.floor_divide(x, y)
-    return quotient + ((np.remainder(x, y) != 0) & ((x < 0) != (y < 0)))
+    return np.asarray(quotient + ((np.remainder(x, y) != 0) & ((x < 0) != (y < 0))))
 
 
 _TABLE: tuple[Opcode, ...] = (
