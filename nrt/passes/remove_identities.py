@@ -169,6 +169,23 @@ class _MergeTransposes(Rule):
         return f"merged with {inner} before it"
 
 
+def _moves_unit_dimensions(node: Node) -> bool:
+    op: Any = node.op
+    shape = node.inputs[0].shape
+    moved = [d for d in op.perm if shape[d] != 1]
+    return moved == sorted(moved) and node.output.layout is None
+
+
+class _UnitTranspose(Rule):
+    """A Transpose that moves only dimensions of size 1 is a Reshape, and merges as one."""
+
+    pattern = Pat(Transpose, Var("x"), where=_moves_unit_dimensions)
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        graph.replace_node(match.root, Reshape(match.root.output.shape), [match.values["x"]])
+        return "moves only dimensions of size 1: became a Reshape"
+
+
 def _bypass(graph: Graph, node: Node, value: Value) -> str:
     graph.replace_value(node.output, value)
     graph.remove_node(node)
@@ -182,4 +199,10 @@ class RemoveIdentities(RulePass):
     name: ClassVar[str] = "remove-identities"
 
     def rules(self) -> tuple[Rule, ...]:
-        return (_NoOperation(), _NeutralOperand(), _MergeReshapes(), _MergeTransposes())
+        return (
+            _NoOperation(),
+            _NeutralOperand(),
+            _MergeReshapes(),
+            _MergeTransposes(),
+            _UnitTranspose(),
+        )

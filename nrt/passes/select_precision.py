@@ -77,10 +77,13 @@ _LIMITS = {FP16: 65504.0, BF16: 3.3895e38}
 
 def _beyond(array: Array | None, dtype: DType) -> bool:
     """Whether a finite element of ``array`` would be infinite as ``dtype``."""
-    if array is None or dtype not in _LIMITS or array.size == 0:
+    if array is None or dtype not in _LIMITS or array.size == 0 or array.dtype == dtype.numpy:
         return False
-    wide = np.abs(array.astype(np.float64))
-    return bool(np.any(wide[np.isfinite(wide)] > _LIMITS[dtype]))
+    largest = max(abs(float(array.min())), abs(float(array.max())))
+    if not np.isfinite(largest):  # infinities and NaN stay what they are
+        finite = array[np.isfinite(array.astype(np.float64))]
+        largest = max(abs(float(finite.min())), abs(float(finite.max()))) if finite.size else 0.0
+    return largest > _LIMITS[dtype]
 
 
 def _is_small(value: Value) -> bool:

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from nrt.dtypes import FP16, FP32
+from nrt.errors import BuildError
+from nrt.ir.graph import NHWC
+from nrt.ir.ops import Add, Conv, Mul, Reformat, Relu, Sigmoid, Transpose
+from nrt.passes.base import run_pipeline
+from nrt.passes.pipeline import PASSES, PipelineOptions, pass_names, pipeline
+
+from .support import (
+    FOLDED_TOLERANCE,
+    FP16_TOLERANCE,
+    Net,
+    assert_same,
+    densenet_like,
+    feeds,
+    launches,
+    mobilenet_like,
+    resnet_like,
+    vgg_like,
+)
+
+FP16_OPTIONS = PipelineOptions(precision=frozenset({"fp16", "fp32"}))
+
+
+def through(net: Net, options: PipelineOptions, tolerance: float) -> list[str]:
+    report = run_pipeline(net.graph, pipeline(options), verify=True)
+    assert_same(net.graph, report.graph, feeds(net), tolerance)
+    for value in (*report.graph.inputs, *report.graph.outputs.values()):
+        assert value.layout is None
+        assert value.dtype is FP32
+    return launches(report.graph)
+
+
+@pytest.mark.parametrize("options", [PipelineOptions(), FP16_OPTIONS], ids=["fp32", "fp16"])
+class TestNetworks:
+    @staticmethod
+    def tolerance(options: PipelineOptions) -> float:
+        return FP16_TOLERANCE if "fp16" in options.precision else FOLDED_TOLERANCE
+
+    def test_residual_blocks_are_their_convolutions(self, options: PipelineOptions) -> None:
+        # 1 stem, 4 blocks of 2, 2 downsamples; the input's Reformat casts and reorders in one.
+        found = Counter(through(resnet_like(), options, self.tolerance(options)))
+        assert found == {"Reformat": 1, "Conv": 11, "MaxPool": 1, "Reduce": 1, "MatMul": 1}
+
+    def test_a_norm_before_a_conv_is_one_pointwise(self, options: PipelineOptions) -> None:
+        # The second norm of each layer folds into the conv before it.
+        found = Counter(through(densenet_like(), options, self.tolerance(options)))
+        assert found == {
+            "Reformat": 1,
+            "Conv": 7,
+            "Pointwise": 4,
+            "Concat": 3,
+            "Reduce": 1,
+            "MatMul": 1,
+        }
+
+    def test_flattening_channels_last_costs_nothing(self, options: PipelineOptions) -> None:
+        found = Counter(through(vgg_like(), options, self.tolerance(options)))
+        assert found == {"Reformat": 1, "Conv": 4, "MaxPool": 2, "MatMul": 2}
+
+    def test_inverted_residuals(self, options: PipelineOptions) -> None:
+        found = Counter(through(mobilenet_like(), options, self.tolerance(options)))
+        assert found == {"Reformat": 1, "Conv": 10, "Reduce": 1, "MatMul": 1}
+
+
+def test_row_major_if_asked() -> None:
+    net = vgg_like()
+    options = PipelineOptions(channels_last=False)
+    report = run_pipeline(net.graph, pipeline(options), verify=True)
+    assert "Reformat" not in launches(report.graph)
+    assert all(v.layout is None for v in report.graph.values)
+
+
+def test_the_main_branch_takes_the_downsampled_skip() -> None:
+    report = run_pipeline(resnet_like().graph, pipeline(), verify=True)
+    adding = [n for n in report.graph.nodes if isinstance(n.op, Conv) and len(n.inputs) == 4]
+    assert len(adding) == 4
+    assert all(any("last" in o for o in n.origin) for n in adding)
+    assert all(n.inputs[3].layout == NHWC for n in adding)
+
+
+def test_self_gating_activation_joins_the_convolution() -> None:
+    net = Net()
+    x = net.conv(net.input(1, 3, 7, 9), 5)
+    net.out(net.op(Mul(), x, net.op(Sigmoid(), x)))
+    assert through(net, PipelineOptions(), FOLDED_TOLERANCE) == ["Reformat", "Conv", "Reformat"]
+
+
+def test_a_channels_last_model_is_free_of_copies() -> None:
+    """As TensorFlow exports write it: N, H, W, C outside, a Transpose around each convolution."""
+    net = Net()
+    x = net.op(Transpose((0, 3, 1, 2)), net.input(2, 9, 7, 3))
+    y = net.op(Relu(), net.conv(x, 6, bias=True))
+    net.out(net.op(Transpose((0, 2, 3, 1)), y))
+    assert through(net, PipelineOptions(), FOLDED_TOLERANCE) == ["Conv"]
+
+
+def test_fp16_stores_the_network_in_half() -> None:
+    net = resnet_like()
+    report = run_pipeline(net.graph, pipeline(FP16_OPTIONS), verify=True)
+    graph = report.graph
+    assert {n.output.dtype for n in graph.nodes if isinstance(n.op, Conv)} == {FP16}
+    weights = {n.inputs[1].dtype for n in graph.nodes if isinstance(n.op, Conv)}
+    assert weights == {FP16}
+    assert [n.output.dtype for n in graph.nodes if isinstance(n.op, Reformat)] == [FP16]
+
+
+def test_every_pass_can_be_switched_off() -> None:
+    net = mobilenet_like()
+    data = feeds(net)
+    for name in pass_names():
+        options = PipelineOptions(FP16_OPTIONS.precision, disabled=frozenset({name}))
+        phases = pipeline(options)
+        assert name not in {p.name for phase in phases for p in phase.passes}
+        report = run_pipeline(net.graph, phases, verify=True)
+        assert_same(net.graph, report.graph, data, FP16_TOLERANCE)
+
+
+def test_names_are_kebab_case_and_unique() -> None:
+    assert len(set(pass_names())) == len(PASSES)
+    assert all(n == n.lower() and "_" not in n and " " not in n for n in pass_names())
+
+
+def test_an_unknown_pass_lists_all() -> None:
+    with pytest.raises(BuildError, match=r"pass 'fuse-convs' is unknown; did you mean") as error:
+        pipeline(PipelineOptions(disabled=frozenset({"fuse-convs"})))
+    assert all(name in str(error.value) for name in pass_names())
+
+
+def test_every_phase_states_its_reason() -> None:
+    assert all(phase.reason.endswith(".") for phase in pipeline())
+
+
+def test_a_fused_layer_keeps_the_names_of_the_model() -> None:
+    net = Net()
+    x = net.input(1, 3, 5, 5)
+    y = net.op(Relu(), net.op(Add(), net.norm(net.conv(x, 3)), x), name="act")
+    net.out(y)
+    report = run_pipeline(net.graph, pipeline(), verify=True)
+    conv = next(n for n in report.graph.nodes if isinstance(n.op, Conv))
+    assert conv.name == "conv"
+    assert set(conv.origin) == {"/conv", "/bn", "/add", "/act"}
+    assert any(n.pass_name == "fuse-conv-epilogue" for n in report.notes_about("/act"))
+
+
+def test_the_caller_keeps_the_graph() -> None:
+    net = vgg_like()
+    before = [(n.name, n.op) for n in net.graph.nodes]
+    data = feeds(net)
+    run_pipeline(net.graph, pipeline(FP16_OPTIONS), verify=True)
+    assert [(n.name, n.op) for n in net.graph.nodes] == before
+    assert all(v.layout is None and v.dtype is FP32 for v in net.graph.values)
+    assert np.all(np.isfinite(data["x"]))

@@ -1,0 +1,150 @@
+"""Whatever the graph and whichever passes run, the outputs stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nrt.ir.graph import Value
+from nrt.ir.ops import (
+    Add,
+    AveragePool,
+    Clip,
+    Concat,
+    ConvTranspose,
+    Gelu,
+    Identity,
+    Max,
+    MaxPool,
+    Mul,
+    Pad,
+    Reduce,
+    Relu,
+    Reshape,
+    Sigmoid,
+    Slice,
+    Softmax,
+    Split,
+    Sub,
+    Tanh,
+    Transpose,
+)
+from nrt.passes.base import run_pipeline
+from nrt.passes.pipeline import PipelineOptions, pass_names, pipeline
+
+from .support import Net, assert_same, feeds
+
+# Chains of random layers amplify roundings more than trained ones.
+TOLERANCE = 1e-4
+HALF_TOLERANCE = 3e-2
+
+Step = Callable[[Net, Value, Value], Value]
+
+
+def _flat_product(net: Net, x: Value, other: Value) -> Value:
+    n, c, h, w = x.shape
+    flat = net.op(Reshape((n, c * h * w)), x)
+    y = net.dense(flat, c * h * w)
+    return net.op(Reshape((n, c, h, w)), y)
+
+
+def _tokens(net: Net, x: Value, other: Value) -> Value:
+    n, c, h, w = x.shape
+    y = net.op(Transpose((0, 2, 1)), net.op(Reshape((n, c, h * w)), x))
+    y = net.op(Softmax(), y)
+    return net.op(Reshape((n, c, h, w)), net.op(Transpose((0, 2, 1)), y))
+
+
+def _same(op: object) -> Step:
+    return lambda net, x, other: net.op(op, x)  # type: ignore[arg-type]
+
+
+STEPS: dict[str, Step] = {
+    "conv": lambda net, x, _: net.conv(x, 4, bias=True),
+    "depthwise": lambda net, x, _: net.conv(x, 4, groups=4),
+    "transposed": lambda net, x, _: net.op(
+        ConvTranspose(pads=(1, 1, 1, 1)), x, net.weight(4, 4, 3, 3)
+    ),
+    "norm": lambda net, x, _: net.norm(x),
+    "relu": _same(Relu()),
+    "gelu": _same(Gelu()),
+    "clip": _same(Clip(-0.5, 2.0)),
+    "silu": lambda net, x, _: net.op(Mul(), x, net.op(Sigmoid(), x)),
+    "identity": _same(Identity()),
+    "softmax": _same(Softmax(1)),
+    "scale": lambda net, x, _: net.op(Mul(), x, net.const(np.float32(0.7))),
+    "shift": lambda net, x, _: net.op(Add(), net.const(net.random(4, 1, 1)), x),
+    "table": lambda net, x, _: net.op(Sub(), x, net.const(net.random(1, 4, 6, 5))),
+    "gate": lambda net, x, _: net.op(
+        Mul(), x, net.op(Tanh(), net.conv(net.op(Reduce("mean", (2, 3)), x), 4, 1))
+    ),
+    "residual": lambda net, x, other: net.op(Add(), x, other),
+    "maximum": lambda net, x, other: net.op(Max(), other, x),
+    "concat": lambda net, x, other: net.conv(net.op(Concat(1), x, other), 4, 1),
+    "split": lambda net, x, _: net.op(Concat(1), *net.node(Split(1, (3, 1)), x).outputs[::-1]),
+    "max_pool": _same(MaxPool((3, 3), (1, 1), (1, 1, 1, 1))),
+    "average_pool": _same(AveragePool((3, 3), (1, 1), (1, 1, 1, 1))),
+    "pad": lambda net, x, _: net.op(
+        MaxPool((2, 2), (1, 1), (0, 0, 0, 0)), net.op(Pad((0, 0, 1, 1, 0, 0, 0, 0)), x)
+    ),
+    "pad_conv": lambda net, x, _: net.op(
+        AveragePool((2, 3), (1, 1), (0, 0, 0, 0)), net.op(Pad((0, 0, 1, 1, 0, 0, 0, 1)), x)
+    ),
+    "crop": lambda net, x, _: net.op(
+        Pad((0, 0, 0, 0, 0, 0, 0, 2)),
+        net.op(Slice((0, 0, 0, 1), (2, 4, 6, 4), (1, 1, 1, 1)), x),
+    ),
+    "flip": lambda net, x, _: net.op(Slice((1, 0, 0, 0), (-1, 4, 6, 5), (-1, 1, 1, 1)), x),
+    "turn": lambda net, x, _: net.op(
+        Transpose((0, 3, 1, 2)), net.op(Relu(), net.op(Transpose((0, 2, 3, 1)), x))
+    ),
+    "flat_product": _flat_product,
+    "tokens": _tokens,
+}
+
+
+def build(steps: list[tuple[str, int, bool]]) -> Net:
+    net = Net()
+    values = [net.input(2, 4, 6, 5)]
+    for name, back, output in steps:
+        x, other = values[-1], values[-1 - back % len(values)]
+        values.append(STEPS[name](net, x, other))
+        if output:
+            net.out(values[-1], f"y{len(values)}")
+    net.out(values[-1])
+    return net
+
+
+graphs = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(STEPS)), st.integers(0, 4), st.integers(0, 5).map(lambda n: n == 0)
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=graphs,
+    disabled=st.sets(st.sampled_from(pass_names())),
+    half=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_any_passes_keep_the_outputs(
+    steps: list[tuple[str, int, bool]], disabled: set[str], half: bool, channels_last: bool
+) -> None:
+    net = build(steps)
+    options = PipelineOptions(
+        frozenset({"fp16", "fp32"}) if half else frozenset({"fp32"}),
+        channels_last=channels_last,
+        disabled=frozenset(disabled),
+    )
+    report = run_pipeline(net.graph, pipeline(options), verify=True)
+    half = half and "select-precision" not in disabled
+    assert_same(net.graph, report.graph, feeds(net), HALF_TOLERANCE if half else TOLERANCE)
+    # Every phase came to rest well before its bound.
+    assert max(r.iteration for r in report.records) < 6 if report.records else True
