@@ -68,15 +68,17 @@ def plan_arena(lifetimes: Sequence[Lifetime], alignment: int = 256) -> Arena:
     sizes = [-(-life.nbytes // alignment) * alignment for life in lifetimes]
     bound = _peak(lifetimes, sizes)
     best: tuple[int, list[int]] | None = None
-    for order in _orders(lifetimes, sizes):
-        offsets = _place(lifetimes, sizes, order)
-        total = max((o + s for o, s in zip(offsets, sizes, strict=True)), default=0)
-        if best is None or total < best[0]:
-            best = (total, offsets)
-        if total == bound:
-            break
-    total, offsets = best if best is not None else (0, [])
-    return Arena(tuple(offsets), total, bound)
+    # First within the bound, from both ends; then with the arena open above.
+    for capacity in (bound, None):
+        for order in _orders(lifetimes, sizes):
+            offsets = _place(lifetimes, sizes, order, capacity)
+            total = max((o + s for o, s in zip(offsets, sizes, strict=True)), default=0)
+            if best is None or total < best[0]:
+                best = (total, offsets)
+            if total == bound:
+                return Arena(tuple(offsets), total, bound)
+    assert best is not None
+    return Arena(tuple(best[1]), best[0], bound)
 
 
 def _peak(lifetimes: Sequence[Lifetime], sizes: list[int]) -> int:
@@ -108,7 +110,15 @@ def _orders(lifetimes: Sequence[Lifetime], sizes: list[int]) -> list[list[int]]:
     ]
 
 
-def _place(lifetimes: Sequence[Lifetime], sizes: list[int], order: list[int]) -> list[int]:
+def _place(
+    lifetimes: Sequence[Lifetime], sizes: list[int], order: list[int], capacity: int | None
+) -> list[int]:
+    """Best fit in ``order``.
+
+    With a ``capacity``, the space below it that lies above all live blocks is a gap like the others
+    and is filled from its top: in a chain, where each block meets only its neighbours, blocks then
+    alternate between the two ends, which reaches the bound. What does not fit goes on top.
+    """
     offsets = [0] * len(sizes)
     placed: list[tuple[int, int]] = []  # (offset, index), by offset
     for i in order:
@@ -124,6 +134,10 @@ def _place(lifetimes: Sequence[Lifetime], sizes: list[int], order: list[int]) ->
             if gap >= sizes[i] and (best < 0 or gap < tightest):
                 best, tightest = end, gap
             end = max(end, offset + sizes[other])
+        if capacity is not None:
+            gap = capacity - end
+            if gap >= sizes[i] and (best < 0 or gap < tightest):
+                best = capacity - sizes[i] if end > 0 else 0
         offsets[i] = best if best >= 0 else end
         insort(placed, (offsets[i], i))
     return offsets
