@@ -238,7 +238,8 @@ class Graph:
         for value in args:
             if self._values.get(value.name) is not value:
                 raise GraphError(
-                    f"{op.name} '{base}': input '{value.name}' is not a value of graph '{self.name}'"
+                    f"{op.name} '{base}': input '{value.name}' is not a value of graph "
+                    f"'{self.name}'"
                 )
         types = self._infer(op, args, base)
         node_name = base
@@ -271,7 +272,9 @@ class Graph:
     def set_output(self, name: str, value: Value) -> None:
         """Bind the graph output ``name`` to ``value`` (a new output, or another value for it)."""
         if self._values.get(value.name) is not value:
-            raise GraphError(f"output '{name}': '{value.name}' is not a value of graph '{self.name}'")
+            raise GraphError(
+                f"output '{name}': '{value.name}' is not a value of graph '{self.name}'"
+            )
         self._outputs[name] = value
 
     # -- changing --------------------------------------------------------------------------------
@@ -320,7 +323,9 @@ class Graph:
         origin = [o for n in (*also, node) for o in n.origin]
         label = name or node.name
         old = node.output
-        new = self.add_node(op, inputs, name=f"{label}~", origin=origin, output_names=[f"{old.name}~"])
+        new = self.add_node(
+            op, inputs, name=f"{label}~", origin=origin, output_names=[f"{old.name}~"]
+        )
         new.output.layout = old.layout
         self.replace_value(old, new.output)
         self.remove_dead(node)
@@ -374,7 +379,9 @@ class Graph:
     def set_layout(self, value: Value, layout: Layout | None) -> None:
         """Order ``value`` in memory by ``layout``; its logical shape stays."""
         if layout is not None and sorted(layout) != list(range(len(value.shape))):
-            raise GraphError(f"value '{value.name}': layout {layout} does not fit rank {len(value.shape)}")
+            raise GraphError(
+                f"value '{value.name}': layout {layout} does not fit rank {len(value.shape)}"
+            )
         row_major = tuple(range(len(value.shape)))
         value.layout = None if layout == row_major else layout
 

@@ -2,12 +2,12 @@
 
 A `Program` maps registers to registers: the first ``len(inputs)`` registers are its inputs, each
 instruction defines the next one. The same program is a fused elementwise node, the epilogue of a
-convolution, matmul or reduction (register 0 is then the accumulator), and a prologue. Bias, residual,
-activation, scale and cast are all steps of it.
+convolution, matmul or reduction (register 0 is then the accumulator), and a prologue. Bias,
+residual, activation, scale and cast are all steps of it.
 
-Every register has a kind, ``f`` (float), ``i`` (integer) or ``b`` (bool), which follows from the opcode
-and the kinds of its arguments. `evaluate` runs a program with NumPy; `source` writes it as Python text
-that Numba compiles for CPU and GPU alike.
+Every register has a kind, ``f`` (float), ``i`` (integer) or ``b`` (bool), which follows from the
+opcode and the kinds of its arguments. `evaluate` runs a program with NumPy; `source` writes it as
+Python text that Numba compiles for CPU and GPU alike.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Opcode:
         arity: number of register arguments.
         result: kind of the result, ``same`` (that of the arguments), ``f``, ``i`` or ``b``.
         numpy: the NumPy function.
-        text: a Python expression over ``{0} {1} {2}`` and, where it has one, the immediate ``{imm}``;
-            functions in it are names that the code generator's namespace defines (`FUNCTIONS`).
+        text: a Python expression over ``{0} {1} {2}`` and, where it has one, the immediate
+            ``{imm}``; functions in it are names that the code generator's namespace defines.
         flops: floating-point operations, for the roofline.
     """
 
@@ -113,13 +113,31 @@ _TABLE: tuple[Opcode, ...] = (
 OPCODES: Mapping[str, Opcode] = {o.name: o for o in _TABLE}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instr:
-    """One instruction: an opcode, the registers it reads, and the immediate of ``const``."""
+    """One instruction: an opcode, the registers it reads, and the immediate of ``const``.
+
+    Immediates are equal when they are written alike: 1, 1.0 and True are three constants of three
+    kinds, 0.0 and -0.0 are two, and NaN is itself.
+    """
 
     opcode: str
     args: tuple[int, ...] = ()
     imm: float | int | bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.imm, np.generic):
+            # NumPy's scalars are not written as Python literals in source text.
+            object.__setattr__(self, "imm", self.imm.item())
+
+    def _key(self) -> tuple[str, tuple[int, ...], str]:
+        return (self.opcode, self.args, repr(self.imm))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Instr) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
 
 @dataclass(frozen=True)
@@ -186,9 +204,10 @@ class Program:
         return sum(OPCODES[i.opcode].flops for i in self.instrs)
 
     def evaluate(self, *arrays: Array) -> tuple[Array, ...]:
-        """The outputs for NumPy inputs, which broadcast; floats are computed in their own precision.
+        """The outputs for NumPy inputs, which broadcast.
 
-        Convert fp16 inputs to float32 or float64 before, results after.
+        Floats are computed in their own precision: convert fp16 inputs to float32 or float64 before,
+        results after.
         """
         floats = [a.dtype for a, k in zip(arrays, self.inputs, strict=True) if k == "f"]
         ftype = np.result_type(*floats) if floats else np.dtype(np.float32)
@@ -353,7 +372,8 @@ def identity(kind: str = "f") -> Program:
 def compose(first: Program, second: Program, slot: int) -> Program:
     """``second`` with its input ``slot`` computed by ``first`` (its main output).
 
-    Inputs of the result: those of ``second`` before ``slot``, all of ``first``, those after ``slot``.
+    Inputs of the result: those of ``second`` before ``slot``, all of ``first``, those of ``second``
+    after ``slot``.
     """
     before, after = second.inputs[:slot], second.inputs[slot + 1 :]
     b = Builder((*before, *first.inputs, *after))

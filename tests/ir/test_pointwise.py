@@ -223,3 +223,22 @@ def test_broken_programs_are_refused(
 def test_broken_data_is_refused(data: Any, message: str) -> None:
     with pytest.raises(GraphError, match=message):
         Program.from_data(data)
+
+
+def test_constants_are_equal_when_written_alike() -> None:
+    """Kernels are cached by program: constants of different kinds must not be the same key."""
+    alike = [Instr("const", (), v) for v in (math.nan, 1, 1.0, True, 0.0, -0.0)]
+    assert len(set(alike)) == len(alike)
+    assert Instr("const", (), math.nan) == Instr("const", (), float("nan"))
+    assert Instr("const", (), 0.5) == Instr("const", (), 0.5)
+    assert Instr("add", (0, 1)) != Instr("sub", (0, 1))
+
+
+def test_numpy_scalars_become_python_numbers() -> None:
+    b = Builder("f")
+    y = b("mul", 0, b.const(np.float64(0.5)))
+    program = b.build(b("add", y, b.const(np.float32(2))))
+    assert "F(0.5)" in program.source()
+    assert program.evaluate(np.float64(3))[0] == 3.5
+    c = Builder("i")
+    assert c.build(c("add", 0, c.const(np.int64(4)))).kinds == ("i", "i", "i")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nrt.dtypes import BOOL
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import array_type, check_float, compute, dims, finish
@@ -38,6 +39,10 @@ class _Pool(Op):
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         (x,) = inputs
+        if x.dtype is BOOL:
+            raise ShapeError(
+                f"{self.name}: input is bool, expected float or integer; insert a Cast"
+            )
         if x.rank != len(self.kernel) + 2:
             raise ShapeError(
                 f"{self.name}: input {dims(x.shape)} has rank {x.rank}, kernel {self.kernel} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.dtypes import FP16, FP32, INT8
+from nrt.dtypes import BOOL, FP16, FP32, INT8
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, TensorType
 from nrt.ir.ops import AveragePool, MaxPool
@@ -131,6 +131,8 @@ def test_misfits_are_named() -> None:
         MaxPool((3,), (1,), (0, 0), (1,)).infer(x)
     with pytest.raises(ShapeError, match="AveragePool: input is int8, expected a float type"):
         AveragePool((3, 3), (1, 1), (0,) * 4).infer(TensorType((1, 2, 5, 5), INT8))
+    with pytest.raises(ShapeError, match="MaxPool: input is bool, expected float or integer"):
+        MaxPool((3, 3), (1, 1), (0,) * 4).infer(TensorType((1, 2, 5, 5), BOOL))
     with pytest.raises(ShapeError, match="MaxPool: kernel spans 7 in spatial dimension 0"):
         MaxPool((7, 3), (1, 1), (0,) * 4).infer(x)
     with pytest.raises(ShapeError, match=r"MaxPool: kernel \(0, 3\) must be at least 1"):
