@@ -17,10 +17,13 @@ from nrt.errors import ImportModelError
 from nrt.ir.graph import Graph, Value
 from nrt.ir.op import Array, Op
 
-__all__ = ["Converted", "NodeContext", "RefusedNodeError"]
+__all__ = ["ELEMENT_LIMIT", "Converted", "NodeContext", "RefusedNodeError"]
 
 Converted = Value | Sequence[Value | None]
 """What a converter returns: one value, or one per output of the node (None: nothing reads it)."""
+
+ELEMENT_LIMIT = 2**40
+"""Elements of one tensor beyond which a file is taken for hostile."""
 
 # Shape arithmetic is done now; what is larger waits for the fold-constants pass, which reports it.
 _FOLD_FLOATS = 4096
@@ -212,6 +215,9 @@ class NodeContext:
             origin=(self.name,),
             output_names=names,
         )
+        for value in node.outputs:
+            if math.prod(value.shape) > ELEMENT_LIMIT:
+                raise ImportModelError(f"{self}: its result {list(value.shape)} is absurdly large")
         return node.outputs
 
     def __str__(self) -> str:

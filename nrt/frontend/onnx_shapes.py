@@ -14,11 +14,11 @@ import onnx
 
 from nrt.dtypes import dtype_from_onnx
 from nrt.errors import ImportModelError, ShapeError
+from nrt.frontend.onnx_node import ELEMENT_LIMIT
 from nrt.ir.op import TensorType
 
 __all__ = ["input_types"]
 
-_ELEMENT_LIMIT = 2**40
 _EXAMPLE = 8  # shown for an open dimension in the hint
 
 Dim = int | str | None
@@ -53,7 +53,7 @@ def input_types(
     for info in inputs:
         dims = declared[info.name]
         shape = given[info.name] if info.name in given else _resolve(info.name, dims, symbols)
-        if math.prod(shape) > _ELEMENT_LIMIT:
+        if math.prod(shape) > ELEMENT_LIMIT:
             raise ImportModelError(f"input '{info.name}': shape {list(shape)} is absurdly large")
         try:
             dtype = dtype_from_onnx(info.type.tensor_type.elem_type)

@@ -16,7 +16,7 @@ from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.verify import verify
 
-__all__ = ["compare", "model", "node"]
+__all__ = ["compare", "ints", "model", "node", "normal", "unary"]
 
 TOLERANCE = 1e-5
 
@@ -24,6 +24,16 @@ TOLERANCE = 1e-5
 IR_VERSION = 8
 
 node = helper.make_node
+
+_RNG = np.random.default_rng()
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.asarray(values, np.int64)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return _RNG.standard_normal(shape).astype(np.float32)
 
 
 def model(
@@ -57,15 +67,23 @@ def model(
     )
 
 
+def unary(
+    op: str, shape: tuple[int, ...], opset: int, tensors=None, **attributes
+) -> onnx.ModelProto:
+    """A model of one node on ``x`` and constant inputs."""
+    constants = dict(tensors or {})
+    one = node(op, ["x", *constants], ["y"], name="the_node", **attributes)
+    return model([one], {"x": shape}, ["y"], constants, opset=opset)
+
+
 def feeds_for(graph: Graph) -> dict[str, Array]:
-    rng = np.random.default_rng()
     feeds = {}
     for value in graph.inputs:
         kind = value.dtype.kind
         if kind == "float":
-            array = rng.standard_normal(value.shape) * 2
+            array = _RNG.standard_normal(value.shape) * 2
         else:
-            array = rng.integers(0, 2 if kind == "bool" else 5, value.shape)
+            array = _RNG.integers(0, 2 if kind == "bool" else 5, value.shape)
         feeds[value.name] = np.asarray(array).astype(value.dtype.numpy)
     return feeds
 

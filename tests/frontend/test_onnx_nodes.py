@@ -92,6 +92,11 @@ def test_unsupported_forms(one, tensors, message) -> None:
         (node("Slice", ["x", "a", "b", "a", "a"], ["y"]), {"a": ints(0), "b": ints(3)}, "step 0"),
         (node("Split", ["x", "s"], ["y", "z"]), {"s": ints(1, 1)}, "do not divide dimension 0"),
         (node("Expand", ["x", "s"], ["y"]), {"s": ints(2, 5, 4, 4)}, "does not broadcast"),
+        (
+            node("Expand", ["x", "s"], ["y"]),
+            {"s": ints(2**40, 3, 4, 4)},
+            "its result .* is absurdly large",
+        ),
         (node("Tile", ["x", "s"], ["y"]), {"s": ints(2, 5)}, "expected 4 numbers"),
         (node("Pad", ["x", "s"], ["y"]), {"s": ints(2, 5)}, "expected 8 numbers"),
         (
