@@ -8,8 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from nrt.cpu_kernels.conv import ConvIndirect, ConvStaged
+from nrt.cpu_kernels.conv_transpose import ConvTransposePhases
+from nrt.cpu_kernels.copies import Copies
+from nrt.cpu_kernels.depthwise import ConvDepthwise
+from nrt.cpu_kernels.matmul import MatMulPanels
 from nrt.cpu_kernels.pointwise import Pointwise
+from nrt.cpu_kernels.pooling import Pool
 from nrt.cpu_kernels.reference import Reference
+from nrt.cpu_kernels.rowops import BatchNorm, RowOps
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.errors import PlanError
 from nrt.problem import Problem, Refusal
@@ -27,7 +33,14 @@ __all__ = [
 VARIANTS: tuple[HostVariant, ...] = (
     ConvIndirect(),
     ConvStaged(),
+    ConvDepthwise(),
+    ConvTransposePhases(),
+    MatMulPanels(),
+    Pool(),
+    RowOps(),
+    BatchNorm(),
     Pointwise(),
+    Copies(),
     Reference(),
 )
 

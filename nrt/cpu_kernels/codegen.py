@@ -110,7 +110,12 @@ def rows_source(
     """Source of the rows function; ``dtypes`` and ``classes`` begin with those of the output."""
     n = len(dtypes)
     names = [d.name for d in dtypes]
-    body = ["@compiled", program.source("pointwise_body"), "", f"def {name}(rows, cols, table, ld, steps):"]
+    body = [
+        "@compiled",
+        program.source("pointwise_body"),
+        "",
+        f"def {name}(rows, cols, table, ld, steps):",
+    ]
     for k in range(n):
         body.append(f"    d{k} = load_i64(steps, {n + k})")
         if classes[k] == "g":
@@ -163,4 +168,3 @@ def rows_function(
     source = rows_source(_strength_reduced(program), dtypes, classes, "rows")
     owner = rows_address(function_from_source("rows", source, scope))
     return RowsFunction(int(owner.address), owner)
-

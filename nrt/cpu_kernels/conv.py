@@ -19,7 +19,7 @@ from nrt.cpu_kernels.launch import (
 from nrt.cpu_kernels.layout import broadcast_strides
 from nrt.cpu_kernels.pointwise import bind_strided, refuse_types
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP32
+from nrt.dtypes import FP16, FP32, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.ir.pointwise import identity
@@ -28,12 +28,12 @@ from nrt.problem import Problem, Refusal, TensorSpec
 __all__ = ["ConvIndirect", "ConvStaged", "extra_operands", "pack_filters", "refuse_conv"]
 
 
-def refuse_conv(problem: Problem) -> Refusal | None:
-    """What no fast convolution here does."""
+def refuse_conv(problem: Problem, dtypes: Sequence[DType] = (FP32,)) -> Refusal | None:
+    """What no fast convolution here does; ``dtypes`` are those of operands that it takes."""
     x, w = problem.inputs[:2]
     if len(x.shape) != 4:
         return Refusal(f"rank {len(x.shape)}: only two spatial dimensions are fast")
-    if x.dtype is not FP32 or w.dtype is not FP32:
+    if x.dtype not in dtypes:
         return Refusal(f"operands are {x.dtype}; products are computed on fp32")
     if not problem.constants[1]:
         return Refusal("weights are not constant, they cannot be packed")
@@ -128,11 +128,11 @@ class ConvStaged(HostVariant):
     rank = 21
 
     def supports(self, problem: Problem) -> Refusal | None:
-        refusal = refuse_conv(problem)
+        refusal = refuse_conv(problem, (FP32, FP16))
         if refusal is not None:
             return refusal
         x, w = problem.inputs[:2]
-        if x.strides[1] == 1 and w.shape[1] > 64:
+        if x.dtype is FP32 and x.strides[1] == 1 and w.shape[1] > 64:
             return Refusal(f"{w.shape[1]} channels side by side: a copy would not pay")
         return None
 

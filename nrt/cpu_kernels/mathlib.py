@@ -18,11 +18,13 @@ import numpy as np
 from nrt.cpu_kernels.jit import inlined
 from nrt.cpu_kernels.simd import bits_to_float, float_to_bits
 
-__all__ = ["float_to_half", "half_to_float", "namespace"]
+__all__ = ["fast_exp", "float_to_half", "half_to_float", "namespace"]
 
 _F = np.float32
+
+
 @inlined
-def _exp(x):
+def fast_exp(x):
     """e**x, within 2 ulp; below -104 it is 0, above 88.73 infinite."""
     clamped = min(max(x, _F(-104.0)), _F(89.0))
     # Adding 1.5 * 2**23 leaves the nearest integer in the low bits of the float.
@@ -57,7 +59,7 @@ def _tanh(x):
     p = p * u + _F(0.133333029)
     p = p * u + _F(-0.333333332)
     small = x + x * u * p
-    tail = _F(1.0) - _F(2.0) / (_exp(a + a) + _F(1.0))
+    tail = _F(1.0) - _F(2.0) / (fast_exp(a + a) + _F(1.0))
     large = tail if x >= _F(0.0) else -tail
     result = small if a < _F(0.625) else large
     return result if x == x else x  # noqa: PLR0124
@@ -65,7 +67,7 @@ def _tanh(x):
 
 @inlined
 def _sigmoid(x):
-    return _F(1.0) / (_F(1.0) + _exp(-x))
+    return _F(1.0) / (_F(1.0) + fast_exp(-x))
 
 
 @inlined
@@ -93,7 +95,7 @@ def _erf(x):
     q = q * c + _F(0.0249340195)
     q = q * c + _F(-0.0743476009)
     q = q * c + _F(0.210806546)
-    large = _F(1.0) - _exp(-u) * q
+    large = _F(1.0) - fast_exp(-u) * q
     magnitude = small if a < _F(1.0) else large
     result = magnitude if x >= _F(0.0) else -magnitude
     return result if x == x else x  # noqa: PLR0124
@@ -210,5 +212,5 @@ def namespace(double: bool) -> Mapping[str, Any]:
             "sigmoid_": wrap(lambda x: 1.0 / (1.0 + math.exp(-x))),
         }
     else:
-        fast = {"exp_": _exp, "tanh_": _tanh, "erf_": _erf, "sigmoid_": _sigmoid}
+        fast = {"exp_": fast_exp, "tanh_": _tanh, "erf_": _erf, "sigmoid_": _sigmoid}
     return MappingProxyType({**common, **fast})

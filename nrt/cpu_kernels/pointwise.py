@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels.codegen import LOADABLE, column_class, rows_function
+from nrt.cpu_kernels.codegen import LOADABLE, RowsFunction, column_class, rows_function
 from nrt.cpu_kernels.layout import broadcast_strides, collapse
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.dtypes import FP8E4M3, DType
@@ -21,7 +21,7 @@ from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.problem import Problem, Refusal, TensorSpec
 
-__all__ = ["Pointwise", "bind_strided", "cast_program", "refuse_types"]
+__all__ = ["Pointwise", "bind_rows", "bind_strided", "cast_program", "refuse_types"]
 
 _COPIES = (Cast, Reformat, Identity, Dropout)
 _GRAIN = 1 << 15
@@ -51,30 +51,51 @@ def refuse_types(program: Program, dtypes: Sequence[DType]) -> Refusal | None:
     return None
 
 
-def bind_strided(
-    program: Program, specs: Sequence[TensorSpec]
-) -> Callable[[Sequence[int]], None]:
+def bind_strided(program: Program, specs: Sequence[TensorSpec]) -> Callable[[Sequence[int]], None]:
     """Compile ``specs[0] = program(*specs[1:])``; the result takes the operands' addresses."""
-    from nrt.cpu_kernels.jit import precompile
-    from nrt.cpu_kernels.pool import parallel, ranges
-    from nrt.cpu_kernels.strided import strided
-
     shape = specs[0].shape
     if 0 in shape:
         return lambda addresses: None
     sizes, strides = collapse(shape, [broadcast_strides(t, shape) for t in specs])
     cols, outer = sizes[-1], sizes[:-1]
-    items = [t.dtype.itemsize for t in specs]
-    steps = [s[-1] for s in strides]
-    classes = tuple(column_class(s, cols) for s in steps)
+    classes = tuple(column_class(s[-1], cols) for s in strides)
     function = rows_function(program, tuple(t.dtype for t in specs), classes)
+    block = _COLUMNS if "g" in classes else cols
+    items = [t.dtype.itemsize for t in specs]
+    return bind_rows(function, outer, cols, strides, items, block=block)
+
+
+def bind_rows(
+    function: RowsFunction,
+    outer: Sequence[int],
+    cols: int,
+    strides: Sequence[Sequence[int]],
+    items: Sequence[int],
+    *,
+    block: int = 0,
+) -> Callable[[Sequence[int]], None]:
+    """Call a rows function over a grid of rows, on all threads.
+
+    Args:
+        function: what to call.
+        outer: sizes of the row dimensions.
+        cols: columns of a row.
+        strides: per operand, in elements, of the row dimensions and then of the columns.
+        items: bytes per element of each operand.
+        block: columns of one call; 0 when a row must not be cut.
+    """
+    from nrt.cpu_kernels.jit import precompile
+    from nrt.cpu_kernels.pool import parallel, ranges
+    from nrt.cpu_kernels.strided import strided
+
+    steps = [s[-1] for s in strides]
     rows = int(np.prod(outer, dtype=np.int64))
-    n = len(specs)
+    n = len(strides)
     params = np.array(
         [
             n,
             len(outer),
-            _COLUMNS if "g" in classes else cols,
+            block or cols,
             *outer,
             *(s * i for own, i in zip(strides, items, strict=True) for s in own[:-1]),
             *steps,
@@ -84,7 +105,7 @@ def bind_strided(
     )
     precompile(strided)
     where = params.ctypes.data
-    by_rows = rows >= 8 or rows * 8 >= cols
+    by_rows = block == 0 or rows >= 8 or rows * 8 >= cols
     units = rows if by_rows else -(-cols // 1024)
     other = cols if by_rows else rows * 1024
     chunks = min(units, ranges(units * other, _GRAIN)) or 1
@@ -126,6 +147,9 @@ class Pointwise(HostVariant):
         if problem.y.dtype is FP8E4M3:
             return Refusal("fp8 is not computed on the host")
         specs = (problem.y, *problem.inputs)
+        source, target = problem.inputs[0].dtype, problem.y.dtype
+        if isinstance(problem.op, _COPIES) and source.is_float and target.kind == "int":
+            return Refusal(f"a cast of {source} to {target} has to saturate")
         return refuse_types(self._program(problem), [t.dtype for t in specs])
 
     def bind(self, problem: Problem, config: Config) -> HostCall:

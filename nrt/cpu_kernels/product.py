@@ -51,9 +51,7 @@ _TAPS_W, _TAPS, _RUN = _AT["taps_w"], _AT["taps"], _AT["run"]
 _STRIDE_H, _STRIDE_W, _PAD_H, _PAD_W = (_AT[n] for n in ("stride_h", "stride_w", "pad_h", "pad_w"))
 _DIL_H, _DIL_W, _HEIGHT, _WIDTH = (_AT[n] for n in ("dilation_h", "dilation_w", "height", "width"))
 _X_N, _X_H, _X_W = (_AT[n] for n in ("x_n", "x_h", "x_w"))
-_BLOCK_ROWS, _BLOCKS, _COLS, _PANELS = (
-    _AT[n] for n in ("block_rows", "blocks", "cols", "panels")
-)
+_BLOCK_ROWS, _BLOCKS, _COLS, _PANELS = (_AT[n] for n in ("block_rows", "blocks", "cols", "panels"))
 _PANEL_FASTEST, _BLOCK_TAPS, _BLOCK_RUN = (
     _AT[n] for n in ("panel_fastest", "block_taps", "block_run")
 )
@@ -165,9 +163,7 @@ def product_kernel(shape: int) -> Any:
                 known = group * blocks + block
                 row = block * block_rows
                 count = min(block_rows, load_i64(params, _ROWS) - row)
-                _row_tables(
-                    params, addresses, mine, row, count, taps_table, rows_table, block_rows
-                )
+                _row_tables(params, addresses, mine, row, count, taps_table, rows_table, block_rows)
             b = load_i64(addresses, 1) + load_i64(mine, 1) + panel * taps * run * nr * 4
             more = 0
             if taps == 0:
@@ -203,9 +199,7 @@ def product_kernel(shape: int) -> Any:
                 column = load_i64(params, _OPERAND_BASE + k * OPERAND_FIELDS + 3)
                 steps[operands + k] = panel * nr * column if k != 1 else 0
             width = min(nr, cols - panel * nr)
-            call_rows(
-                function, count, width, rows_table.ctypes.data, block_rows, steps.ctypes.data
-            )
+            call_rows(function, count, width, rows_table.ctypes.data, block_rows, steps.ctypes.data)
 
     return product
 

@@ -20,6 +20,7 @@ __all__ = [
     "REGISTERS",
     "address_of",
     "call_rows",
+    "depth_micro",
     "load_f16_bits",
     "load_f32",
     "load_f64",
@@ -269,6 +270,96 @@ def _emit_micro(builder: Any, args: Any, rows: int, vectors: int) -> None:
     builder.position_at_end(done)
     for (i, j), value in zip(cells, inner, strict=True):
         builder.store(value, acc_pointer(i, j)).align = 4
+
+
+@intrinsic(prefer_literal=True)
+def depth_micro(
+    typingctx: Any, rows: Any, vectors: Any, x: Any, x_step: Any, taps_h: Any, taps_w: Any, x_h: Any,
+    x_w: Any, w: Any, w_h: Any, w_w: Any, acc: Any, ld_acc: Any,
+) -> Any:  # fmt: skip
+    """Depthwise sums of ``rows`` positions (``x_step`` bytes apart) and ``vectors * LANES`` channels.
+
+    ``acc[i] = sum over r < taps_h, s < taps_w of x[i * x_step + r * x_h + s * x_w] * w[r * w_h + s * w_w]``
+    on vectors of channels; all steps are bytes.
+    """
+    del typingctx, x, x_step, taps_h, taps_w, x_h, x_w, w, w_h, w_w, acc, ld_acc
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(vectors, types.IntegerLiteral)):
+        return None
+    shape = rows.literal_value, vectors.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        del signature
+        _emit_depth(builder, args[2:], *shape)
+        return context.get_dummy_value()
+
+    return types.void(rows, vectors, *[types.int64] * 11), codegen
+
+
+def _emit_depth(builder: Any, args: Any, rows: int, vectors: int) -> None:
+    x, x_step, taps_h, taps_w, x_h, x_w, w, w_h, w_w, acc, ld_acc = args
+    vector = ir.VectorType(_F32, LANES)
+    const = lambda value: ir.Constant(_I64, value)  # noqa: E731
+    function = builder.function
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f32"
+    )
+
+    def load(address: Any, j: int) -> Any:
+        value = builder.load(_pointer(builder, builder.add(address, const(j * LANES * 4)), vector))
+        value.align = 4
+        return value
+
+    cells = [(i, j) for i in range(rows) for j in range(vectors)]
+    before = builder.block
+    head, body, tail, done = (
+        function.append_basic_block(n) for n in ("depth_h", "depth_w", "depth_next", "depth_done")
+    )
+    builder.branch(head)
+    builder.position_at_end(head)
+    r = builder.phi(_I64)
+    sums = [builder.phi(vector) for _ in cells]
+    r.add_incoming(const(0), before)
+    for phi in sums:
+        phi.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
+    x_row = builder.add(x, builder.mul(r, x_h))
+    w_row = builder.add(w, builder.mul(r, w_h))
+    builder.branch(body)
+    builder.position_at_end(body)
+    s = builder.phi(_I64)
+    inner = [builder.phi(vector) for _ in cells]
+    s.add_incoming(const(0), head)
+    for phi, value in zip(inner, sums, strict=True):
+        phi.add_incoming(value, head)
+    x_at = builder.add(x_row, builder.mul(s, x_w))
+    w_at = builder.add(w_row, builder.mul(s, w_w))
+    weights = [load(w_at, j) for j in range(vectors)]
+    updated = [
+        builder.call(
+            fma,
+            [
+                load(builder.add(x_at, builder.mul(x_step, const(i))), j),
+                weights[j],
+                inner[i * vectors + j],
+            ],
+        )
+        for i, j in cells
+    ]
+    next_s = builder.add(s, const(1))
+    s.add_incoming(next_s, body)
+    for phi, value in zip(inner, updated, strict=True):
+        phi.add_incoming(value, body)
+    builder.cbranch(builder.icmp_signed("<", next_s, taps_w), body, tail)
+    builder.position_at_end(tail)
+    next_r = builder.add(r, const(1))
+    r.add_incoming(next_r, tail)
+    for phi, value in zip(sums, updated, strict=True):
+        phi.add_incoming(value, tail)
+    builder.cbranch(builder.icmp_signed("<", next_r, taps_h), head, done)
+    builder.position_at_end(done)
+    for (i, j), value in zip(cells, updated, strict=True):
+        start = builder.add(acc, builder.mul(ld_acc, const(4 * i)))
+        pointer = _pointer(builder, builder.add(start, const(j * LANES * 4)), vector)
+        builder.store(value, pointer).align = 4
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:

@@ -1,0 +1,75 @@
+"""Max and average pooling, vectorized over channels where they lie side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
+from nrt.dtypes import FP32
+from nrt.ir.op import Array
+from nrt.ir.ops import AveragePool, MaxPool
+from nrt.problem import Problem, Refusal
+
+__all__ = ["Pool"]
+
+_GRAIN = 1 << 16
+"""Loaded elements that are worth a thread."""
+
+
+class Pool(HostVariant):
+    """One output pixel at a time, all its channels."""
+
+    name = "cpu_pool"
+    ops = (MaxPool, AveragePool)
+    rank = 10
+
+    def supports(self, problem: Problem) -> Refusal | None:
+        (x,) = problem.inputs
+        if len(x.shape) != 4:
+            return Refusal(f"rank {len(x.shape)}: only two spatial dimensions are fast")
+        if x.dtype is not FP32:
+            return Refusal(f"the input is {x.dtype}; only fp32 is fast here")
+        return Refusal("an empty tensor") if problem.y.size == 0 else None
+
+    def bind(self, problem: Problem, config: Config) -> HostCall:
+        del config
+        from nrt.cpu_kernels.jit import precompile
+        from nrt.cpu_kernels.pool import parallel, ranges
+        from nrt.cpu_kernels.pool_kernel import pool
+        from nrt.cpu_kernels.simd import address_of
+
+        op: Any = problem.op
+        (x,) = problem.inputs
+        n, c, p, q = problem.y.shape
+        height, width = x.shape[2:]
+        xn, xc, xh, xw = (4 * s for s in x.strides)
+        yn, yc, yh, yw = (4 * s for s in problem.y.strides)
+        params = np.array(
+            [
+                int(isinstance(op, MaxPool)), c, p, q, *op.kernel, *op.strides, *op.pads[:2],
+                *op.dilations, height, width, xn, xh, xw, xc, yn, yh, yw, yc,
+                int(getattr(op, "count_include_pad", False)),
+                height + op.pads[2], width + op.pads[3],
+            ],
+            np.int64,
+        )  # fmt: skip
+        kernel = precompile(pool)
+        params_at = params.ctypes.data
+        lines = n * p
+        chunks = max(1, min(lines, ranges(lines * q * c * op.kernel[0] * op.kernel[1], _GRAIN)))
+
+        def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
+            del workspace
+            source, target = address_of(inputs[0]), address_of(outputs[0])
+
+            def work(chunk: int) -> None:
+                first, last = lines * chunk // chunks, lines * (chunk + 1) // chunks
+                kernel(params_at, source, target, first, last)
+
+            parallel(work, chunks)
+
+        call.__dict__["keep"] = params
+        return call
