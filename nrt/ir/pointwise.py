@@ -206,8 +206,8 @@ class Program:
     def evaluate(self, *arrays: Array) -> tuple[Array, ...]:
         """The outputs for NumPy inputs, which broadcast.
 
-        Floats are computed in their own precision: convert fp16 inputs to float32 or float64 before,
-        results after.
+        Floats are computed in their own precision: convert fp16 inputs to float32 or float64
+        before, results after.
         """
         floats = [a.dtype for a, k in zip(arrays, self.inputs, strict=True) if k == "f"]
         ftype = np.result_type(*floats) if floats else np.dtype(np.float32)
