@@ -34,10 +34,10 @@ def measure_engine(engine: Engine, duration: float, warm_up: float) -> dict[str,
     ``host`` is the time from handing inputs over to having the outputs; ``device`` is the time on
     the GPU alone, None on the CPU target. Times are in seconds, ``throughput`` in runs per second.
     """
-    from nrt.runtime import timing
+    from nrt.runtime.timing import measure
 
     with working(f"measuring for {duration:g} s"):
-        latencies = timing.measure(engine, duration=duration, warm_up=warm_up)
+        latencies = measure(engine, duration=duration, warm_up=warm_up)
     host = summarize(latencies.host_seconds)
     device = latencies.device_seconds
     target = engine.plan.target

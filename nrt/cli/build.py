@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from nrt.cli.console import human_bytes, output
-from nrt.cli.source import build_engine, is_plan
+from nrt.cli.source import build_plan, is_plan
 from nrt.errors import BuildError
 
 __all__ = ["run"]
@@ -20,12 +20,13 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.output).parent
     if not folder.is_dir():
         raise BuildError(f"{args.output}: the folder {folder} does not exist; make it first")
+    from nrt.plan_file import write_plan
+
     start = time.perf_counter()
-    engine = build_engine(args.model, args)
-    engine.save(args.output)
+    plan = build_plan(args.model, args)
+    write_plan(plan, args.output)
     seconds = time.perf_counter() - start
 
-    plan = engine.plan
     before, after = sum(plan.ops_before.values()), sum(plan.ops_after.values())
     console = output()
     console.print(f"{args.output}: {human_bytes(Path(args.output).stat().st_size)}")

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         return 0 if environment.cpu_works else 1
     table = make_table("", "check", "found")
     for check in environment.checks:
-        mark = "ok" if check.ok else ("MISSING" if check.needed else "-")
+        mark = "ok" if check.ok else "missing"
         table.add_row(mark, check.name, check.found)
     console = output()
     console.print(f"nrt {__version__}")

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from nrt.plan import IoSpec, Plan
     from nrt.runtime import Engine
 
-__all__ = ["build_engine", "is_plan", "open_engine", "open_plan", "read_inputs", "require_plan"]
+__all__ = [
+    "build_engine",
+    "build_plan",
+    "is_plan",
+    "open_engine",
+    "open_plan",
+    "read_inputs",
+    "require_plan",
+]
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -48,9 +56,16 @@ def build_engine(model: Any, args: argparse.Namespace) -> Engine:
     """Compile ``model`` with the build options of ``args``, with a progress bar on a terminal."""
     from nrt.builder import compile as compile_model
 
-    chosen = {k: v for k in BUILD_OPTIONS if (v := getattr(args, k, None)) is not None}
     with progress_bar() as progress:
-        return compile_model(model, progress=progress, **chosen)
+        return compile_model(model, progress=progress, **_chosen(args))
+
+
+def build_plan(model: str, args: argparse.Namespace) -> Plan:
+    """As `build_engine`, but stops at the plan: its device need not be in this machine."""
+    from nrt.builder import build
+
+    with progress_bar() as progress:
+        return build(model, progress=progress, **_chosen(args)).plan
 
 
 def open_engine(path: str, args: argparse.Namespace) -> Engine:
@@ -70,7 +85,7 @@ def open_engine(path: str, args: argparse.Namespace) -> Engine:
 def open_plan(path: str, args: argparse.Namespace) -> Plan:
     """The plan in ``path``, or of the model in it; a plan's device need not be present."""
     if not is_plan(path):
-        return build_engine(path, args).plan
+        return build_plan(path, args)
     _refuse_build_options(path, args)
     from nrt.plan_file import read_plan
 
@@ -104,8 +119,13 @@ def read_inputs(
     return arrays
 
 
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The build options that were given."""
+    return {k: v for k in BUILD_OPTIONS if (v := getattr(args, k, None)) is not None}
+
+
 def _refuse_build_options(path: str, args: argparse.Namespace) -> None:
-    given = [k for k in BUILD_OPTIONS if getattr(args, k, None) is not None]
+    given = _chosen(args)
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise BuildError(

@@ -289,11 +289,11 @@ def test_options_reach_the_builder(
 ) -> None:
     seen = {}
 
-    def fake_compile(model: object, **options: object) -> FakeEngine:
+    def fake_build(model: object, **options: object) -> FakeEngine:
         seen.update(options, model=model)
         return FakeEngine(plan, lambda inputs: inputs)
 
-    monkeypatch.setattr("nrt.builder.compile", fake_compile)
+    monkeypatch.setattr("nrt.builder.build", fake_build)
     assert cli("inspect", any_file).code == 0
     assert seen == {"model": str(any_file), "progress": None}
     line = "--shapes x:2x8 --precision fp16 --target cpu --opt-level 1 --layers a=fp32"
