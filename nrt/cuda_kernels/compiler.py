@@ -27,7 +27,14 @@ from nrt.settings import settings
 __all__ = ["Cubin", "compile_kernel", "kernel_key", "toolchain"]
 
 # Modules that any kernel may draw on: a change in one of them changes every key.
-_SHARED = ("nrt.cuda_kernels.ptx", "nrt.cuda_kernels.codegen", "nrt.ir.pointwise", __name__)
+_SHARED = (
+    "nrt.cuda_kernels.ptx",
+    "nrt.cuda_kernels.codegen",
+    "nrt.cuda_kernels.elements",
+    "nrt.cuda_kernels.strided",
+    "nrt.ir.pointwise",
+    __name__,
+)
 
 
 @dataclass(frozen=True)

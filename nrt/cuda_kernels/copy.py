@@ -1,0 +1,470 @@
+"""Copies between arbitrary strides, with or without a change of element type.
+
+Every movement that strides cannot express reaches this family as a `Reformat`. Three access
+patterns are told apart: the same innermost dimension on both sides (vectors), different ones (a
+tile through shared memory), and few interleaved channels (planes to pixels). A copy's ends may lie
+anywhere inside a larger tensor, so the kernels that use vectors look at the addresses and have a
+way without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from numba.cuda import types
+
+from nrt.cuda_kernels.codegen import pointer
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.elements import (
+    convert_text,
+    kernel_function,
+    kernel_namespace,
+    load_lines,
+    store_lines,
+    uses_double,
+)
+from nrt.cuda_kernels.pointwise import (
+    VectorConfig,
+    strided_emission,
+    vector_configs,
+    vector_emission,
+    vector_refusal,
+)
+from nrt.cuda_kernels.strided import (
+    RAW,
+    Geometry,
+    collapse,
+    index_lines,
+    offset_text,
+    refuse_fp8,
+    refuse_large,
+    refuse_rank,
+    scalars,
+    waves,
+)
+from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
+from nrt.dtypes import DType
+from nrt.ir.op import Op
+from nrt.ir.ops import Reformat, Slice
+from nrt.ir.ops.common import kind_of
+from nrt.ir.pointwise import identity
+from nrt.problem import Problem, Refusal
+
+__all__ = [
+    "VARIANTS",
+    "CopyPlanes",
+    "CopyStrided",
+    "CopyTile",
+    "CopyVector",
+    "Walk",
+    "walk",
+]
+
+_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A copy as kernels see it.
+
+    Attributes:
+        source: element type that is read; a raw type when nothing is converted.
+        target: element type that is written.
+        geometry: dimensions in the output's memory order; strides of output, then input.
+        base: offset of the first element in the input.
+    """
+
+    source: DType
+    target: DType
+    geometry: Geometry
+    base: int = 0
+
+    @property
+    def converts(self) -> bool:
+        return self.source is not self.target
+
+
+def walk(problem: Problem) -> Walk:
+    """The collapsed copy of a problem."""
+    x, y = problem.inputs[0], problem.y
+    strides, base = x.strides, 0
+    if isinstance(problem.op, Slice):
+        op = problem.op
+        base = sum(a * s for a, s in zip(op.starts, strides, strict=True))
+        strides = tuple(a * s for a, s in zip(op.steps, strides, strict=True))
+    geometry = collapse(y.shape, y.strides, strides)
+    if x.dtype is y.dtype:
+        raw = RAW[x.dtype.itemsize]
+        return Walk(raw, raw, geometry, base)
+    return Walk(x.dtype, y.dtype, geometry, base)
+
+
+def _refuse(problem: Problem) -> Refusal | None:
+    if problem.inputs[0].dtype is not problem.y.dtype:
+        fp8 = refuse_fp8(problem)
+        if fp8 is not None:
+            return fp8
+    return refuse_large(problem) or refuse_rank(walk(problem).geometry)
+
+
+class _Copy(Variant):
+    """What the copies share."""
+
+    ops: ClassVar[tuple[type[Op], ...]] = (Reformat,)
+
+    def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
+        del device
+        return _refuse(problem) or self._check(walk(problem))
+
+    def _check(self, found: Walk) -> Refusal | None:
+        raise NotImplementedError
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[Any, ...]]:
+        del problem, device
+        return [()]
+
+
+class CopyStrided(_Copy):
+    """Any strides. Also a Slice that strides alone cannot say, since a step is negative."""
+
+    name = "copy_strided"
+    ops = (Reformat, Slice)
+    rank = 1
+    reference = True
+
+    def _check(self, found: Walk) -> Refusal | None:
+        return None
+
+    def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
+        del config
+        found = walk(problem)
+        program = identity(kind_of(found.source))
+        return strided_emission(
+            program, (found.source,), found.target, found.geometry, device, base=found.base
+        )
+
+    def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
+        # Threads follow the output; a reader across the grain fetches a 32-byte sector an element.
+        inner = walk(problem).geometry.strides[1][-1]
+        return (3 if inner in (0, 1) else 6) * problem.nbytes / device.bandwidth + 3e-6
+
+
+class CopyVector(_Copy):
+    """The same innermost dimension on both sides, 16 bytes a thread."""
+
+    name = "copy_vector"
+    rank = 2
+
+    def _check(self, found: Walk) -> Refusal | None:
+        return vector_refusal(found.geometry, (found.source,), found.target)
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
+        found = walk(problem)
+        return vector_configs(found.geometry, (found.source,), found.target, device)
+
+    def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
+        found = walk(problem)
+        program = identity(kind_of(found.source))
+        return vector_emission(
+            program,
+            (found.source,),
+            found.target,
+            found.geometry,
+            VectorConfig(*config),
+            device,
+            check=True,
+        )
+
+
+# -- transposed tiles ------------------------------------------------------------------------------
+
+_TILE = 32
+
+
+def _tile_kernel(source: DType, target: DType, rank: int, width: int) -> tuple[Any, Any]:
+    """Transposition of a 32 x (32 ``width``) tile through shared memory.
+
+    Dimension A is contiguous in y, dimension B in x. A block of 32 x 8 threads reads 32 ``width``
+    lines of 32 elements along B (a warp reads neighbours), converts, and leaves them in shared
+    memory as what y stores, A fastest; then each warp writes lines along A, ``width`` elements (4
+    bytes) a thread. A line of the tile is one 4-byte word longer than it must be, so that neither
+    the columns written nor the rows read share a bank more than twice. Each element is read and
+    written once.
+
+    Kernel parameters: x, y, tiles along A, tiles along B, sizes of A and B, strides of x along A,
+    of y along B, then ``rank`` other dimensions: sizes, strides of y, of x.
+    """
+    pitch = _TILE * width + max(1, 4 // target.itemsize)
+    rows = _TILE // 8
+    namespace = kernel_namespace(source, target)
+    kind = kind_of(source)
+    pointers = [pointer(source), pointer(target)]
+    namespace["cell"] = pointers[1].dtype
+    params = ["x", "y", "na", "nb", "da", "db", "xa", "yb"]
+    sizes = [f"d{r}" for r in range(rank)]
+    ys, xs = [f"sy{r}" for r in range(rank)], [f"sx{r}" for r in range(rank)]
+    params += [*sizes, *ys, *xs]
+    coords = [f"c{r}" for r in range(rank)]
+    # Loads are clamped, not guarded: all are in flight at once, and what lies outside is not
+    # written.
+    load, leave = ["bc = b if b < db else u32(db - u32(1))"], []
+    for r in range(rows * width):
+        load += [
+            f"a = u32(a0 + u32(ty + u32({8 * r})))",
+            "a = a if a < da else u32(da - u32(1))",
+            f"g_{r} = u32(xo + u32(u32(a * xa) + bc))",
+            f"v_{r} = load_{source}(x, g_{r})",
+        ]
+        value = f"F(v_{r})" if uses_double(source, target) and source.is_float else f"v_{r}"
+        leave.append(
+            f"store_{target}(tile, u32(u32(tx * u32({pitch})) + u32(ty + u32({8 * r}))), "
+            f"{convert_text(value, kind, target)})"
+        )
+    store = [f"a = u32(a0 + u32(tx * u32({width})))"]
+    for r in range(rows):
+        place = f"u32(u32(u32(ty + u32({8 * r})) * u32({pitch})) + u32(tx * u32({width})))"
+        store += [
+            f"b = u32(b0 + u32(ty + u32({8 * r})))",
+            "if a < da and b < db:",
+            "    o = u32(yo + u32(u32(b * yb) + a))",
+            f"    s = {place}",
+        ]
+        if width == 1:
+            store.append("    y[o] = tile[s]")
+        else:
+            bits = 8 * target.itemsize
+            word = f"u32(u{bits}(tile[s]))"
+            for j in range(1, width):
+                item = f"u32(u{bits}(tile[u32(s + u32({j}))]))"
+                word = f"u32({word} | u32({item} << u32({bits * j})))"
+            store += ["    if whole:", f"        st1(at(y, o), {word})", "    else:"]
+            store += [
+                f"        y[u32(o + u32({j}))] = tile[u32(s + u32({j}))]" for j in range(width)
+            ]
+    lines = [
+        f"def kernel({', '.join(params)}):",
+        f"    tile = cuda.shared.array({_TILE * pitch}, cell)",
+        "    tx = u32(cuda.threadIdx.x)",
+        "    ty = u32(cuda.threadIdx.y)",
+        "    block = u32(cuda.blockIdx.x)",
+        "    q = u32(block // nb)",
+        "    b0 = u32(u32(block - u32(q * nb)) * u32(32))",
+        "    outer = u32(q // na)",
+        f"    a0 = u32(u32(q - u32(outer * na)) * u32({_TILE * width}))",
+    ]
+    if rank:
+        lines += [f"    {line}" for line in index_lines(rank, "outer", "c", sizes)]
+    lines += [
+        f"    yo = {offset_text(list(zip(coords, ys, strict=True)))}",
+        f"    xo = {offset_text(list(zip(coords, xs, strict=True)))}",
+        "    b = u32(b0 + tx)",
+        *(f"    {line}" for line in load + leave),
+        "    cuda.syncthreads()",
+        "    whole = at(y, u32(0)) & i64(3) == i64(0)",
+        *(f"    {line}" for line in store),
+    ]
+    kernel = kernel_function("\n".join(lines) + "\n", namespace)
+    return kernel, types.void(*pointers, *[types.uint32] * (len(params) - 2))
+
+
+def _tile_dims(geometry: Geometry) -> tuple[int, int] | None:
+    """(A, B): the dimensions contiguous in y and in x, if they differ."""
+    y, x = geometry.strides
+    if y[-1] != 1 or x[-1] == 1:
+        return None
+    for dim in range(geometry.rank - 1):
+        if x[dim] == 1:
+            return geometry.rank - 1, dim
+    return None
+
+
+class CopyTile(_Copy):
+    """Different innermost dimensions: a tile through shared memory."""
+
+    name = "copy_tile"
+    rank = 3
+
+    def _check(self, found: Walk) -> Refusal | None:
+        geometry = found.geometry
+        dims = _tile_dims(geometry)
+        if dims is None:
+            return Refusal("input and output have no different contiguous dimensions")
+        if min(min(s) for s in geometry.strides) < 0:
+            return Refusal("a stride is negative")
+        return None
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[int]]:
+        del device
+        found = walk(problem)
+        geometry = found.geometry
+        width = max(1, 4 // found.target.itemsize)
+        ys = [s for d, s in enumerate(geometry.strides[0]) if d != geometry.rank - 1]
+        if geometry.shape[-1] % width or any(s % width for s in ys):
+            width = 1
+        return [(w,) for w in dict.fromkeys((width, 1))]
+
+    def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
+        del device
+        (width,) = config
+        found = walk(problem)
+        geometry = found.geometry
+        if geometry.size == 0:
+            return Emission(())
+        dims = _tile_dims(geometry)
+        assert dims is not None
+        a, b = dims
+        ys, xs = geometry.strides
+        rest = [d for d in range(geometry.rank) if d not in dims]
+        tiles_a = -(-geometry.shape[a] // (_TILE * width))
+        tiles_b = -(-geometry.shape[b] // _TILE)
+        blocks = tiles_a * tiles_b
+        for d in rest:
+            blocks *= geometry.shape[d]
+        spec = KernelSpec(
+            f"{__name__}:_tile_kernel", (found.source, found.target, len(rest), width), _THREADS
+        )
+        numbers = [tiles_a, tiles_b, geometry.shape[a], geometry.shape[b], xs[a], ys[b]]
+        for row in (geometry.shape, ys, xs):
+            numbers += [row[d] for d in rest]
+        args: tuple[Arg, ...] = (In(0), Out(), *scalars(numbers))
+        return Emission((Launch(spec, (blocks, 1, 1), (_TILE, 8, 1), args),))
+
+    def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
+        del config
+        return 1.4 * problem.nbytes / device.bandwidth + 2.5e-6
+
+
+# -- planes to pixels ------------------------------------------------------------------------------
+
+
+def _planes_kernel(
+    source: DType, target: DType, channels: int, rank: int, width: int
+) -> tuple[Any, Any]:
+    """Few channels interleaved: NCHW to NHWC of an image.
+
+    A thread reads ``width`` neighbouring pixels of each of ``channels`` planes (vectors,
+    coalesced), and writes its ``width * channels`` elements, which are contiguous. Each byte moves
+    once.
+
+    Kernel parameters: x, y, groups of pixels in all, groups per plane, stride of x between planes,
+    then ``rank`` outer dimensions: sizes, strides of y, of x.
+    """
+    double = uses_double(source, target)
+    kind = kind_of(source)
+    sizes = [f"d{r}" for r in range(rank)]
+    ys, xs = [f"sy{r}" for r in range(rank)], [f"sx{r}" for r in range(rank)]
+    params = ["x", "y", "n", "groups", "plane", *sizes, *ys, *xs]
+    coords = [f"c{r}" for r in range(rank)]
+    body = [
+        "outer = u32(i // groups)",
+        f"pixel = u32(u32(i - u32(outer * groups)) * u32({width}))",
+    ]
+    if rank:
+        body += index_lines(rank, "outer", "c", sizes)
+    body.append(f"xo = {offset_text([*zip(coords, xs, strict=True), ('pixel', '1')])}")
+    values: list[list[str]] = []
+    fetch: list[str] = []
+    for c in range(channels):
+        body.append(f"p{c} = u32(xo + u32(plane * u32({c})))")
+        lines, names = load_lines(f"e{c}", "x", f"p{c}", source, width)
+        fetch += lines
+        values.append([f"F({n})" if double and source.is_float else n for n in names])
+    body.append(
+        f"yo = {offset_text([*zip(coords, ys, strict=True), ('pixel', f'u32({channels})')])}"
+    )
+    flat = [convert_text(values[c][p], kind, target) for p in range(width) for c in range(channels)]
+    single = []
+    for p in range(width):
+        for c in range(channels):
+            value = f"load_{source}(x, u32(p{c} + u32({p})))"
+            single.append(f"q = F({value})" if double and source.is_float else f"q = {value}")
+            place = f"u32(yo + u32({p * channels + c}))"
+            single.append(f"store_{target}(y, {place}, {convert_text('q', kind, target)})")
+    body += ["if whole:", *(f"    {line}" for line in fetch)]
+    body += [f"    {line}" for line in store_lines("y", "yo", target, flat)]
+    body += ["else:", *(f"    {line}" for line in single)]
+    text = (
+        f"def kernel({', '.join(params)}):\n"
+        f"    i = u32(u32(cuda.blockIdx.x * u32({_THREADS})) + u32(cuda.threadIdx.x))\n"
+        f"    step = u32(cuda.gridDim.x * u32({_THREADS}))\n"
+        "    whole = ((at(x, u32(0)) & i64(15)) | (at(y, u32(0)) & i64(15))) == i64(0)\n"
+        "    while i < n:\n"
+        + "".join(f"        {line}\n" for line in body)
+        + "        i = u32(i + step)\n"
+    )
+    kernel = kernel_function(text, kernel_namespace(source, target))
+    return kernel, types.void(pointer(source), pointer(target), *[types.uint32] * (len(params) - 2))
+
+
+_MAX_CHANNELS = 8
+
+
+class CopyPlanes(_Copy):
+    """Planes to interleaved pixels of at most 8 channels: NCHW to NHWC of an image."""
+
+    name = "copy_planes"
+    rank = 3
+
+    def _check(self, found: Walk) -> Refusal | None:
+        geometry = found.geometry
+        if geometry.rank < 2 or geometry.shape[-1] > _MAX_CHANNELS:
+            return Refusal(f"more than {_MAX_CHANNELS} interleaved channels, or none")
+        channels = geometry.shape[-1]
+        y, x = geometry.strides
+        if y[-1] != 1 or y[-2] != channels or x[-2] != 1:
+            return Refusal("not planes to dense pixels")
+        if not self._widths(found):
+            return Refusal(f"no vector of pixels fits {geometry.shape[-2]} pixels and strides {x}")
+        return None
+
+    @staticmethod
+    def _widths(found: Walk) -> list[int]:
+        """Pixels per thread: loads and stores stay aligned (the store to 16 bytes in all)."""
+        geometry = found.geometry
+        channels = geometry.shape[-1]
+        y, x = geometry.strides
+        result = []
+        for width in (8, 4):
+            whole = geometry.shape[-2] % width == 0
+            loads = all(s % width == 0 for d, s in enumerate(x) if d != geometry.rank - 2)
+            # store_lines emits its widest pieces first; each must be aligned to its size.
+            item = found.target.itemsize
+            store = width * channels * item % 16 == 0 and all(s * item % 16 == 0 for s in y[:-2])
+            if whole and loads and store and min(*x, *y) >= 0:
+                result.append(width)
+        return result
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[int]]:
+        del device
+        return [(w,) for w in self._widths(walk(problem))]
+
+    def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
+        (width,) = config
+        found = walk(problem)
+        geometry = found.geometry
+        if geometry.size == 0:
+            return Emission(())
+        channels = geometry.shape[-1]
+        groups = geometry.shape[-2] // width
+        rank = geometry.rank - 2
+        count = geometry.size // channels // width
+        y, x = geometry.strides
+        spec = KernelSpec(
+            f"{__name__}:_planes_kernel",
+            (found.source, found.target, channels, rank, width),
+            _THREADS,
+        )
+        args: tuple[Arg, ...] = (
+            In(0),
+            Out(),
+            Scalar(count),
+            Scalar(groups),
+            *scalars([x[-1], *geometry.shape[:rank], *y[:rank], *x[:rank]]),
+        )
+        grid = waves(device, count, _THREADS)
+        return Emission((Launch(spec, (grid, 1, 1), (_THREADS, 1, 1), args),))
+
+
+VARIANTS: tuple[Variant, ...] = (CopyStrided(), CopyVector(), CopyTile(), CopyPlanes())
