@@ -306,7 +306,7 @@ def _host_step(assembler: _Assembler, item: Bound, index: int) -> HostStep:
     return HostStep(
         variant=item.variant.name,
         problem=task.problem.to_data(),
-        config=list(item.config),
+        config=item.config,
         inputs=tuple(inputs),
         outputs=tuple(_host_tensor(assembler.ref(item, p), p.spec) for p in task.outputs),
         workspace=BufferRef("null") if scratch is None else BufferRef("arena", scratch, nbytes),
