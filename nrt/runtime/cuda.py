@@ -246,7 +246,7 @@ class CudaDevice:
             for key in [k for k in self._kernels if k[0] == digest]:
                 del self._kernels[key]
 
-    def launch(  # noqa: PLR0917
+    def launch(
         self,
         stream: Any,
         kernel: Kernel,

@@ -252,7 +252,6 @@ class CudaRunner:
             sources = [self._judge(i, v) for i, v in enumerate(values)]
             for index, source in enumerate(sources):
                 self._put(index, source)
-            self._release(self._current)  # only a plan without inputs comes here with a ticket
             self._launch(self._compute)
             return self._tensors(self._current) if device else self._fetch(self._current)
 
@@ -279,7 +278,7 @@ class CudaRunner:
         slot, device = self._current, self._device
         stale = self._bound - slot.fresh
         if stale and self._previous is not slot:
-            device.wait(self._up, slot.done)
+            # The first input that was put here has made this stream wait for the slot's last run.
             for index in sorted(stale):
                 nbytes = self._plan.inputs[index].nbytes
                 target, source = slot.inputs[index].ptr, self._previous.inputs[index].ptr
@@ -346,8 +345,7 @@ class CudaRunner:
     def _lift(self, spec: IoSpec, array: Array) -> DeviceTensor:
         buffer = self._device.alloc(spec.nbytes)
         self._device.upload(buffer, array)
-        ready = self._device.event()
-        self._device.record(self._down, ready)
+        ready = self._device.event()  # never recorded: nobody waits, the upload did
         return DeviceTensor(spec, buffer, self._device, ready, self._down)
 
     def synchronize(self) -> None:
