@@ -14,6 +14,9 @@ wants row-major, as do the graph's inputs and outputs. A Reformat stands where t
 edge differ, one per value and layout, and none where both are the same memory. A Transpose or
 Reshape that can be had as a change of layout alone is: its result gets the layout that moves no
 element, where its readers can take that.
+
+Matrix products take operands whose rows or columns are runs in memory, and write rows wherever the
+Transpose after them wants them: the Transposes around attention are changes of layout too.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from nrt.ir.ops import (
     Dropout,
     Elementwise,
     Identity,
+    MatMul,
     MaxPool,
     Pad,
     Reduce,
@@ -76,6 +80,14 @@ def _reduces_space(node: Node) -> bool:
         return False
     axes = {a % 4 for a in op.axes}
     return axes == {2, 3} or (axes <= {2, 3} and op.keepdims)
+
+
+def _is_matrix_layout(shape: tuple[int, ...], layout: Layout | None) -> bool:
+    """Whether rows or columns are runs in memory; kernels take any other strides."""
+    if same_memory(shape, layout, None) or layout is None:
+        return True
+    innermost = next((d for d in reversed(layout) if shape[d] != 1), len(shape) - 1)
+    return innermost >= len(shape) - 2
 
 
 def _follows(node: Node) -> bool:
@@ -121,6 +133,8 @@ class _Walk:
             self.transpose(node, node.op.perm)
         elif isinstance(node.op, Reshape):
             self.reshape(node)
+        elif isinstance(node.op, MatMul):
+            self.product(node)
         elif _follows(node):
             self.follow(node)
         else:
@@ -147,6 +161,26 @@ class _Walk:
             self.feed(node, slot, None)
         for value in node.outputs:
             self.set_layout(value, None)
+
+    def product(self, node: Node) -> None:
+        for slot, value in enumerate(node.inputs):
+            if slot > 1 or not _is_matrix_layout(value.shape, value.layout):
+                self.feed(node, slot, None)
+        self.set_layout(node.output, self.transposed_by_all(node.output))
+
+    def transposed_by_all(self, value: Value) -> Layout | None:
+        """The layout that makes row-major what every reader transposes ``value`` to, if one does.
+
+        The last dimension must stay innermost: kernels store rows.
+        """
+        perms = {
+            n.op.perm if isinstance(n.op, Transpose) else None
+            for n, _ in self.graph.consumers(value)
+        }
+        perm = perms.pop() if len(perms) == 1 else None
+        if perm is None or self.graph.is_output(value) or perm[-1] != len(perm) - 1:
+            return None
+        return perm
 
     def transpose(self, node: Node, perm: tuple[int, ...]) -> None:
         x, y = node.inputs[0], node.output
@@ -176,6 +210,8 @@ class _Walk:
         """Whether ``node`` can read ``value`` in ``layout`` as it is."""
         if isinstance(node.op, _CHANNELS_LAST):
             return slot == 0 and layout == NHWC
+        if isinstance(node.op, MatMul):
+            return slot < 2 and _is_matrix_layout(value.shape, layout)
         if isinstance(node.op, Transpose):
             after = transposed_layout(layout, node.op.perm)
         elif isinstance(node.op, Reshape):

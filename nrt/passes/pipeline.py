@@ -22,22 +22,26 @@ from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
+from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.remove_identities import RemoveIdentities
 from nrt.passes.select_precision import SelectPrecision
 from nrt.passes.sink_reshape import SinkReshape
+from nrt.passes.sink_scale import SinkScale
 
 __all__ = ["PASSES", "PipelineOptions", "pass_names", "pipeline"]
 
 PASSES: tuple[type[Pass], ...] = (
-    RemoveIdentities,
     FoldConstants,
+    RemoveIdentities,
+    GatherToSlice,
     CommonSubexpressions,
     DeadCode,
     FoldBatchNorm,
     FoldPad,
     SinkReshape,
     FusePointwise,
+    SinkScale,
     FuseConvEpilogue,
     FuseMatMulEpilogue,
     SelectPrecision,
@@ -82,7 +86,13 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
     phases = (
         Phase(
             "simplify",
-            (RemoveIdentities(), FoldConstants(), CommonSubexpressions(), DeadCode()),
+            (
+                FoldConstants(),
+                RemoveIdentities(),
+                GatherToSlice(),
+                CommonSubexpressions(),
+                DeadCode(),
+            ),
             "First, so that every later pattern meets plain graphs: weights that a Transpose or "
             "Cast computes are constants, no Identity stands between a Conv and what follows it.",
         ),
@@ -94,7 +104,15 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
         ),
         Phase(
             "fuse",
-            (SinkReshape(), FusePointwise(), FuseConvEpilogue(), FuseMatMulEpilogue(), DeadCode()),
+            (
+                SinkReshape(),
+                FusePointwise(),
+                SinkScale(),
+                FuseConvEpilogue(),
+                FuseMatMulEpilogue(),
+                RemoveIdentities(),
+                DeadCode(),
+            ),
             "Pointwise before epilogues: x · sigmoid(x) reads x twice, and only as one node is it "
             "the single user that an epilogue may take in. All of it before precision, which then "
             "casts once per fused layer and not once per step.",

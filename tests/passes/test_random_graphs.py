@@ -17,6 +17,7 @@ from nrt.ir.ops import (
     ConvTranspose,
     Gelu,
     Identity,
+    MatMul,
     Max,
     MaxPool,
     Mul,
@@ -56,6 +57,14 @@ def _tokens(net: Net, x: Value, other: Value) -> Value:
     y = net.op(Transpose((0, 2, 1)), net.op(Reshape((n, c, h * w)), x))
     y = net.op(Softmax(), y)
     return net.op(Reshape((n, c, h, w)), net.op(Transpose((0, 2, 1)), y))
+
+
+def _attend(net: Net, x: Value, other: Value) -> Value:
+    rows = net.op(Transpose((0, 2, 1, 3)), net.op(Mul(), x, net.const(np.float32(0.4))))
+    columns = net.op(Transpose((0, 2, 3, 1)), other)
+    scores = net.op(Softmax(), net.op(MatMul(), rows, columns))
+    y = net.op(MatMul(), scores, net.op(Transpose((0, 2, 1, 3)), x))
+    return net.op(Transpose((0, 2, 1, 3)), y)
 
 
 def _same(op: object) -> Step:
@@ -102,6 +111,7 @@ STEPS: dict[str, Step] = {
         Transpose((0, 3, 1, 2)), net.op(Relu(), net.op(Transpose((0, 2, 3, 1)), x))
     ),
     "flat_product": _flat_product,
+    "attend": _attend,
     "tokens": _tokens,
 }
 
