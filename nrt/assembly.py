@@ -114,7 +114,7 @@ class _Assembler:
         self.scratch = dict(zip(scratch, offsets[len(spans) :], strict=True))
 
     def constant(self, item: Bound, slot: int) -> tuple[int, Array | None]:
-        """Weights offset of constant input ``slot``; its packed array, None where it is kept as is."""
+        """Weights offset of constant input ``slot``; its packed array, None if kept as is."""
         place = item.task.inputs[slot]
         source = place.buffer.array
         if source is None:

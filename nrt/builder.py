@@ -137,7 +137,9 @@ def build(
         assert device is not None
         plan, bound, choices = _for_cuda(lowered, device, runner, tuning, arguments)
     cache.save()
-    return Build(plan, report.graph, report, dict(zip((b.task.name for b in bound), choices)))
+    return Build(
+        plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
+    )
 
 
 def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
@@ -213,9 +215,7 @@ def _for_cuda(
     return plan, bound, choices
 
 
-def _bind(
-    lowered: Lowered, choices: Mapping[Any, Choice]
-) -> tuple[list[Bound], list[Choice]]:
+def _bind(lowered: Lowered, choices: Mapping[Any, Choice]) -> tuple[list[Bound], list[Choice]]:
     picked = [choices[task.problem] for task in lowered.tasks]
     bound = [
         Bound(task, choice.variant, choice.config, choice.seconds, choice.reason)

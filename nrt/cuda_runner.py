@@ -35,8 +35,8 @@ def device_spec(info: DeviceInfo) -> DeviceSpec:
     arch = "sm_90a" if info.cc == (9, 0) else _FAMILIES.get(info.cc)
     if arch is None:
         raise BuildError(
-            f"GPU '{info.name}' has compute capability {info.cc[0]}.{info.cc[1]}: expected 7.5, 8.0, "
-            "8.6, 8.7, 8.9 or 9.0; build for the CPU with target='cpu'"
+            f"GPU '{info.name}' has compute capability {info.cc[0]}.{info.cc[1]}: expected 7.5, "
+            "8.0, 8.6, 8.7, 8.9 or 9.0; build for the CPU with target='cpu'"
         )
     return replace(
         device_for_arch(arch),
@@ -150,9 +150,7 @@ class CudaRunner:
 
         The graph holds several runs over ``sets`` copies of the buffers in turn.
         """
-        prepared = [
-            self.prepare(variant, problem, config, inputs, binary) for _ in range(sets)
-        ]
+        prepared = [self.prepare(variant, problem, config, inputs, binary) for _ in range(sets)]
         for item in prepared:
             item.enqueue(self.stream)
         self.cuda.synchronize(self.stream)

@@ -1,10 +1,11 @@
 """Graph to tasks: what to compute, on which memory.
 
 Lowering decides for every value where it lives (`Place`: a buffer, an offset and strides) and turns
-every node that is not a view into a `Task`: a `Problem` with its places. Reshape, and any Transpose,
-Slice or Split that strides can say, cost nothing: their output is another view of the same buffer.
-Producers write straight into their slice of a Concat's buffer where alignment allows; other inputs of a
-Concat are copied into it. Which kernel solves a task is the tuner's choice, not lowering's.
+every node that is not a view into a `Task`: a `Problem` with its places. Reshape, and any
+Transpose, Slice or Split that strides can say, cost nothing: their output is another view of the
+same buffer. Producers write straight into their slice of a Concat's buffer where alignment allows;
+other inputs of a Concat are copied into it. Which kernel solves a task is the tuner's choice, not
+lowering's.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ class _Lowering:
         for index, value in enumerate(graph.inputs):
             spec = _strides_for(value)
             self.out.inputs.append((value.name, spec))
-            self.places[value] = Place(Buffer("input", spec.nbytes, index, label=value.name), 0, spec)
+            self.places[value] = Place(
+                Buffer("input", spec.nbytes, index, label=value.name), 0, spec
+            )
         self._reserve_outputs()
         for node in graph.nodes:
             self._lower_node(node)
@@ -154,7 +157,9 @@ class _Lowering:
     @staticmethod
     def _is_view(node: Node) -> bool:
         """Whether the node's output may be another view of its input's memory."""
-        return isinstance(node.op, Reshape | Transpose | Slice | Split | Identity | Dropout | Concat)
+        return isinstance(
+            node.op, Reshape | Transpose | Slice | Split | Identity | Dropout | Concat
+        )
 
     def _lower_node(self, node: Node) -> None:
         op = node.op
@@ -274,7 +279,11 @@ class _Lowering:
             part = _slice_place(place, value, axis, start)
             start += value.shape[axis]
             current = self.places.get(value)
-            if current is None or current.buffer is not place.buffer or current.offset != part.offset:
+            if (
+                current is None
+                or current.buffer is not place.buffer
+                or current.offset != part.offset
+            ):
                 self._copy(node.name, node.origin, self._place(value), part)
 
     # -- places ----------------------------------------------------------------------------------
@@ -343,8 +352,8 @@ def _same(a: TensorSpec, b: TensorSpec) -> bool:
 def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Strides of ``spec`` viewed with ``shape``; None where strides cannot say it.
 
-    Dimensions that lie in memory like one are merged; each new dimension must divide what is left of
-    its run.
+    Dimensions that lie in memory like one are merged; each new dimension must divide what is left
+    of its run.
     """
     if spec.size == 0:
         return dense_strides(shape)

@@ -1,8 +1,8 @@
 """What a kernel is asked to solve: an op on tensors of known shape, stride and dtype.
 
-A `Problem` holds no graph, no names and no data. Two layers with equal problems share kernels, timings
-and tuning. Movement ops reach kernels only where strides cannot express them: a transposed copy is a
-`Reformat` from one set of strides to another.
+A `Problem` holds no graph, no names and no data. Two layers with equal problems share kernels,
+timings and tuning. Movement ops reach kernels only where strides cannot express them: a transposed
+copy is a `Reformat` from one set of strides to another.
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ class TimingCache:
         try:
             return {str(k): _entry(*v) for k, v in data["entries"].items()}
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise BuildError(f"timing cache {self.path}: bad entry ({error}); {_WAY_OUT}") from error
+            raise BuildError(
+                f"timing cache {self.path}: bad entry ({error}); {_WAY_OUT}"
+            ) from error
 
 
 _WAY_OUT = "delete it or name another with --timing-cache"

@@ -1,10 +1,10 @@
 """Chooses a kernel for every problem: prune, compile, check, time, remember.
 
-Layers with equal problems are tuned once. Candidates are ranked by each variant's analytic estimate;
-``opt_level`` says how many are measured (0: none, the best estimate is taken). A candidate is first
-checked against the family's reference on fresh random data; a wrong one is reported by name and can
-never win. Ties within the clock's noise go to the simpler variant. Times are kept in a cache, so that a
-second build with the same cache makes the same choices.
+Layers with equal problems are tuned once. Candidates are ranked by each variant's analytic
+estimate; ``opt_level`` says how many are measured (0: none, the best estimate is taken). A
+candidate is first checked against the family's reference on fresh random data; a wrong one is
+reported by name and can never win. Ties within the clock's noise go to the simpler variant. Times
+are kept in a cache, so that a second build with the same cache makes the same choices.
 """
 
 from __future__ import annotations

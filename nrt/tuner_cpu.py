@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels import source_hash, variants_for
+from nrt import cpu_kernels
+from nrt.cpu_kernels import variants_for
 from nrt.cpu_kernels.variant import HostCall, HostVariant
 from nrt.ir.op import Array
 from nrt.problem import Problem, Refusal, TensorSpec
@@ -23,6 +26,16 @@ __all__ = ["CpuBench"]
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-10}
 _BUDGET = 0.05
 """Seconds of repeats per candidate, after one run that warms up."""
+
+
+@functools.cache
+def _source_hash() -> str:
+    """Hash of the host kernels' sources: another version's times do not count."""
+    digest = hashlib.sha256()
+    for folder in cpu_kernels.__path__:
+        for path in sorted(Path(folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class CpuBench:
@@ -44,7 +57,7 @@ class CpuBench:
         return float(variant.rank)
 
     def timing_key(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> str:
-        parts = [self._machine, source_hash(), variant.name, repr(config), problem.key]
+        parts = [self._machine, _source_hash(), variant.name, repr(config), problem.key]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def prepare(self, jobs: Iterable[tuple[HostVariant, Problem, tuple[Any, ...]]]) -> None:

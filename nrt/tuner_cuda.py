@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nrt.cuda_kernels.compile_pool import CompilePool
 from nrt.cuda_kernels.compiler import Cubin, kernel_key
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.compile_pool import CompilePool
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.variant import KernelSpec, Variant
 from nrt.cuda_runner import CudaRunner
@@ -95,7 +95,8 @@ class CudaBench:
             rng = np.random.default_rng(int(problem.key[:16], 16))
             inputs = random_inputs(problem, rng)
             reference = next(
-                (v for v, refusal in self.variants(problem) if v.reference and refusal is None), None
+                (v for v, refusal in self.variants(problem) if v.reference and refusal is None),
+                None,
             )
             if reference is None:
                 raise TuningError(f"{problem}: no reference variant supports it")

@@ -1,8 +1,8 @@
 """Pointwise programs as device code: element types, program text, and the epilogue's store.
 
 Kernels compute in float32 (integers in int64). `make_store` writes the one function that ends every
-kernel: it takes ``width`` neighbouring results of a row, runs the epilogue's program on each and stores
-them with the widest instruction.
+kernel: it takes ``width`` neighbouring results of a row, runs the epilogue's program on each and
+stores them with the widest instruction.
 """
 
 from __future__ import annotations
@@ -110,18 +110,18 @@ def device_function(text: str, name: str, namespace: Mapping[str, Any]) -> Any:
     return _inline(scope[name])
 
 
-# -- the functions that program text calls ----------------------------------------------------------
+# The functions that program text calls.
 
 
 @_inline
 def _min(a, b):
     # NumPy's minimum lets NaN through; for a constant b the compiler drops the second test.
-    return b if (b < a or b != b) else a
+    return b if (b < a or b != b) else a  # noqa: PLR0124
 
 
 @_inline
 def _max(a, b):
-    return b if (a < b or b != b) else a
+    return b if (a < b or b != b) else a  # noqa: PLR0124
 
 
 @_inline
@@ -227,7 +227,7 @@ def program_function(program: Program, double: bool = False) -> Any:
     return device_function(program.source("program"), "program", program_namespace(double))
 
 
-# -- epilogues --------------------------------------------------------------------------------------
+# Epilogues.
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ class Extra:
     """How an epilogue reads one operand.
 
     Attributes:
-        dtype: element type.
-        mode: ``scalar``; ``channel`` (index k * stride); ``same`` (the output's offset); ``general``
+        dtype: element type. mode: ``scalar``; ``channel`` (index k * stride); ``same`` (the
+        output's offset); ``general``
             (from row and channel by ``row_dims``/``row_strides``).
         stride: of the channel dimension, in elements.
         row_dims: sizes of the output's other dimensions, outermost first.
@@ -332,9 +332,10 @@ def make_store(program: Program | None, extras: tuple[Extra, ...], dtype: DType,
     """The device function that ends a kernel.
 
     Its parameters are ``(a0 … a[width-1], m, k, o, y, e0, e1, e2, e3)``: accumulators of channels
-    ``k … k+width-1`` in row ``m``, the offset ``o`` in elements of the first one in ``y``, the output
-    pointer, and the operands' pointers. For ``width > 1`` the channels lie next to each other in ``y``
-    and in every operand of mode ``same``, aligned to ``width`` elements; those of mode ``channel`` too.
+    ``k … k+width-1`` in row ``m``, the offset ``o`` in elements of the first one in ``y``, the
+    output pointer, and the operands' pointers. For ``width > 1`` the channels lie next to each
+    other in ``y`` and in every operand of mode ``same``, aligned to ``width`` elements; those of
+    mode ``channel`` too.
 
     Args:
         program: epilogue; None stores the accumulators.

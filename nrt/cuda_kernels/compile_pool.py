@@ -1,8 +1,8 @@
 """Compiles kernels in worker processes.
 
-Numba compiles under one global lock, so threads do not help. The workers are plain subprocesses that run
-this module and speak length-prefixed pickles over pipes: unlike `multiprocessing`, that never imports the
-caller's main script again, so a user needs no ``if __name__ == "__main__"``.
+Numba compiles under one global lock, so threads do not help. The workers are plain subprocesses
+that run this module and speak length-prefixed pickles over pipes: unlike `multiprocessing`, that
+never imports the caller's main script again, so a user needs no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Kernels to cubins, without a GPU: Numba to PTX, PTX through nvJitLink.
 
-A cubin is known by the hash of all that it depends on: the source of its factory's module and of the
-modules every kernel uses, the factory's parameters, the architecture and the toolchain's versions.
-Names in the PTX are made stable, so that the same kernel gives the same bytes in every process.
+A cubin is known by the hash of all that it depends on: the source of its factory's module and of
+the modules every kernel uses, the factory's parameters, the architecture and the toolchain's
+versions. Names in the PTX are made stable, so that the same kernel gives the same bytes in every
+process.
 """
 
 from __future__ import annotations

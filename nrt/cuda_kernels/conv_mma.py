@@ -1,4 +1,4 @@
-"""Convolution on tensor cores by ``mma.sync``: implicit matrix product over NHWC (sm_80 and later)."""
+"""Convolution on tensor cores by ``mma.sync``: an implicit matrix product over NHWC (sm_80 on)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from nrt.cuda_kernels.conv_common import (
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.mma_tile import Gemm, Tile
+from nrt.cuda_kernels.mma_kernel import Tile
+from nrt.cuda_kernels.mma_tile import Gemm
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
 from nrt.dtypes import BF16, FP16
 from nrt.ir.op import Array
@@ -26,7 +27,7 @@ __all__ = ["VARIANTS", "ConvMma"]
 
 
 class ConvMma(Variant):
-    """Implicit GEMM with cp.async, ldmatrix and m16n8k16; see `mma_tile` for the recipe.
+    """Implicit GEMM with cp.async, ldmatrix and m16n8k16; see `mma_kernel` for the recipe.
 
     Weights are packed ``[K, R*S*C]``, channels innermost. A second launch adds the parts of a split
     reduction, in order, so that results are the same from run to run.
@@ -89,7 +90,7 @@ class ConvMma(Variant):
 
 def _row(strides: tuple[int, int, int, int], sizes: tuple[int, int, int]) -> int:
     """Elements from one pixel to the next, where pixels are evenly spaced."""
-    n, h, w = sizes
+    _, h, w = sizes
     if w > 1:
         return strides[3]
     return strides[2] if h > 1 else strides[0]

@@ -15,7 +15,8 @@ from nrt.cuda_kernels.matmul_common import (
     matrix_output,
     refuse_matmul,
 )
-from nrt.cuda_kernels.mma_tile import Gemm, Tile
+from nrt.cuda_kernels.mma_kernel import Tile
+from nrt.cuda_kernels.mma_tile import Gemm
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
 from nrt.dtypes import BF16, FP16
 from nrt.ir.op import Array

@@ -1,9 +1,9 @@
 """PTX instructions as Numba intrinsics. All inline assembly of nrt lives here.
 
-Every intrinsic names its PTX instruction. Global addresses are int64 (made by `at`), shared addresses
-are uint32 (made by `shared_address`); 16-bit floats travel as raw bits in integers and arithmetic is
-float32. Numba widens ``uint32 op uint32`` to uint64, so kernels wrap index arithmetic in ``u32(...)``;
-never add an unsigned value to an int64 address: use ``at(pointer, index)``.
+Every intrinsic names its PTX instruction. Global addresses are int64 (made by `at`), shared
+addresses are uint32 (made by `shared_address`); 16-bit floats travel as raw bits in integers and
+arithmetic is float32. Numba widens ``uint32 op uint32`` to uint64, so kernels wrap index arithmetic
+in ``u32(...)``; never add an unsigned value to an int64 address: use ``at(pointer, index)``.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def at(typingctx: Any, pointer: Any, index: Any) -> Any:
 
 @intrinsic
 def shared_address(typingctx: Any, array: Any) -> Any:
-    """Address (uint32) of a shared array in the shared window: what ``.shared`` instructions take."""
+    """Address (uint32) of a shared array in the shared window, as ``.shared`` instructions take it."""
     del typingctx
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -295,7 +295,7 @@ st_shared_f32 = _asm(
 
 cp_async_16 = _asm(
     "cp_async_16", "cp.async.cg.shared.global [$0], [$1], 16, $2;", [], [u32, i64, u32],
-    doc="``cp.async.cg.shared.global``: 16 bytes to shared address from global address, of which the "
+    doc="``cp.async.cg.shared.global``: 16 bytes from a global to a shared address, of which the "
     "first ``size`` (0 to 16) are read and the rest is zero.",
 )  # fmt: skip
 cp_async_commit = _asm(
@@ -304,7 +304,7 @@ cp_async_commit = _asm(
 )  # fmt: skip
 cp_async_wait = _asm(
     "cp_async_wait", "cp.async.wait_group #0;", [], [],
-    doc="``cp.async.wait_group N``: until at most N (a literal) of this thread's groups are pending.",
+    doc="``cp.async.wait_group N``: until at most N (a literal) of this thread's groups run.",
 )  # fmt: skip
 
 # -- matrix instructions ---------------------------------------------------------------------------

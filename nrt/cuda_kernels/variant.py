@@ -1,7 +1,7 @@
 """The interface of GPU kernels: what a variant solves and what it launches.
 
-A `Variant` is one algorithm with its own configuration space. `supports` is the single truth about what
-it can do: the heuristic, the tuner, the tests and `explain` all ask it.
+A `Variant` is one algorithm with its own configuration space. `supports` is the single truth about
+what it can do: the heuristic, the tuner, the tests and `explain` all ask it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Config = tuple[Any, ...]
-"""A variant's configuration: a hashable tuple (or frozen NamedTuple) of plain numbers and strings."""
+"""A variant's configuration: a hashable tuple (or NamedTuple) of plain numbers and strings."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class KernelSpec:
     """A kernel to compile: equal specs are one binary.
 
     Attributes:
-        factory: ``module:function`` inside `nrt.cuda_kernels`, which returns ``(kernel, signature)``:
+        factory: ``module:function`` inside `nrt.cuda_kernels`, which returns ``(kernel,
+        signature)``:
             a Python function for Numba and its Numba signature (``types.void(...)``).
         params: hashable arguments of the factory; all that must be constant in the binary.
         threads: threads per block (for launch bounds).

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 
 @pytest.fixture(scope="session")
-def cuda_runner() -> Iterator[object]:
+def cuda_runner() -> object:
     from nrt.cuda_runner import CudaRunner
 
-    yield CudaRunner()
+    return CudaRunner()

@@ -32,12 +32,10 @@ def problem(
     """A problem whose data tensors lie in ``order``.
 
     Args:
-        op: the operation.
-        shapes: of the inputs.
-        dtype: of the inputs, but for those in ``dtypes``.
-        order: memory order of inputs that are no constants and have as many dimensions, and of outputs.
-        constants: slots known at build time (row-major).
-        leading: makes the output a slice of a buffer with this many more elements innermost.
+        op: the operation. shapes: of the inputs. dtype: of the inputs, but for those in ``dtypes``.
+        order: memory order of inputs that are no constants and have as many dimensions, and of
+        outputs. constants: slots known at build time (row-major). leading: makes the output a slice
+        of a buffer with this many more elements innermost.
     """
     specs = []
     for slot, shape in enumerate(shapes):
