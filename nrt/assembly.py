@@ -146,7 +146,7 @@ class _Assembler:
 
 def _layer(item: Bound) -> Layer:
     problem = item.task.problem
-    epilogue = getattr(problem.op, "epilogue", None) or getattr(problem.op, "program", None)
+    epilogue = getattr(problem.op, "epilogue", None) or getattr(problem.op, "body", None)
     text = epilogue.text() if isinstance(epilogue, Program) else ""
     return Layer(
         name=item.task.name,

@@ -204,7 +204,7 @@ def at(typingctx: Any, pointer: Any, index: Any) -> Any:
 
 @intrinsic
 def shared_address(typingctx: Any, array: Any) -> Any:
-    """Address (uint32) of a shared array in the shared window, as ``.shared`` instructions take it."""
+    """Address (uint32) of a shared array in the shared window, for ``.shared`` instructions."""
     del typingctx
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
