@@ -10,28 +10,11 @@ import numpy as np
 import pytest
 
 from nrt.errors import InputError, PlanTargetError
-from nrt.plan import (
-    BufferRef,
-    CopyStep,
-    ForkStep,
-    IoSpec,
-    JoinStep,
-    KernelRef,
-    LaunchStep,
-    Plan,
-    ScalarArg,
-    SetStep,
-    Target,
-)
+from nrt.plan import BufferRef, CopyStep, Target
 from nrt.runtime import DeviceTensor, Engine
 
-from .plans import CUBIN, layer
 from .simulated import SimulatedDevice, view
-
-N = 37
-BYTES = 4 * N
-ONE = (1, 1, 1)
-WEIGHTS = np.random.default_rng().standard_normal(N).astype(np.float32)
+from .sum_plan import BYTES, WEIGHTS, N, check, numbers, plan
 
 
 def add(a: int, b: int, out: int, count: int) -> None:
@@ -43,51 +26,9 @@ def scale(a: int, out: int, factor: float, count: int, nothing: int) -> None:
     view(out, count)[:] = view(a, count) * factor
 
 
-def plan() -> Plan:
-    """``u = (a + w) * 2 + b`` and ``v = a``, over one arena."""
-    low, high = BufferRef("arena", 0, BYTES), BufferRef("arena", 256, BYTES)
-    a, b = BufferRef("input", 0, BYTES, 0), BufferRef("input", 0, BYTES, 1)
-    weights = BufferRef("weights", 256, BYTES)
-    count = ScalarArg(N, "u32")
-    null = BufferRef("null")
-    spec = IoSpec("a", (N,), "fp32")
-    return Plan(
-        name="sum",
-        target=Target("cuda", "sm_90a"),
-        inputs=(spec, replace(spec, name="b")),
-        outputs=(replace(spec, name="u"), replace(spec, name="v")),
-        arena_bytes=512,
-        weights=bytes(256) + WEIGHTS.tobytes(),
-        cubins=(CUBIN,),
-        kernels=(KernelRef(0, "add"), KernelRef(0, "scale")),
-        steps=(
-            SetStep(BufferRef("arena", 0, 512), 255),
-            LaunchStep(0, ONE, (32, 1, 1), (a, weights, low, count)),
-            ForkStep(0, (1,)),
-            LaunchStep(
-                1, ONE, (32, 1, 1), (low, high, ScalarArg(2.0, "f32"), count, null), stream=1
-            ),
-            CopyStep(a, BufferRef("output", 0, BYTES, 1)),
-            JoinStep(0, (1,)),
-            LaunchStep(0, ONE, (32, 1, 1), (high, b, BufferRef("output", 0, BYTES, 0), count)),
-        ),
-        layers=(layer(),),
-        streams=2,
-    )
-
-
 def make(seed: int) -> tuple[Engine, SimulatedDevice]:
     device = SimulatedDevice({"add": add, "scale": scale}, seed)
     return Engine(plan(), device=device), device
-
-
-def numbers() -> Any:
-    return np.random.default_rng().standard_normal(N).astype(np.float32)
-
-
-def check(found: dict[str, Any], a: Any, b: Any) -> None:
-    np.testing.assert_array_equal(found["u"], (a + WEIGHTS) * np.float32(2) + b)
-    np.testing.assert_array_equal(found["v"], a)
 
 
 @pytest.mark.parametrize("seed", range(5))
