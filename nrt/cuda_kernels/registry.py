@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from nrt.cuda_kernels import conv_direct, conv_mma, gemm_mma, matmul_simt
+from nrt.cuda_kernels import (
+    conv_depthwise,
+    conv_direct,
+    conv_mma,
+    conv_simt,
+    copy,
+    gemm_mma,
+    matmul_simt,
+    pointwise,
+    pool,
+    reduce,
+)
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Variant
 from nrt.problem import Problem, Refusal
@@ -11,9 +22,15 @@ __all__ = ["VARIANTS", "variants_for"]
 
 VARIANTS: tuple[Variant, ...] = (
     *conv_mma.VARIANTS,
+    *conv_depthwise.VARIANTS,
+    *conv_simt.VARIANTS,
     *conv_direct.VARIANTS,
     *gemm_mma.VARIANTS,
     *matmul_simt.VARIANTS,
+    *copy.VARIANTS,
+    *pointwise.VARIANTS,
+    *pool.VARIANTS,
+    *reduce.VARIANTS,
 )
 
 
