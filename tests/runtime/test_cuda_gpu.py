@@ -122,9 +122,7 @@ def test_info(device: CudaDevice) -> None:
 
 @gpu
 def test_no_such_device() -> None:
-    with pytest.raises(
-        DeviceError, match="CUDA device 99 does not exist: the driver shows .*doctor"
-    ):
+    with pytest.raises(DeviceError, match=r"CUDA device 99 does not exist: .*`nrt doctor`"):
         open_device(99)
 
 
@@ -156,7 +154,7 @@ def test_copies_that_do_not_fit(device: CudaDevice) -> None:
         device.upload(buffer, np.zeros((4, 4), np.float32).T[:2])
     with pytest.raises(DeviceError, match="download of 128 bytes"):
         device.download(buffer, (32,), np.float32)
-    with pytest.raises(DeviceError, match="allocation of .* failed: CUDA_ERROR_OUT_OF_MEMORY"):
+    with pytest.raises(DeviceError, match=r"allocation of .* failed: CUDA_ERROR_OUT_OF_MEMORY"):
         device.alloc(1 << 50)
 
 
@@ -285,9 +283,11 @@ def test_graphs(device: CudaDevice, kernels: list[Any]) -> None:
     times = device.time(graph, stream, repeats=9, warm_up=2, inner=3)
     assert len(times) == 9
     assert all(0 < t < 0.1 for t in times)
-    eager = device.time(
-        lambda s: device.launch(s, kernels[0], (2, 1, 1), (128, 1, 1), args), stream
-    )
+
+    def once(on: Any) -> None:
+        device.launch(on, kernels[0], (2, 1, 1), (128, 1, 1), args)
+
+    eager = device.time(once, stream)
     assert all(0 < t < 0.1 for t in eager)
 
 
@@ -314,7 +314,7 @@ def test_engine(engine: Engine) -> None:
     for _ in range(5):
         a, b = numbers(), numbers()
         close(engine.run({"a": a, "b": b}), a, b)
-    with pytest.raises(InputError, match="convert with x.astype"):
+    with pytest.raises(InputError, match=r"convert with x.astype"):
         engine(a.astype(np.float64), b)
     u, v = engine(np.repeat(a, 2)[::2], b)
     close({"u": u, "v": v}, a, b)
