@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
     from rich.table import Table
+    from rich.text import Text
 
 __all__ = [
     "ProgressCall",
+    "cut_cell",
     "human_bytes",
     "human_time",
     "make_table",
@@ -28,8 +30,8 @@ __all__ = [
 ProgressCall = Callable[[str, int, int], None]
 """``progress(stage, done, total)``."""
 
-PIPE_WIDTH = 200
-"""Columns when stdout is no terminal: wide enough that layer names are not cut."""
+PIPE_WIDTH = 1000
+"""Columns when stdout is no terminal: so many that nothing is cut."""
 
 
 def output() -> Console:
@@ -41,15 +43,34 @@ def output() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
-def make_table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
-    """A plain table; columns named in ``right`` are aligned to the right."""
+def make_table(*columns: str, right: tuple[str, ...] = (), cut: tuple[str, ...] = ()) -> Table:
+    """A plain table.
+
+    Args:
+        columns: headings.
+        right: columns that are aligned to the right.
+        cut: columns that may shrink where a terminal is narrow, for cells made by `cut_cell`; the
+            others then keep their width. Without any, long text breaks into lines.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=name in right or (bool(cut) and name not in cut),
+        )
     return table
+
+
+def cut_cell(text: str) -> Text:
+    """A cell of one line that ends in an ellipsis where its column is too narrow."""
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def write_json(data: Any) -> None:

@@ -6,11 +6,14 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from nrt.cli.console import human_bytes, human_time, make_table, output, write_json
+from nrt.cli.console import cut_cell, human_bytes, human_time, make_table, output, write_json
 from nrt.cli.source import open_plan
 from nrt.insight.report import plan_report
 
 __all__ = ["run", "show_launches"]
+
+WIDE = 140
+"""Columns of a terminal that has room for the configurations."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,32 +40,26 @@ def run(args: argparse.Namespace) -> int:
 
 def show_launches(entries: list[dict[str, Any]]) -> None:
     """The table of launches; the origins are the model's own nodes."""
-    table = make_table(
-        "#",
-        "op",
-        "output",
-        "precision",
-        "variant",
-        "config",
-        "time",
-        "origins",
-        right=("#", "time"),
-    )
+    console = output()
+    wide = console.width >= WIDE
+    columns = ("#", "op", "output", "precision", "variant", *(("config",) if wide else ()), "time")
+    cut = ("op", "variant", "config", "origins")
+    table = make_table(*columns, "origins", right=("#", "time"), cut=cut)
     for number, entry in enumerate(entries):
         variant = entry["variant"]
         if entry["parts"] > 1:
             variant += f" {entry['part']}/{entry['parts']}"
         table.add_row(
             str(number),
-            entry["op"],
+            cut_cell(entry["op"]),
             ", ".join(entry["outputs"]),
             entry["precision"],
-            variant,
-            entry["config"],
+            cut_cell(variant),
+            *((cut_cell(entry["config"]),) if wide else ()),
             human_time(entry["seconds"]),
-            ", ".join(entry["origins"]) or entry["name"],
+            cut_cell(", ".join(entry["origins"]) or entry["name"]),
         )
-    output().print(table)
+    console.print(table)
 
 
 def _show_ops(before: Mapping[str, int], after: Mapping[str, int]) -> None:

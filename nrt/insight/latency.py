@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class LatencySummary:
         return asdict(self)
 
 
-def summarize(seconds: Sequence[float]) -> LatencySummary:
+def summarize(seconds: Sequence[float] | np.ndarray[Any, np.dtype[Any]]) -> LatencySummary:
     """Summarize samples.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -333,3 +334,28 @@ def test_a_plan_is_known_by_its_first_bytes(tmp_path: Path) -> None:
     for content, expected in ((MAGIC + b"rest", True), (MAGIC[:-1], False), (b"", False)):
         path.write_bytes(content)
         assert source.is_plan(str(path)) is expected
+
+
+def test_a_narrow_terminal_cuts_names_and_keeps_numbers(
+    plan: Plan, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nrt.cli.inspect import show_launches
+    from nrt.insight.report import launch_entries
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    long = replace(plan.layers[0], origins=tuple(f"block{i}.conv" for i in range(9)))
+    entries = launch_entries(replace(plan, layers=(long, plan.layers[1])))
+    show_launches(entries)
+    text = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "…" in text
+    assert "1.500 ms" in text
+    assert "fp32[2,8]" in text
+    assert "tile=8" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "300")
+    show_launches(entries)
+    text = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "block8.conv" in text
+    assert "tile=8" in text

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -260,3 +261,61 @@ def test_what_is_usable_follows_from_the_checks() -> None:
     assert (broken.cuda_usable, broken.cpu_works) == (False, True)
     dead = environment.Environment((*good, check("cpu", False, "", "x", "cpu")))
     assert (dead.cuda_usable, dead.cpu_works) == (False, False)
+
+
+class FakeDriver:
+    """The few calls of the CUDA driver that the examination makes; each returns (status, value)."""
+
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+    )
+
+    def __init__(self, version: int, *gpus: tuple[str, int, int]) -> None:
+        self.version, self.gpus = version, gpus
+
+    def cuInit(self, flags: int) -> tuple[int]:  # noqa: N802
+        return (flags,)
+
+    def cuDriverGetVersion(self) -> tuple[int, int]:  # noqa: N802
+        return 0, self.version
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:  # noqa: N802
+        return 0, len(self.gpus)
+
+    def cuDeviceGet(self, index: int) -> tuple[int, int]:  # noqa: N802
+        return 0, index
+
+    def cuDeviceGetName(self, length: int, device: int) -> tuple[int, bytes]:  # noqa: N802
+        return 0, self.gpus[device][0].encode().ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, which: int, device: int) -> tuple[int, int]:  # noqa: N802
+        return 0, self.gpus[device][1 + which]
+
+    def cuDeviceTotalMem(self, device: int) -> tuple[int, int]:  # noqa: N802
+        return 0, (device + 1) << 30
+
+
+def _with_driver(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
+    monkeypatch.setattr("nrt.runtime.driver.bindings", lambda: driver)
+
+
+def test_a_driver_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_driver(monkeypatch, FakeDriver(13010, ("NVIDIA H200", 9, 0), ("Tesla P4", 6, 1)))
+    check, major = environment._driver()
+    assert (check.ok, check.found, major) == (True, "CUDA 13.1", 13)
+    first, second = environment._gpus()
+    assert first.found == "NVIDIA H200, compute capability 9.0, 1.0 GiB"
+    assert (first.ok, first.needed, first.mend) == (True, True, "")
+    assert (second.ok, second.needed) == (False, False)
+    assert second.mend == "nrt's kernels need compute capability 7.5 or newer"
+
+
+def test_a_driver_that_is_too_old_or_shows_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_driver(monkeypatch, FakeDriver(11080))
+    check, _ = environment._driver()
+    assert (check.ok, check.found) == (False, "CUDA 11.8")
+    assert check.mend == "update NVIDIA's driver to one for CUDA 12 or newer"
+    (gpu,) = environment._gpus()
+    assert (gpu.ok, gpu.found) == (False, "the driver shows none")
+    assert "CUDA_VISIBLE_DEVICES" in gpu.mend
