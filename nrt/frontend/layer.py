@@ -98,8 +98,8 @@ def pair(what: str, value: Pair) -> tuple[int, int]:
     Raises:
         ShapeError: it is neither a number nor two.
     """
-    if isinstance(value, int):
-        return (value, value)
+    if isinstance(value, int | np.integer):
+        return (int(value), int(value))
     numbers = tuple(int(v) for v in value)
     if len(numbers) != 2:
         raise ShapeError(f"{what} is {numbers}, expected a number or (height, width)")

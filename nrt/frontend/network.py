@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from nrt.dtypes import FP32, DType
 from nrt.errors import GraphError, ShapeError
 from nrt.frontend.layer import Layers, Operand, Pair, Tensor, as_dtype, pair
@@ -238,8 +240,8 @@ def _optional(operand: Operand | None) -> tuple[Operand, ...]:
 
 
 def _pads(what: str, padding: Pair) -> tuple[int, int, int, int]:
-    if isinstance(padding, int):
-        return (padding,) * 4
+    if isinstance(padding, int | np.integer):
+        return (int(padding),) * 4
     numbers = tuple(int(p) for p in padding)
     if len(numbers) == 2:
         return (*numbers, *numbers)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from nrt.errors import ImportModelError
+from nrt.ir import ops
 from nrt.ir.graph import Graph, Value
 from nrt.ir.op import Array, Op
 
-__all__ = ["ELEMENT_LIMIT", "Converted", "NodeContext", "RefusedNodeError"]
+__all__ = ["ELEMENT_LIMIT", "WINDOW_LIMIT", "Converted", "NodeContext", "RefusedNodeError"]
 
 Converted = Value | Sequence[Value | None]
 """What a converter returns: one value, or one per output of the node (None: nothing reads it)."""
@@ -25,11 +26,16 @@ Converted = Value | Sequence[Value | None]
 ELEMENT_LIMIT = 2**40
 """Elements of one tensor beyond which a file is taken for hostile."""
 
+WINDOW_LIMIT = 1 << 16
+"""Kernel size, stride, pad or dilation beyond which a file is taken for hostile."""
+
 # Shape arithmetic is done now; what is larger waits for the fold-constants pass, which reports it.
 _FOLD_FLOATS = 4096
 _FOLD_INTEGERS = 1 << 22
 # What must exist as data (ConstantOfShape, Range): beyond this the file is hostile.
 _CONSTANT_LIMIT = 1 << 28
+# Shape arithmetic has no windows, whose cost a hostile kernel size could set at will.
+_NEVER_FOLDED = (ops.Conv, ops.ConvTranspose, ops.MaxPool, ops.AveragePool, ops.LRN)
 
 
 class RefusedNodeError(ImportModelError):
@@ -177,6 +183,11 @@ class NodeContext:
         """``number`` as a scalar constant of the dtype of ``value``."""
         return self.helper(np.asarray(number).astype(value.dtype.numpy), label)
 
+    def check_window(self, what: str, numbers: Sequence[int]) -> None:
+        """Refuse sizes that no sliding window has; padded inputs and loops grow with them."""
+        if any(abs(number) > WINDOW_LIMIT for number in numbers):
+            raise ImportModelError(f"{self}: {what} is {tuple(numbers)}, which is absurdly large")
+
     def limit(self, shape: Sequence[int]) -> tuple[int, ...]:
         """``shape``, after refusing one that no constant can sensibly have."""
         if any(d < 0 for d in shape) or math.prod(shape) > _CONSTANT_LIMIT:
@@ -227,7 +238,7 @@ class NodeContext:
 def _fold(op: Op, inputs: tuple[Value, ...]) -> tuple[Array, ...] | None:
     """The outputs, when all inputs are constant and small enough to compute here."""
     arrays = [v.constant for v in inputs if v.constant is not None]
-    if not inputs or len(arrays) != len(inputs):
+    if not inputs or len(arrays) != len(inputs) or isinstance(op, _NEVER_FOLDED):
         return None
     op.check_arity(len(inputs))
     types = [v.type for v in inputs]

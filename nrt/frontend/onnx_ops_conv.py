@@ -68,6 +68,7 @@ def conv_transpose(n: NodeContext) -> Value:
             begins.append(small if upper else large)
             ends.append(large if upper else small)
         pads, output_padding = (*begins, *ends), tuple(extra)
+        n.check_window("output_shape", (*pads, *output_padding))
 
     def make(lift: Callable[[Ints, int], Ints]) -> Op:
         return ops.ConvTranspose(
@@ -114,6 +115,7 @@ def _pool(n: NodeContext) -> tuple[Value, Ints, Ints, Ints, Ints, bool]:
             f"{n}: kernel_shape is {kernel}, expected {rank} positive numbers for input "
             f"{list(x.shape)}"
         )
+    n.check_window("kernel_shape", kernel)
     strides, dilations = _per_axis(n, "strides", rank), _per_axis(n, "dilations", rank)
     pads = _pads(n, x.shape[2:], kernel, strides, dilations)
     return x, kernel, strides, pads, dilations, bool(n.attr_int("ceil_mode", 0))
@@ -178,6 +180,7 @@ def _per_axis(n: NodeContext, name: str, rank: int, default: int = 1) -> Ints:
         raise ImportModelError(
             f"{n}: {name} is {values}, expected {rank} numbers of at least {default}"
         )
+    n.check_window(name, values)
     return values
 
 
@@ -189,6 +192,7 @@ def _pads(n: NodeContext, size: Ints, kernel: Ints, strides: Ints, dilations: In
         pads = n.attr_ints("pads") or (0,) * (2 * rank)
         if len(pads) != 2 * rank:
             raise ImportModelError(f"{n}: pads is {pads}, expected {2 * rank} numbers")
+        n.check_window("pads", pads)
         return pads
     if auto_pad == "VALID":
         return (0,) * (2 * rank)

@@ -20,10 +20,10 @@ __all__ = [
     "fast_gelu",
     "gelu",
     "gemm",
-    "quick_gelu",
     "reduce",
     "reduce_log_sum",
     "reduce_log_sum_exp",
+    "swish",
     "variadic",
     "with_floats",
 ]
@@ -110,13 +110,19 @@ def _biased_gelu(n: NodeContext, *, approximate: bool) -> Value:
     return n.emit(ops.Gelu(approximate), x)
 
 
-def quick_gelu(n: NodeContext) -> Value:
-    """com.microsoft QuickGelu: ``x * sigmoid(alpha * x)``."""
-    x = n.input(0)
-    alpha = n.scalar_like(x, n.attr_float("alpha", 1.702), "alpha")
-    scaled = n.emit(ops.Mul(), x, alpha, part="scale", inner=True)
-    gate = n.emit(ops.Sigmoid(), scaled, part="gate", inner=True)
-    return n.emit(ops.Mul(), x, gate)
+def swish(default: float) -> Converter:
+    """Swish and com.microsoft QuickGelu: ``x * sigmoid(alpha * x)``, with a default ``alpha``."""
+
+    def convert(n: NodeContext) -> Value:
+        x = scaled = n.input(0)
+        alpha = n.attr_float("alpha", default)
+        if alpha != 1:
+            factor = n.scalar_like(x, alpha, "alpha")
+            scaled = n.emit(ops.Mul(), x, factor, part="scale", inner=True)
+        gate = n.emit(ops.Sigmoid(), scaled, part="gate", inner=True)
+        return n.emit(ops.Mul(), x, gate)
+
+    return convert
 
 
 def cast(n: NodeContext) -> Value:

@@ -68,8 +68,10 @@ def layer_normalization(n: NodeContext) -> list[Value | None]:
 
 def lrn(n: NodeContext) -> Value:
     """LRN."""
+    size = n.attr_int("size")
+    n.check_window("size", (size,))
     op = ops.LRN(
-        n.attr_int("size"),
+        size,
         n.attr_float("alpha", 1e-4),
         n.attr_float("beta", 0.75),
         n.attr_float("bias", 1.0),

@@ -53,6 +53,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "Sigmoid": math.elementwise(ops.Sigmoid),
     "HardSigmoid": math.with_floats(ops.HardSigmoid, alpha=0.2, beta=0.5),
     "HardSwish": math.elementwise(ops.HardSwish),
+    "Swish": math.swish(1.0),
     "Tanh": math.elementwise(ops.Tanh),
     "Gelu": math.gelu,
     "Mish": math.elementwise(ops.Mish),
@@ -140,7 +141,7 @@ MICROSOFT: Mapping[str, Converter] = {
     "Gelu": math.gelu,
     "FastGelu": math.fast_gelu,
     "BiasGelu": math.bias_gelu,
-    "QuickGelu": math.quick_gelu,
+    "QuickGelu": math.swish(1.702),
 }
 """Operators of the domain com.microsoft."""
 

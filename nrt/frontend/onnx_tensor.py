@@ -39,11 +39,10 @@ def is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def describe_tensor(tensor: onnx.TensorProto) -> tuple[tuple[int, ...], DType]:
-    """Shape and dtype, checked but without reading the elements.
+    """Shape and dtype, checked but without looking at the elements.
 
     Raises:
-        ImportModelError: an unknown element type, a negative or absurd dimension, or a number of
-            stored bytes or elements that the shape does not ask for.
+        ImportModelError: an unknown element type, a negative dimension, or data in segments.
     """
     where = f"tensor '{tensor.name}'"
     try:
@@ -55,18 +54,6 @@ def describe_tensor(tensor: onnx.TensorProto) -> tuple[tuple[int, ...], DType]:
         raise ImportModelError(f"{where}: shape {list(shape)} has a negative dimension")
     if tensor.HasField("segment"):
         raise ImportModelError(f"{where}: is stored in segments; save it in one piece")
-    count = math.prod(shape)
-    if is_external(tensor):
-        return shape, dtype
-    if tensor.HasField("raw_data"):
-        found, expected, unit = len(tensor.raw_data), count * dtype.itemsize, "bytes"
-    else:
-        found, expected, unit = len(getattr(tensor, _field(dtype))), count, "elements"
-    if found != expected:
-        raise ImportModelError(
-            f"{where}: holds {found} {unit}, but {dtype}{list(shape)} needs {expected}; "
-            "the file is truncated or was edited"
-        )
     return shape, dtype
 
 
@@ -78,23 +65,39 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path | None) -> Array:
         folder: the model's folder, where external data must lie; None when there is none.
 
     Raises:
-        ImportModelError: see `describe_tensor`, or external data that is not where it must be.
+        ImportModelError: see `describe_tensor`; a number of stored bytes or elements that the shape
+            does not ask for; external data that is not where it must be.
     """
     shape, dtype = describe_tensor(tensor)
+    count = math.prod(shape)
     if is_external(tensor):
-        raw = _read_external(tensor, folder, math.prod(shape) * dtype.itemsize)
+        raw = _read_external(tensor, folder, count * dtype.itemsize)
         return _from_bytes(raw, dtype).reshape(shape)
     if tensor.HasField("raw_data"):
-        return _from_bytes(tensor.raw_data, dtype).reshape(shape)
-    stored = np.array(getattr(tensor, _field(dtype)))
+        raw = tensor.raw_data  # protobuf copies at every access
+        _check_size(tensor, dtype, len(raw), count * dtype.itemsize, "bytes")
+        return _from_bytes(raw, dtype).reshape(shape)
+    stored = getattr(tensor, _field(dtype))
+    _check_size(tensor, dtype, len(stored), count, "elements")
+    values = np.array(stored)
     if dtype.name in _RAW_BITS:
         # Fields of 32 bits carry the bit pattern of narrower floats, not their value.
-        flat: Array = stored.astype(_RAW_BITS[dtype.name]).view(dtype.numpy)
+        flat: Array = values.astype(_RAW_BITS[dtype.name]).view(dtype.numpy)
     elif dtype == BOOL:
-        flat = stored != 0
+        flat = values != 0
     else:
-        flat = stored.astype(dtype.numpy)
+        flat = values.astype(dtype.numpy)
     return flat.reshape(shape)
+
+
+def _check_size(
+    tensor: onnx.TensorProto, dtype: DType, found: int, expected: int, unit: str
+) -> None:
+    if found != expected:
+        raise ImportModelError(
+            f"tensor '{tensor.name}': holds {found} {unit}, but {dtype}{list(tensor.dims)} needs "
+            f"{expected}; the file is truncated or was edited"
+        )
 
 
 def _field(dtype: DType) -> str:

@@ -92,6 +92,13 @@ def test_unsupported_forms(one, tensors, message) -> None:
         (node("Slice", ["x", "a", "b", "a", "a"], ["y"]), {"a": ints(0), "b": ints(3)}, "step 0"),
         (node("Split", ["x", "s"], ["y", "z"]), {"s": ints(1, 1)}, "do not divide dimension 0"),
         (node("Expand", ["x", "s"], ["y"]), {"s": ints(2, 5, 4, 4)}, "does not broadcast"),
+        (node("LRN", ["x"], ["y"], size=2**62), {}, "size is .* absurdly large"),
+        (node("MaxPool", ["x"], ["y"], kernel_shape=[2**40, 1]), {}, "kernel_shape is .* absurdly"),
+        (
+            node("AveragePool", ["x"], ["y"], kernel_shape=[9, 1], pads=[2**40, 0, 0, 0]),
+            {},
+            "pads is .* absurdly large",
+        ),
         (
             node("Expand", ["x", "s"], ["y"]),
             {"s": ints(2**40, 3, 4, 4)},
