@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from nrt.errors import DeviceError
@@ -13,6 +14,7 @@ __all__ = ["bindings", "check", "core", "translated"]
 _WAY_OUT = "run `nrt doctor` to see what is missing, or build for the CPU with target='cpu'"
 
 
+@cache
 def core() -> Any:
     """`cuda.core`, imported now.
 
@@ -26,6 +28,7 @@ def core() -> Any:
     return module
 
 
+@cache
 def bindings() -> Any:
     """`cuda.bindings.driver`, imported now.
 
@@ -77,12 +80,17 @@ def translated(what: str) -> Iterator[None]:
     Raises:
         DeviceError: with ``what`` and the library's own message.
     """
-    core()
-    from cuda.core._utils.cuda_utils import CUDAError
-
     try:
         yield
-    except (CUDAError, RuntimeError, ValueError, OverflowError) as error:
+    except _raised() as error:
         text = " ".join(str(error).split())
         hint = f"; {_WAY_OUT}" if "libcuda" in text or "driver library" in text else ""
         raise DeviceError(f"{what} failed: {type(error).__name__}: {text}{hint}") from error
+
+
+@cache
+def _raised() -> tuple[type[Exception], ...]:
+    core()
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    return (CUDAError, RuntimeError, ValueError, OverflowError)
