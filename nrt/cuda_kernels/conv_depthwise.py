@@ -126,7 +126,7 @@ def _kernel(
     stride: tuple[int, int],
     dilation: tuple[int, int],
     multiplier: int,
-):
+) -> tuple[Any, Any]:
     """Channels are the fastest thread index, so that a warp reads whole lines.
 
     Filter, stride and dilation are constants of the binary; sizes and strides are scalars. Weights

@@ -8,6 +8,7 @@ than one long one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
@@ -45,7 +46,7 @@ def _kernel(
     program: Program | None,
     extras: tuple[Extra, ...],
     channels_last: bool,
-):
+) -> tuple[Any, Any]:
     """Thread t computes element t of y, counted with channels innermost, or else columns.
 
     Sizes and strides are run-time scalars: one binary serves every layer with this epilogue. A

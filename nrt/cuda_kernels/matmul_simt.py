@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
@@ -27,7 +28,7 @@ THREADS = 256
 
 def _reference_kernel(
     dtype: DType, out_dtype: DType, program: Program | None, extras: tuple[Extra, ...]
-):
+) -> tuple[Any, Any]:
     """Thread t computes element t of y, counted with columns innermost.
 
     Products are summed in runs of 32 before they join the total: short sums round less.
