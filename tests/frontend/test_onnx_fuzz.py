@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,3 +74,30 @@ def test_inserted_bytes(place, extra, dropped) -> None:
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes(data) -> None:
     attempt(data)
+
+
+ODD = st.sampled_from([-(2**63), -(2**31), -3, -1, 0, 1, 2, 5, 2**20, 2**31, 2**40, 2**63 - 1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_odd_attributes_and_shapes(data) -> None:
+    """A sound file whose numbers make no sense."""
+    proto = onnx.load_from_string(SMALL)
+    for one in proto.graph.node:
+        for attribute in one.attribute:
+            if not data.draw(st.booleans()):
+                continue
+            if attribute.type == onnx.AttributeProto.INT:
+                attribute.i = data.draw(ODD)
+            else:
+                attribute.ints[:] = data.draw(st.lists(ODD, max_size=4))
+    for tensor in proto.graph.initializer[1:]:
+        if data.draw(st.booleans()):
+            values = data.draw(st.lists(ODD, max_size=3))
+            array = np.asarray(values, np.int64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    if data.draw(st.booleans()):
+        dims = proto.graph.input[0].type.tensor_type.shape.dim
+        dims[data.draw(st.integers(0, 3))].dim_value = data.draw(ODD)
+    attempt(proto.SerializeToString())

@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto
 
 from nrt.frontend.onnx_model import import_model
+from nrt.ir.evaluate import evaluate
 
 from .build import compare, ints, model, node, normal, unary
 
@@ -354,3 +355,12 @@ def test_dropout_mask_is_true() -> None:
 def test_an_operator_that_never_changed_may_be_of_an_old_opset() -> None:
     types = {"x": TensorProto.BOOL, "y": TensorProto.BOOL}
     compare(model([node("Not", ["x"], ["y"])], {"x": (3,)}, ["y"], opset=1, dtypes=types))
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_swish(alpha) -> None:
+    graph = import_model(unary("Swish", (3, 7), 24, **({"alpha": alpha} if alpha else {})))
+    x = normal(3, 7)
+    expected = x / (1 + np.exp(-(alpha or 1) * x))
+    np.testing.assert_allclose(evaluate(graph, {"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
+    assert len(graph) == (3 if alpha else 2)
