@@ -17,6 +17,7 @@ from nrt.cpu_kernels.pooling import Pool
 from nrt.cpu_kernels.reference import Reference
 from nrt.cpu_kernels.rowops import BatchNorm, RowOps
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
+from nrt.cpu_kernels.winograd import ConvWinograd
 from nrt.errors import PlanError
 from nrt.problem import Problem, Refusal
 
@@ -33,6 +34,7 @@ __all__ = [
 VARIANTS: tuple[HostVariant, ...] = (
     ConvIndirect(),
     ConvStaged(),
+    ConvWinograd(),
     ConvDepthwise(),
     ConvTransposePhases(),
     MatMulPanels(),

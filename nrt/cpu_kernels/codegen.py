@@ -1,15 +1,16 @@
 """From a pointwise program to machine code that works on rows.
 
 A *rows function* computes ``out[i, j] = program(in1[i, j], in2[i, j], ...)`` for rows that may lie
-anywhere. It is the epilogue of a tile of a matrix product, a fused pointwise node and a strided copy
-alike. Its C signature is ``void(rows, cols, table, ld, steps)``, all int64:
+anywhere. It is the epilogue of a tile of a matrix product, a fused pointwise node and a strided
+copy alike. Its C signature is ``void(rows, cols, table, ld, steps)``, all int64:
 
 - ``table[k * ld + i]``: address of row ``i`` of operand ``k``; operand 0 is the output;
-- ``steps[k]``: elements from one column of operand ``k`` to the next, read where its class is ``g``;
+- ``steps[k]``: elements from one column of operand ``k`` to the next, read where its class is
+  ``g``;
 - ``steps[n + k]``: bytes added to every address of operand ``k``, of ``n`` operands.
 
-The class of an operand says how its columns lie: ``1`` side by side, ``0`` one value for the row, ``g``
-any distance. One compilation serves all sizes.
+The class of an operand says how its columns lie: ``1`` side by side, ``0`` one value for the row,
+``g`` any distance. One compilation serves all sizes.
 """
 
 from __future__ import annotations

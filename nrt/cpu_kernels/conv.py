@@ -60,7 +60,9 @@ def extra_operands(problem: Problem) -> list[Operand]:
 
 
 def pack_filters(w: Array, groups: int, columns: int) -> Array:
-    """``w[K, C/g, R, S]`` as ``[g][panel][R][S][C/g][column]``, padded with zeros to whole panels."""
+    """``w[K, C/g, R, S]`` as ``[g][panel][R][S][C/g][column]``, padded with zeros to whole
+    panels.
+    """
     k, c, r, s = w.shape
     each = k // groups
     panels = -(-each // columns)

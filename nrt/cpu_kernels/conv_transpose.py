@@ -1,7 +1,7 @@
 """Transposed convolution as one convolution per output phase.
 
-Outputs whose position has the same remainder by the stride see the same filter taps, at input positions
-that go down by whole steps: a stride-1 convolution with part of the filter (Shi et al.,
+Outputs whose position has the same remainder by the stride see the same filter taps, at input
+positions that go down by whole steps: a stride-1 convolution with part of the filter (Shi et al.,
 arXiv:1609.07009). Nothing is scattered, so the epilogue is fused and no column matrix is needed.
 """
 

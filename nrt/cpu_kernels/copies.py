@@ -34,7 +34,7 @@ class _Copy:
 
 def _refined(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[tuple[int, ...], ...] | None:
     """Per dimension of ``shape``, the factors that it shares with ``other``; None if they cross."""
-    left, right = [d for d in shape], [d for d in other if d != 1]
+    left, right = list(shape), [d for d in other if d != 1]
     result = []
     for dim in left:
         factors = []

@@ -1,8 +1,8 @@
 """How host kernels are compiled.
 
-Fixed kernels take sizes as arguments and go through Numba's disk cache. Generated functions are small
-(0.1 to 0.3 s each) and are compiled in every process: Numba's cache cannot hold a function whose module
-cannot be imported.
+Fixed kernels take sizes as arguments and go through Numba's disk cache. Generated functions are
+small (0.1 to 0.3 s each) and are compiled in every process: Numba's cache cannot hold a function
+whose module cannot be imported.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from nrt.ir.pointwise import Builder, Program, identity
 __all__ = ["Gather", "Operand", "Tiling", "bind_product", "epilogue_of", "panel_columns", "tiling"]
 
 _L2_WEIGHTS = 256 * 1024
-"""Bytes of packed weights up to which all panels of a block of rows are done in turn: they stay in L2."""
+"""Bytes of packed weights up to which all panels of a block of rows are done in turn: they stay
+in L2.
+"""
 _BLOCK_ROWS = 96
 """96 rows times a 64-column panel of sums are 24 KiB, most of a 32 KiB L1."""
 _BLOCK_DEPTH = 512
@@ -30,9 +32,9 @@ _EFFICIENCY = (1.0, 0.97, 0.8)
 class Gather:
     """Where the rows of A come from; byte strides.
 
-    A row is an output position ``(n, p, q)`` of ``(images, lines, line)``; its run under tap ``(r, s)``
-    starts at ``x + n * x_n + h * x_h + w * x_w`` with ``h = p * stride_h - pad_h + r * dilation_h``,
-    and is zeros where ``h`` or ``w`` is outside.
+    A row is an output position ``(n, p, q)`` of ``(images, lines, line)``; its run under tap ``(r,
+    s)`` starts at ``x + n * x_n + h * x_h + w * x_w`` with ``h = p * stride_h - pad_h + r *
+    dilation_h``, and is zeros where ``h`` or ``w`` is outside.
     """
 
     images: int
@@ -99,7 +101,8 @@ def tiling(rows: int, cols: int, groups: int) -> list[Tiling]:
         if panels * groups * -(-rows // limit) < 4 * threads():
             limit = max(_BLOCK_ROWS // 2, mr)
         blocks = -(-rows // limit)
-        block = -(-(-(-rows // blocks)) // mr) * mr
+        even = -(-rows // blocks)
+        block = -(-even // mr) * mr
         # A tail of rows costs nearly a whole tile when the tile is high.
         waste = -(-rows // mr) * mr if rows > mr else rows
         ranked.append((panels * nr * waste / _EFFICIENCY[shape], shape, Tiling(shape, block)))
@@ -155,12 +158,11 @@ def bind_product(
     zeros = np.zeros(gather.run + 1, np.float32)
     block_run = min(gather.run, _BLOCK_DEPTH)
     fields = [
-        gather.rows, gather.lines * gather.line, gather.line, gather.taps_w, gather.taps, gather.run,
-        *gather.stride, *gather.pad, *gather.dilation, gather.height, gather.width,
-        gather.x_n, gather.x_h, gather.x_w, tile.block_rows, blocks, cols, panels,
-        int(panels * depth * nr * 4 <= _L2_WEIGHTS),
-        max(1, _BLOCK_DEPTH // gather.run) if block_run == gather.run else 1, block_run,
-        zeros.ctypes.data, len(operands),
+        gather.rows, gather.lines * gather.line, gather.line, gather.taps_w, gather.taps,
+        gather.run, *gather.stride, *gather.pad, *gather.dilation, gather.height, gather.width,
+        gather.x_n, gather.x_h, gather.x_w, tile.block_rows, blocks, cols, panels, int(panels *
+        depth * nr * 4 <= _L2_WEIGHTS), max(1, _BLOCK_DEPTH // gather.run) if block_run ==
+        gather.run else 1, block_run, zeros.ctypes.data, len(operands),
     ]  # fmt: skip
     for o in operands:
         size = o.dtype.itemsize

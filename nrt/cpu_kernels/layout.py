@@ -28,8 +28,8 @@ def collapse(
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Fewest dimensions that visit the same elements.
 
-    Dimensions are ordered by the stride of the first operand (the output), outermost first, those of
-    size 1 dropped, and neighbours merged where all operands allow it.
+    Dimensions are ordered by the stride of the first operand (the output), outermost first, those
+    of size 1 dropped, and neighbours merged where all operands allow it.
 
     Returns:
         the new shape (at least one dimension) and each operand's strides.

@@ -1,8 +1,8 @@
 """The functions that `Opcode.text` names, for the host, in float32 and float64.
 
-The float32 versions are written so that LLVM vectorizes them: no calls, no branches, no conversion of a
-float that may not fit an integer. Their polynomials are Chebyshev fits made for this file; errors in
-docstrings are against the exact function, in units in the last place (ulp) or absolute.
+The float32 versions are written so that LLVM vectorizes them: no calls, no branches, no conversion
+of a float that may not fit an integer. Their polynomials are Chebyshev fits made for this file;
+errors in docstrings are against the exact function, in units in the last place (ulp) or absolute.
 """
 
 from __future__ import annotations
@@ -174,6 +174,18 @@ def float_to_half(x):
     return np.int16(small | ((bits >> np.int32(16)) & np.int32(0x8000)))
 
 
+def _floor(x):
+    return np.floor(x)
+
+
+def _ceil(x):
+    return np.ceil(x)
+
+
+def _rint(x):
+    return np.rint(x)
+
+
 @functools.cache
 def namespace(double: bool) -> Mapping[str, Any]:
     """What a program's source needs, computing in float64 if ``double``, else in float32."""
@@ -199,9 +211,9 @@ def namespace(double: bool) -> Mapping[str, Any]:
         "log_": math.log,
         "sin_": math.sin,
         "cos_": math.cos,
-        "floor_": wrap(lambda x: np.floor(x)),
-        "ceil_": wrap(lambda x: np.ceil(x)),
-        "rint_": wrap(lambda x: np.rint(x)),
+        "floor_": wrap(_floor),
+        "ceil_": wrap(_ceil),
+        "rint_": wrap(_rint),
         "round_fp16": wrap(lambda x: real(_round_fp16(x))),
     }
     if double:

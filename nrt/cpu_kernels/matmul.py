@@ -96,7 +96,7 @@ class MatMulPanels(HostVariant):
 
     def supports(self, problem: Problem) -> Refusal | None:
         op: Any = problem.op
-        a, b = problem.inputs[:2]
+        a = problem.inputs[0]
         if a.dtype not in (FP32, FP16):
             return Refusal(f"operands are {a.dtype}; products are computed on fp32")
         if 0 in problem.y.shape or 0 in a.shape:
@@ -181,7 +181,9 @@ class MatMulPanels(HostVariant):
 
 
 def _bind_pack(view: _View, b: TensorSpec, config: Config) -> Any:
-    """Packs a B that is computed at run time: ``pack(scratch, address) -> address of the panels``."""
+    """Packs a B that is computed at run time: ``pack(scratch, address) -> address of the
+    panels``.
+    """
     from nrt.cpu_kernels.jit import precompile
     from nrt.cpu_kernels.pool import parallel, ranges
     from nrt.cpu_kernels.product import pack_panels
@@ -276,7 +278,7 @@ def _bind(problem: Problem, config: Config, view: _View, a: tuple[int, ...]) -> 
             ]
         )
     operands = [
-        Operand(spec.dtype, *row, full[-1])
+        Operand(spec.dtype, row[0], row[1], row[2], full[-1])
         for spec, row, full in zip(specs, spread[:-1], strides, strict=True)
     ]
     x_n, x_h, x_w = (4 * s for s in spread[-1])

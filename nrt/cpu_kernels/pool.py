@@ -1,7 +1,8 @@
 """Threads for host kernels: chunks of one job on a few threads that live as long as the process.
 
-Kernels release the GIL, so Python threads are enough, and one compilation serves serial and parallel
-calls; Numba's own parallel back ends compile slowly and some abort when two threads enter them.
+Kernels release the GIL, so Python threads are enough, and one compilation serves serial and
+parallel calls; Numba's own parallel back ends compile slowly and some abort when two threads enter
+them.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def threads() -> int:
 
 def _forget() -> None:
     # Threads do not survive a fork.
-    global _pool, _lock  # noqa: PLW0603
+    global _pool, _lock
     _pool, _lock = None, threading.Lock()
 
 
@@ -101,7 +102,9 @@ def parallel(work: Callable[[int], None], chunks: int) -> None:
 
 
 def ranges(units: int, grain: int) -> int:
-    """How many chunks to cut ``units`` into when less than ``grain`` of them is not worth a thread."""
+    """How many chunks to cut ``units`` into when less than ``grain`` of them is not worth a
+    thread.
+    """
     count = threads()
     if count == 1:
         return 1

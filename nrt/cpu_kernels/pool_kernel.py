@@ -26,9 +26,9 @@ def _accumulate(maximum, acc, x, channels, step):
 def pool(params, x, y, first, last):
     """Output lines ``first <= n * P + p < last`` of a max (``params[0]`` = 1) or average pool.
 
-    ``params``: maximum, channels, P, Q, R, S, strides, pads (top, left), dilations, H, W, byte strides
-    of the input's image, line, pixel and channel, the same of the output, count_include_pad, the
-    padded size (bottom and right ends of what counts).
+    ``params``: maximum, channels, P, Q, R, S, strides, pads (top, left), dilations, H, W, byte
+    strides of the input's image, line, pixel and channel, the same of the output,
+    count_include_pad, the padded size (bottom and right ends of what counts).
     """
     maximum = load_i64(params, 0) != 0
     channels, lines, width_out = load_i64(params, 1), load_i64(params, 2), load_i64(params, 3)

@@ -1,10 +1,11 @@
 """The matrix product under convolutions and MatMul: indirect rows, packed panels, fused epilogue.
 
-Rows of ``A`` are runs of contiguous elements found by address: for a convolution, the channels under one
-filter tap, so that no column matrix is ever built (Dukhan, "The Indirect Convolution Algorithm",
-arXiv:1907.02129). ``B`` is packed in panels of as many columns as the inner kernel keeps in registers.
-A block of rows times a panel is summed in a buffer that stays in the L1 cache, block of ``k`` by block of
-``k``, and then goes through the epilogue's rows function straight to its place.
+Rows of ``A`` are runs of contiguous elements found by address: for a convolution, the channels
+under one filter tap, so that no column matrix is ever built (Dukhan, "The Indirect Convolution
+Algorithm", arXiv:1907.02129). ``B`` is packed in panels of as many columns as the inner kernel
+keeps in registers. A block of rows times a panel is summed in a buffer that stays in the L1 cache,
+block of ``k`` by block of ``k``, and then goes through the epilogue's rows function straight to its
+place.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ __all__ = ["FIELDS", "OPERAND_FIELDS", "SHAPES", "pack_panels", "product_kernel"
 SHAPES: tuple[tuple[int, int], ...] = ((6, 4), (12, 2), (14, 1)) if REGISTERS == 32 else (
     (4, 3), (6, 2), (12, 1),
 )  # fmt: skip
-"""Rows and vectors of the inner kernels: what the registers hold beside one row of B and one of A."""
+"""Rows and vectors of the inner kernels: what the registers hold beside one row of B and one of
+A.
+"""
 
 FIELDS: tuple[str, ...] = (
     "rows", "rows_n", "rows_p", "taps_w", "taps", "run", "stride_h", "stride_w", "pad_h", "pad_w",

@@ -1,8 +1,8 @@
 """Rows functions written by hand: softmax, normalizations, reductions.
 
-They have the signature of generated rows functions (`nrt.cpu_kernels.codegen`) and are called over a grid
-of rows by the same kernel. Here a row must be whole, and all operands are float32. Numbers such as an
-epsilon come as an operand: an array that does not move from row to row.
+They have the signature of generated rows functions (`nrt.cpu_kernels.codegen`) and are called over
+a grid of rows by the same kernel. Here a row must be whole, and all operands are float32. Numbers
+such as an epsilon come as an operand: an array that does not move from row to row.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ _FUNCTIONS = {
 
 @functools.cache
 def row_function(name: str) -> RowsFunction:
-    """The compiled function: ``softmax``, ``log_softmax``, ``standardize``, ``lrn``, or the kind of a
-    reduction."""
+    """The compiled function: ``softmax``, ``log_softmax``, ``standardize``, ``lrn``, or the kind of
+    a reduction."""
     function = _FUNCTIONS.get(name) or _make_reduce(name)
     signature = numba.types.void(*[numba.types.int64] * 5)
     owner = numba.cfunc(signature, nopython=True, error_model="numpy", fastmath=_REASSOCIATE)(

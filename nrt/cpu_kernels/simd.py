@@ -1,7 +1,8 @@
 """Memory access, vectors and calls by address, as Numba intrinsics.
 
-Host kernels see addresses and numbers, like those of the GPU: an address is an ``int64``, an index counts
-elements. Numba's arrays would add a wrap-around test to every access and a specialization per layout.
+Host kernels see addresses and numbers, like those of the GPU: an address is an ``int64``, an index
+counts elements. Numba's arrays would add a wrap-around test to every access and a specialization
+per layout.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ def bits_to_float(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
-def call_rows(typingctx: Any, function: Any, rows: Any, cols: Any, table: Any, ld: Any, steps: Any):
+def call_rows(
+    typingctx: Any, function: Any, rows: Any, cols: Any, table: Any, ld: Any, steps: Any
+) -> Any:
     """Call the compiled rows function at an address (`nrt.cpu_kernels.codegen`)."""
     del typingctx, function, rows, cols, table, ld, steps
 
@@ -160,8 +163,8 @@ def micro(
 ) -> Any:  # fmt: skip
     """A matrix product's inner kernel that keeps ``rows`` x ``vectors`` registers of sums.
 
-    ``rows`` and ``vectors`` are compile-time constants. For row ``i`` and the ``vectors * LANES`` columns
-    of a packed panel::
+    ``rows`` and ``vectors`` are compile-time constants. For row ``i`` and the ``vectors * LANES``
+    columns of a packed panel::
 
         acc[i, :] (+)= sum over t < taps, k < run of  A[t, i][k] * B[t][k, :]
 
@@ -274,12 +277,13 @@ def _emit_micro(builder: Any, args: Any, rows: int, vectors: int) -> None:
 
 @intrinsic(prefer_literal=True)
 def depth_micro(
-    typingctx: Any, rows: Any, vectors: Any, x: Any, x_step: Any, taps_h: Any, taps_w: Any, x_h: Any,
-    x_w: Any, w: Any, w_h: Any, w_w: Any, acc: Any, ld_acc: Any,
+    typingctx: Any, rows: Any, vectors: Any, x: Any, x_step: Any, taps_h: Any, taps_w: Any, x_h:
+    Any, x_w: Any, w: Any, w_h: Any, w_w: Any, acc: Any, ld_acc: Any,
 ) -> Any:  # fmt: skip
-    """Depthwise sums of ``rows`` positions (``x_step`` bytes apart) and ``vectors * LANES`` channels.
+    """Depthwise sums of ``rows`` positions (``x_step`` bytes apart) and ``vectors * LANES``
+    channels.
 
-    ``acc[i] = sum over r < taps_h, s < taps_w of x[i * x_step + r * x_h + s * x_w] * w[r * w_h + s * w_w]``
+    ``acc[i] = sum over r, s of x[i * x_step + r * x_h + s * x_w] * w[r * w_h + s * w_w]``
     on vectors of channels; all steps are bytes.
     """
     del typingctx, x, x_step, taps_h, taps_w, x_h, x_w, w, w_h, w_w, acc, ld_acc

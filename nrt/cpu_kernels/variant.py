@@ -1,7 +1,8 @@
 """The interface of host kernels: the CPU target's variants.
 
-A host variant is one algorithm too; `bind` turns a problem and a configuration into a Python callable.
-A plan stores the variant's name, the problem and the configuration as plain data, never code.
+A host variant is one algorithm too; `bind` turns a problem and a configuration into a Python
+callable. A plan stores the variant's name, the problem and the configuration as plain data, never
+code.
 """
 
 from __future__ import annotations

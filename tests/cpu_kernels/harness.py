@@ -31,8 +31,7 @@ def nhwc(*shape: int, dtype: DType = FP32) -> TensorSpec:
 
 def channel_slice(shape: Sequence[int], total: int, dtype: DType = FP32) -> TensorSpec:
     """A channels-last slice of a tensor with ``total`` channels."""
-    n, c, h, w = shape
-    del n
+    _, _, h, w = shape
     return TensorSpec((*shape,), dtype, (h * w * total, 1, w * total, total))
 
 
@@ -111,7 +110,7 @@ def check(
 ) -> None:  # fmt: skip
     """The variant called ``name`` solves ``p`` within tolerance and writes its outputs only."""
     variant = variant_by_name(name)
-    refusal = dict((v.name, r) for v, r in variants_for(p))[name]
+    refusal = {v.name: r for v, r in variants_for(p)}[name]
     assert refusal is None, refusal
     given = list(arrays) if arrays is not None else [random_array(t, rng) for t in p.inputs]
     wanted = expected(p, given)
@@ -144,7 +143,7 @@ def compare(out: Array, want: Array, t: TensorSpec) -> None:
 
 def refusal(name: str, p: Problem) -> str:
     """The reason why the variant refuses ``p``."""
-    found = dict((v.name, r) for v, r in variants_for(p))[name]
+    found = {v.name: r for v, r in variants_for(p)}[name]
     assert isinstance(found, Refusal), f"{name} does not refuse {p}"
     return found.reason
 

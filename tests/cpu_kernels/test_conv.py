@@ -23,7 +23,9 @@ def relu_bias_residual() -> Program:
     return b.build(b("max", b("add", b("add", 0, 1), 2), b.const(0.0)))
 
 
-def conv(x: TensorSpec, w: tuple[int, ...], out: object = "nhwc", bias: bool = True, **attributes: object) -> Problem:  # fmt: skip
+def conv(
+    x: TensorSpec, w: tuple[int, ...], out: object = "nhwc", bias: bool = True, **attributes: object
+) -> Problem:
     op = Conv(**attributes)  # type: ignore[arg-type]
     inputs = [x, spec(w, dtype=x.dtype)]
     if bias:

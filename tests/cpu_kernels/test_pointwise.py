@@ -11,7 +11,15 @@ from nrt.ir import ops
 from nrt.ir.pointwise import OPCODES, Builder, identity
 from nrt.problem import TensorSpec
 from tests.cpu_kernels.harness import (
-    NHWC, channel_slice, check, nhwc, problem, random_array, refusal, run, spec,
+    NHWC,
+    channel_slice,
+    check,
+    nhwc,
+    problem,
+    random_array,
+    refusal,
+    run,
+    spec,
 )  # fmt: skip
 
 NAME = "cpu_pointwise"

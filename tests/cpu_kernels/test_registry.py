@@ -25,7 +25,7 @@ def test_names_are_unique_and_every_op_has_the_reference() -> None:
 
 
 def test_variants_for_lists_refusals() -> None:
-    found = dict((v.name, r) for v, r in variants_for(problem(Relu(), [spec((3,))])))
+    found = {v.name: r for v, r in variants_for(problem(Relu(), [spec((3,))]))}
     assert found == {"cpu_pointwise": None, "cpu_reference": None}
 
 
@@ -48,7 +48,7 @@ def test_bind_refuses() -> None:
     with pytest.raises(PlanError, match="'cpu_pool' does not solve Relu"):
         bind("cpu_pool", p.to_data(), ())
     empty = problem(Conv(), [nhwc(0, 4, 3, 3), spec((5, 4, 1, 1))])
-    with pytest.raises(PlanError, match="'cpu_conv_indirect' refuses Conv.*an empty tensor"):
+    with pytest.raises(PlanError, match=r"'cpu_conv_indirect' refuses Conv.*an empty tensor"):
         bind("cpu_conv_indirect", empty.to_data(), ())
     with pytest.raises(PlanError, match="malformed problem"):
         bind("cpu_pool", [1, 2], ())
