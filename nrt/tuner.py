@@ -116,8 +116,7 @@ def tune(
     timed = bench.can_measure and opt_level > 0
     jobs = []
     for problem, (ranked, _) in tables.items():
-        # One candidate left needs no clock, only the binary.
-        wanted = ranked if timed and len(ranked) > 1 else ranked[:1]
+        wanted = ranked if timed else ranked[:1]
         for r in wanted:
             known = cache is not None and bench.timing_key(r.variant, problem, r.config) in cache
             if not known or not timed:
@@ -164,7 +163,7 @@ def _choose(
     cache: TimingCache | None,
 ) -> Choice:
     first = ranked[0]
-    if not timed or len(ranked) == 1:
+    if not timed:
         reason = "the only candidate" if len(ranked) == 1 else "best estimate, not timed"
         rows = [Candidate(r.variant.name, _text(r.config), None, "not timed") for r in ranked]
         return Choice(first.variant, first.config, None, reason, (*rows, *refused))
@@ -180,7 +179,7 @@ def _choose(
     best = min(seconds for seconds, _ in good)
     tied = [(s, r) for s, r in good if s <= best * (1 + _NOISE)]
     seconds, winner = min(tied, key=lambda item: (item[1].variant.rank, item[0]))
-    reason = f"fastest of {len(good)} measured"
+    reason = "the only candidate" if len(ranked) == 1 else f"fastest of {len(good)} measured"
     if seconds > best:
         reason = f"simplest of {len(tied)} within {_NOISE:.0%} of the fastest of {len(good)}"
     return Choice(winner.variant, winner.config, seconds, reason, (*rows, *refused))

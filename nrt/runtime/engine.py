@@ -31,7 +31,12 @@ class Engine:
     """
 
     def __init__(
-        self, plan: Plan, host_bind: HostBind | None = None, device: int | CudaDevice = 0
+        self,
+        plan: Plan,
+        host_bind: HostBind | None = None,
+        device: int | CudaDevice = 0,
+        *,
+        load: bool = True,
     ) -> None:
         """Check ``plan``, load its kernels and move its weights.
 
@@ -39,6 +44,8 @@ class Engine:
             plan: from `nrt.compile` or `nrt.plan_file.read_plan`.
             host_bind: for a CPU plan, ``bind(variant, problem, config)``: `nrt.cpu_kernels.bind`.
             device: for a CUDA plan, the GPU's ordinal or an open device.
+            load: False leaves the device alone until the first run or context, so that a plan for
+                another device can be saved; the errors of that device then come there.
 
         Raises:
             PlanError: the plan is not sound.
@@ -49,22 +56,37 @@ class Engine:
         self.plan = plan
         self.inputs: tuple[IoSpec, ...] = plan.inputs
         self.outputs: tuple[IoSpec, ...] = plan.outputs
-        self._program: HostProgram | CudaProgram
-        if plan.target.kind == "cuda":
-            opened = device if isinstance(device, CudaDevice) else open_device(device)
-            self._program = CudaProgram(plan, opened)
-        else:
-            self._program = HostProgram(plan, host_bind)
+        self._host_bind = host_bind
+        self._device = device
+        self._program: HostProgram | CudaProgram | None = None
+        self._load_lock = threading.Lock()
         self._lock = threading.Lock()
         self._context: Context | None = None
+        if load:
+            self._loaded()
+
+    def _loaded(self) -> HostProgram | CudaProgram:
+        """The program on its device; loaded by the first caller."""
+        with self._load_lock:
+            if self._program is None:
+                self._program = self._load()
+            return self._program
+
+    def _load(self) -> HostProgram | CudaProgram:
+        if self.plan.target.kind != "cuda":
+            return HostProgram(self.plan, self._host_bind)
+        device = self._device
+        opened = device if isinstance(device, CudaDevice) else open_device(device)
+        return CudaProgram(self.plan, opened)
 
     def create_context(self) -> Context:
         """A new execution context; allocates the plan's arena.
 
         Raises:
-            DeviceError: out of memory.
+            DeviceError: out of memory, or (if not loaded yet) no GPU.
+            PlanTargetError: not loaded yet, and for another device.
         """
-        return Context(self.plan, self._program)
+        return Context(self.plan, self._loaded())
 
     def __call__(self, *inputs: Any, device: bool = False) -> Any:
         """Run on inputs in the plan's order; the output, or a tuple of them if there are several.
