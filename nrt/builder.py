@@ -99,8 +99,8 @@ def compile(
         from nrt.cpu_kernels import bind
 
         return Engine(built.plan, bind)
-    # A plan for a named architecture may be for another machine: its device is opened by the first
-    run. return Engine(built.plan, load=":" not in target)
+    # A named architecture may be another machine's: the device is opened by the first run.
+    return Engine(built.plan, load=":" not in target)
 
 
 def build(
