@@ -8,10 +8,12 @@ process.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -27,15 +29,9 @@ from nrt.settings import settings
 
 __all__ = ["Cubin", "compile_kernel", "kernel_key", "toolchain"]
 
-# Modules that any kernel may draw on: a change in one of them changes every key.
-_SHARED = (
-    "nrt.cuda_kernels.ptx",
-    "nrt.cuda_kernels.codegen",
-    "nrt.cuda_kernels.elements",
-    "nrt.cuda_kernels.strided",
-    "nrt.ir.pointwise",
-    __name__,
-)
+# A binary depends on its factory's module, on all that it imports from these places, and on this
+# module.
+_SOURCES = ("nrt.cuda_kernels.", "nrt.ir.pointwise")
 
 
 @dataclass(frozen=True)
@@ -79,18 +75,47 @@ def toolchain() -> dict[str, str]:
 
 
 @functools.cache
-def _source_hash(module: str) -> str:
+def _source(module: str) -> str:
     path = importlib.import_module(module).__file__
     if path is None:
         raise CompileError(f"module {module} has no source file")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return Path(path).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _imports(module: str) -> frozenset[str]:
+    """Modules of kernel source that ``module`` imports itself."""
+    found = set()
+    for node in ast.walk(ast.parse(_source(module))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(
+        name
+        for name in found
+        if name.startswith(_SOURCES) and importlib.util.find_spec(name) is not None
+    )
+
+
+@functools.cache
+def _source_hash(module: str) -> str:
+    """Hash of the sources that a factory in ``module`` may draw on."""
+    seen: set[str] = set()
+    stack = [module, __name__]
+    while stack:
+        name = stack.pop()
+        if name not in seen:
+            seen.add(name)
+            stack.extend(_imports(name))
+    text = "\n".join(f"{name}\n{_source(name)}" for name in sorted(seen))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def kernel_key(spec: KernelSpec, device: DeviceSpec) -> str:
     """Content address of the cubin of ``spec`` for ``device``'s architecture."""
     module = spec.factory.partition(":")[0]
     parts = [
-        *(_source_hash(m) for m in (module, *_SHARED)),
+        _source_hash(module),
         repr(spec),
         device.arch,
         json.dumps(toolchain(), sort_keys=True),

@@ -1,4 +1,4 @@
-"""PTX instructions as Numba intrinsics. All inline assembly of nrt lives here.
+"""PTX instructions as Numba intrinsics. All inline assembly of nrt lives here and in `ptx_hopper`.
 
 Every intrinsic names its PTX instruction. Global addresses are int64 (made by `at`), shared
 addresses are uint32 (made by `shared_address`); 16-bit floats travel as raw bits in integers and
@@ -18,6 +18,7 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 __all__ = [
+    "asm",
     "at",
     "cp_async_16",
     "cp_async_commit",
@@ -97,7 +98,7 @@ def _with_arity(impl: Callable[..., Any], name: str, count: int, doc: str) -> An
     return intrinsic(impl)
 
 
-def _asm(
+def asm(
     name: str,
     text: str,
     results: Sequence[Any],
@@ -155,13 +156,13 @@ def _asm(
             body = text
             for index, value in enumerate(values):
                 body = body.replace(f"#{index}", str(value))
-            asm = ir.InlineAsm(
+            statement = ir.InlineAsm(
                 ir.FunctionType(returned, arg_types),
                 body,
                 ",".join(letters),
                 side_effect=not pure,
             )
-            out = builder.call(asm, operands)
+            out = builder.call(statement, operands)
             if not results:
                 return context.get_dummy_value()
             if len(results) == 1:
@@ -217,109 +218,109 @@ def shared_address(typingctx: Any, array: Any) -> Any:
 
 # -- global memory ---------------------------------------------------------------------------------
 
-ld_global_nc_v4 = _asm(
+ld_global_nc_v4 = asm(
     "ld_global_nc_v4",
     "ld.global.nc.v4.u32 {$0, $1, $2, $3}, [$4];",
     [u32] * 4, [i64], pure=True,
     doc="``ld.global.nc.v4.u32``: 16 bytes of data that no one writes during the kernel.",
 )  # fmt: skip
-ld_global_nc_v2 = _asm(
+ld_global_nc_v2 = asm(
     "ld_global_nc_v2", "ld.global.nc.v2.u32 {$0, $1}, [$2];", [u32] * 2, [i64], pure=True,
     doc="``ld.global.nc.v2.u32``: 8 bytes of read-only data.",
 )  # fmt: skip
-ld_global_nc_u32 = _asm(
+ld_global_nc_u32 = asm(
     "ld_global_nc_u32", "ld.global.nc.u32 $0, [$1];", [u32], [i64], pure=True,
     doc="``ld.global.nc.u32``: 4 bytes of read-only data.",
 )  # fmt: skip
-ld_global_nc_u16 = _asm(
+ld_global_nc_u16 = asm(
     "ld_global_nc_u16", "ld.global.nc.u16 $0, [$1];", [u16], [i64], pure=True,
     doc="``ld.global.nc.u16``: 2 bytes of read-only data.",
 )  # fmt: skip
-ld_global_v4 = _asm(
+ld_global_v4 = asm(
     "ld_global_v4", "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", [u32] * 4, [i64],
     doc="``ld.global.v4.u32``: 16 bytes.",
 )  # fmt: skip
-st_global_v4 = _asm(
+st_global_v4 = asm(
     "st_global_v4", "st.global.v4.u32 [$0], {$1, $2, $3, $4};", [], [i64, u32, u32, u32, u32],
     doc="``st.global.v4.u32``: 16 bytes.",
 )  # fmt: skip
-st_global_v2 = _asm(
+st_global_v2 = asm(
     "st_global_v2", "st.global.v2.u32 [$0], {$1, $2};", [], [i64, u32, u32],
     doc="``st.global.v2.u32``: 8 bytes.",
 )  # fmt: skip
-st_global_u32 = _asm(
+st_global_u32 = asm(
     "st_global_u32", "st.global.u32 [$0], $1;", [], [i64, u32], doc="``st.global.u32``: 4 bytes."
 )
-st_global_u16 = _asm(
+st_global_u16 = asm(
     "st_global_u16", "st.global.u16 [$0], $1;", [], [i64, u16], doc="``st.global.u16``: 2 bytes."
 )
 
 # -- shared memory ---------------------------------------------------------------------------------
 
-ld_shared_v4 = _asm(
+ld_shared_v4 = asm(
     "ld_shared_v4", "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];", [u32] * 4, [u32],
     doc="``ld.shared.v4.u32``: 16 bytes.",
 )  # fmt: skip
-ld_shared_v4_f32 = _asm(
+ld_shared_v4_f32 = asm(
     "ld_shared_v4_f32", "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", [f32] * 4, [u32],
     doc="``ld.shared.v4.f32``: four floats.",
 )  # fmt: skip
-ld_shared_u32 = _asm(
+ld_shared_u32 = asm(
     "ld_shared_u32", "ld.shared.u32 $0, [$1];", [u32], [u32], doc="``ld.shared.u32``: 4 bytes."
 )
-ld_shared_u16 = _asm(
+ld_shared_u16 = asm(
     "ld_shared_u16", "ld.shared.u16 $0, [$1];", [u16], [u32], doc="``ld.shared.u16``: 2 bytes."
 )
-ld_shared_f32 = _asm(
+ld_shared_f32 = asm(
     "ld_shared_f32", "ld.shared.f32 $0, [$1];", [f32], [u32], doc="``ld.shared.f32``: a float."
 )
-st_shared_v4 = _asm(
+st_shared_v4 = asm(
     "st_shared_v4", "st.shared.v4.u32 [$0], {$1, $2, $3, $4};", [], [u32] * 5,
     doc="``st.shared.v4.u32``: 16 bytes.",
 )  # fmt: skip
-st_shared_v2_f32 = _asm(
+st_shared_v2_f32 = asm(
     "st_shared_v2_f32", "st.shared.v2.f32 [$0], {$1, $2};", [], [u32, f32, f32],
     doc="``st.shared.v2.f32``: two floats.",
 )  # fmt: skip
-st_shared_u32 = _asm(
+st_shared_u32 = asm(
     "st_shared_u32", "st.shared.u32 [$0], $1;", [], [u32, u32], doc="``st.shared.u32``: 4 bytes."
 )
-st_shared_u16 = _asm(
+st_shared_u16 = asm(
     "st_shared_u16", "st.shared.u16 [$0], $1;", [], [u32, u16], doc="``st.shared.u16``: 2 bytes."
 )
-st_shared_f32 = _asm(
+st_shared_f32 = asm(
     "st_shared_f32", "st.shared.f32 [$0], $1;", [], [u32, f32], doc="``st.shared.f32``: a float."
 )
 
 # -- asynchronous copies (sm_80) -------------------------------------------------------------------
 
-cp_async_16 = _asm(
+cp_async_16 = asm(
     "cp_async_16", "cp.async.cg.shared.global [$0], [$1], 16, $2;", [], [u32, i64, u32],
     doc="``cp.async.cg.shared.global``: 16 bytes from a global to a shared address, of which the "
     "first ``size`` (0 to 16) are read and the rest is zero.",
 )  # fmt: skip
-cp_async_commit = _asm(
+cp_async_commit = asm(
     "cp_async_commit", "cp.async.commit_group;", [], [],
     doc="``cp.async.commit_group``: close the group of copies issued so far.",
 )  # fmt: skip
-cp_async_wait = _asm(
+cp_async_wait = asm(
     "cp_async_wait", "cp.async.wait_group #0;", [], [],
     doc="``cp.async.wait_group N``: until at most N (a literal) of this thread's groups run.",
 )  # fmt: skip
 
 # -- matrix instructions ---------------------------------------------------------------------------
 
-ldmatrix_x4 = _asm(
+ldmatrix_x4 = asm(
     "ldmatrix_x4", "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];",
     [u32] * 4, [u32],
     doc="``ldmatrix.x4``: four 8x8 matrices of 16-bit elements; lane l gives the address of a row.",
 )  # fmt: skip
-ldmatrix_x4_trans = _asm(
+ldmatrix_x4_trans = asm(
     "ldmatrix_x4_trans", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {$0, $1, $2, $3}, [$4];",
     [u32] * 4, [u32],
     doc="``ldmatrix.x4.trans``: as `ldmatrix_x4`, each matrix transposed.",
 )  # fmt: skip
-ldmatrix_x2 = _asm(
+ldmatrix_x2 = asm(
     "ldmatrix_x2", "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {$0, $1}, [$2];", [u32] * 2, [u32],
     doc="``ldmatrix.x2``: two 8x8 matrices of 16-bit elements.",
 )  # fmt: skip
@@ -332,7 +333,7 @@ def _mma(name: str, shape: str, kinds: str, a: int, b: int, acc: Any, doc: str) 
         f"mma.sync.aligned.{shape}.row.col.{kinds} {{$0, $1, $2, $3}}, "
         f"{{{', '.join(regs[:a])}}}, {{{', '.join(regs[a:])}}}, {{$0, $1, $2, $3}};"
     )
-    return _asm(
+    return asm(
         name, text, [acc] * 4, [u32] * (a + b) + [acc] * 4, pure=True, tied=(0, 1, 2, 3), doc=doc
     )
 
@@ -360,71 +361,71 @@ mma_s8 = _mma(
 
 # -- conversions and fast functions ----------------------------------------------------------------
 
-f32_from_f16 = _asm(
+f32_from_f16 = asm(
     "f32_from_f16", "cvt.f32.f16 $0, $1;", [f32], [u16], pure=True,
     doc="``cvt.f32.f16``: fp16 bits to float32.",
 )  # fmt: skip
-f16_from_f32 = _asm(
+f16_from_f32 = asm(
     "f16_from_f32", "cvt.rn.f16.f32 $0, $1;", [u16], [f32], pure=True,
     doc="``cvt.rn.f16.f32``: float32 to fp16 bits, to nearest even.",
 )  # fmt: skip
-f32_from_bf16 = _asm(
+f32_from_bf16 = asm(
     "f32_from_bf16", "mov.b32 $0, {0, $1};", [f32], [u16], pure=True,
     doc="``mov.b32``: bf16 bits to float32 (the upper half).",
 )  # fmt: skip
-bf16_from_f32 = _asm(
+bf16_from_f32 = asm(
     "bf16_from_f32", "cvt.rn.bf16.f32 $0, $1;", [u16], [f32], pure=True,
     doc="``cvt.rn.bf16.f32``: float32 to bf16 bits, to nearest even (sm_80).",
 )  # fmt: skip
-f16x2_from_f32 = _asm(
+f16x2_from_f32 = asm(
     "f16x2_from_f32", "{ .reg .b16 l, h; cvt.rn.f16.f32 l, $1; cvt.rn.f16.f32 h, $2; "
     "mov.b32 $0, {l, h}; }",
     [u32], [f32, f32], pure=True,
     doc="Two ``cvt.rn.f16.f32``: pack (low, high) floats into two fp16.",
 )  # fmt: skip
-bf16x2_from_f32 = _asm(
+bf16x2_from_f32 = asm(
     "bf16x2_from_f32", "cvt.rn.bf16x2.f32 $0, $2, $1;", [u32], [f32, f32], pure=True,
     doc="``cvt.rn.bf16x2.f32``: pack (low, high) floats into two bf16 (sm_80).",
 )  # fmt: skip
-f32_from_f16_lo = _asm(
+f32_from_f16_lo = asm(
     "f32_from_f16_lo", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }",
     [f32], [u32], pure=True, doc="``cvt.f32.f16`` of the low half of a pair.",
 )  # fmt: skip
-f32_from_f16_hi = _asm(
+f32_from_f16_hi = asm(
     "f32_from_f16_hi", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, h; }",
     [f32], [u32], pure=True, doc="``cvt.f32.f16`` of the high half of a pair.",
 )  # fmt: skip
-f32_from_bf16_lo = _asm(
+f32_from_bf16_lo = asm(
     "f32_from_bf16_lo", "shl.b32 $0, $1, 16;", [f32], [u32], pure=True,
     doc="``shl.b32``: the low bf16 of a pair as float32.",
 )  # fmt: skip
-f32_from_bf16_hi = _asm(
+f32_from_bf16_hi = asm(
     "f32_from_bf16_hi", "and.b32 $0, $1, 0xffff0000;", [f32], [u32], pure=True,
     doc="``and.b32``: the high bf16 of a pair as float32.",
 )  # fmt: skip
-float_bits = _asm(
+float_bits = asm(
     "float_bits", "mov.b32 $0, $1;", [u32], [f32], pure=True, doc="``mov.b32``: a float's bits."
 )
-bits_float = _asm(
+bits_float = asm(
     "bits_float", "mov.b32 $0, $1;", [f32], [u32], pure=True, doc="``mov.b32``: bits as a float."
 )
-tf32_from_f32 = _asm(
+tf32_from_f32 = asm(
     "tf32_from_f32", "cvt.rna.tf32.f32 $0, $1;", [u32], [f32], pure=True,
     doc="``cvt.rna.tf32.f32``: float32 rounded to tf32, as `mma_tf32` takes it (sm_80).",
 )  # fmt: skip
-ex2 = _asm(
+ex2 = asm(
     "ex2", "ex2.approx.ftz.f32 $0, $1;", [f32], [f32], pure=True,
     doc="``ex2.approx.ftz.f32``: 2 to the x, 2 ulp.",
 )  # fmt: skip
-lg2 = _asm(
+lg2 = asm(
     "lg2", "lg2.approx.ftz.f32 $0, $1;", [f32], [f32], pure=True,
     doc="``lg2.approx.ftz.f32``: logarithm to base 2.",
 )  # fmt: skip
-rcp = _asm(
+rcp = asm(
     "rcp", "rcp.approx.ftz.f32 $0, $1;", [f32], [f32], pure=True,
     doc="``rcp.approx.ftz.f32``: 1/x, 1 ulp.",
 )  # fmt: skip
-tanh_approx = _asm(
+tanh_approx = asm(
     "tanh_approx", "tanh.approx.f32 $0, $1;", [f32], [f32], pure=True,
     doc="``tanh.approx.f32``: relative error 2^-11, for 16-bit results (sm_75).",
 )  # fmt: skip
