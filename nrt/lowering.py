@@ -111,6 +111,11 @@ def _strides_for(value: Value) -> TensorSpec:
     return TensorSpec.dense(value.shape, value.dtype, value.layout)
 
 
+def _constant_place(value: Value, array: Array) -> Place:
+    spec = _strides_for(value)
+    return Place(Buffer("constant", spec.nbytes, array=array, label=value.name), 0, spec)
+
+
 class _Lowering:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -142,8 +147,9 @@ class _Lowering:
             self.out.outputs.append((name, spec))
             place = Place(Buffer("output", spec.nbytes, index, label=name), 0, spec)
             self.output_buffers[name] = place
-            produced = value.producer is not None and not self._is_view(value.producer)
-            if produced and _strides_for(value).is_row_major and value not in self.reserved:
+            if value.producer is None or value in self.reserved:
+                continue
+            if _strides_for(value).is_row_major:
                 self.reserved[value] = place
 
     def _finish_outputs(self) -> None:
@@ -154,16 +160,24 @@ class _Lowering:
 
     # -- nodes -----------------------------------------------------------------------------------
 
-    @staticmethod
-    def _is_view(node: Node) -> bool:
-        """Whether the node's output may be another view of its input's memory."""
+    def _moves_constants(self, node: Node) -> bool:
+        """Whether the node only moves elements that are all known now."""
         return isinstance(
-            node.op, Reshape | Transpose | Slice | Split | Identity | Dropout | Concat
-        )
+            node.op, Reshape | Transpose | Slice | Split | Identity | Dropout | Concat | Expand
+        ) and all(self._place(v).buffer.space == "constant" for v in node.inputs)
+
+    def _fold(self, node: Node) -> None:
+        """Move constants now: a kernel packs an array of its input's own shape, never a view."""
+        arrays = [self._place(v).buffer.array for v in node.inputs]
+        results = node.op.reference(*(a for a in arrays if a is not None))
+        for value, array in zip(node.outputs, results, strict=True):
+            self.places[value] = _constant_place(value, array)
 
     def _lower_node(self, node: Node) -> None:
         op = node.op
-        if isinstance(op, Concat):
+        if self._moves_constants(node):
+            self._fold(node)
+        elif isinstance(op, Concat):
             self._concat(node, op.axis)
         elif isinstance(op, Identity | Dropout):
             self.places[node.output] = self._place(node.inputs[0])
@@ -231,7 +245,7 @@ class _Lowering:
             tuple(p.spec for p in outputs),
             tuple(p.buffer.space == "constant" for p in places),
         )
-        self.out.tasks.append(Task(node.name, node.origin, problem, tuple(places), outputs))
+        self._emit(Task(node.name, node.origin, problem, tuple(places), outputs))
 
     def _copy(self, name: str, origins: tuple[str, ...], source: Place, target: Place) -> None:
         problem = Problem(
@@ -240,13 +254,24 @@ class _Lowering:
             (target.spec,),
             (source.buffer.space == "constant",),
         )
-        self.out.tasks.append(Task(name, origins, problem, (source,), (target,)))
+        self._emit(Task(name, origins, problem, (source,), (target,)))
+
+    def _emit(self, task: Task) -> None:
+        """Add a task; one whose outputs are all empty has nothing to do."""
+        if any(t.size for t in task.problem.outputs):
+            self.out.tasks.append(task)
 
     def _reshape(self, node: Node) -> None:
         source = self._place(node.inputs[0])
         shape = node.output.shape
         strides = _reshaped(source.spec, shape)
         if strides is None:
+            place = self._new_place(node.output)
+            back = _reshaped(place.spec, source.spec.shape)
+            if back is not None:
+                spec = TensorSpec(source.spec.shape, source.spec.dtype, back)
+                self._copy(node.name, node.origin, source, replace(place, spec=spec))
+                return
             dense = TensorSpec.dense(source.spec.shape, source.spec.dtype)
             target = Place(Buffer("arena", dense.nbytes, label=node.output.name), 0, dense)
             self._copy(node.name, node.origin, source, target)
@@ -265,9 +290,11 @@ class _Lowering:
     ) -> None:
         """A view where it is dense in the value's layout and aligned, else a copy."""
         spec = TensorSpec(shape, value.dtype, strides)
-        view = Place(source.buffer, source.offset + offset * value.dtype.itemsize, spec)
+        # An empty view may start behind the buffer's end: it has no first element.
+        start = source.offset + offset * value.dtype.itemsize if spec.size else 0
+        view = Place(source.buffer, start, spec)
         want = _strides_for(value)
-        if _same(spec, want) and view.offset % _ALIGN == 0 and source.buffer.space != "constant":
+        if _same(spec, want) and view.offset % _ALIGN == 0:
             self._alias(value, replace(view, spec=want))
         else:
             self._copy(node.name, node.origin, view, self._new_place(value))
@@ -293,9 +320,7 @@ class _Lowering:
             return self.places[value]
         if value.constant is None:
             raise BuildError(f"value '{value.name}' is read before it is computed")
-        spec = _strides_for(value)
-        buffer = Buffer("constant", spec.nbytes, array=value.constant, label=value.name)
-        self.places[value] = Place(buffer, 0, spec)
+        self.places[value] = _constant_place(value, value.constant)
         return self.places[value]
 
     def _new_place(self, value: Value) -> Place:
@@ -326,10 +351,14 @@ class _Lowering:
             start = sum(v.shape[axis] for v in node.inputs[:slot])
             part = _slice_place(whole, value, axis, start)
             item = value.dtype.itemsize
-            aligned = part.offset % _ALIGN == 0 and all(
-                s == 1 or s * item % _ALIGN == 0
-                for d, s in zip(part.spec.shape, part.spec.strides, strict=True)
-                if d > 1
+            # A dense slice is no worse than a tensor of its own.
+            aligned = part.offset % _ALIGN == 0 and (
+                _same(part.spec, _strides_for(value))
+                or all(
+                    s == 1 or s * item % _ALIGN == 0
+                    for d, s in zip(part.spec.shape, part.spec.strides, strict=True)
+                    if d > 1
+                )
             )
             if aligned and value.layout == target.layout and value.dtype == target.dtype:
                 return part
