@@ -13,10 +13,10 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,7 @@ def _imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return frozenset(
-        name
-        for name in found
-        if name.startswith(_SOURCES) and importlib.util.find_spec(name) is not None
-    )
+    return frozenset(name for name in found if name.startswith(_SOURCES) and name in sys.modules)
 
 
 @functools.cache
