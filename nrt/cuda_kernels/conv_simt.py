@@ -59,7 +59,7 @@ from nrt.ir.ops import Conv
 from nrt.ir.pointwise import Program
 from nrt.problem import Problem, Refusal
 
-__all__ = ["VARIANTS", "ConvSimt"]
+__all__ = ["PARAMS", "VARIANTS", "ConvSimt", "pixels", "weights"]
 
 u32 = types.uint32
 
@@ -68,7 +68,7 @@ MIN_GROUP = 4
 # A row index that stays outside every image when a filter row is added.
 OUTSIDE = 1 << 30
 
-_PARAMS = (
+PARAMS = (
     "total", "splits", "part", "kg", "depths", "NP", "cg", "R", "S", "PQ", "Q", "H", "W",
     "sh", "sw", "pt", "pl", "dh", "dw", "xn", "xc", "xh", "xw",
 )  # fmt: skip
@@ -84,8 +84,14 @@ _PROLOGUE = (
 )
 
 
-def _pixels(tile: Tile, filter_size: tuple[int, int, int] | None) -> Operand:
-    """A: input pixels. ``filter_size`` is (C/groups, R, S) for loads one by one, None for fours."""
+def pixels(tile: Tile, one_by_one: tuple[str, str] | None) -> Operand:
+    """A: input pixels, four channels a load, or ``one_by_one``.
+
+    Args:
+        tile: the block's shape.
+        one_by_one: texts of the channels of a group and of the filter's width, which single loads
+            divide by: constants where they can be.
+    """
     step = unit_step(True, tile.bm, tile)
     setup = []
     for u in range(tile.units_a):
@@ -97,7 +103,7 @@ def _pixels(tile: Tile, filter_size: tuple[int, int, int] | None) -> Operand:
             f"left{u} = u32(q * sw - pl)",
             f"base{u} = u32(image * xn + u32(group * cg) * xc)",
         ]
-    if filter_size is None:
+    if one_by_one is None:
         load = []
         for u in range(tile.units_a):
             values = ", ".join(f"a{u}_{j}" for j in range(4))
@@ -125,15 +131,15 @@ def _pixels(tile: Tile, filter_size: tuple[int, int, int] | None) -> Operand:
                 "        ar = u32(ar + u32(1))",
             ),
         )
-    channels, _, columns = filter_size
+    channels, columns = one_by_one
     load = []
     for j in range(4):
         load += [
             f"deep = u32(it * u32({tile.bk}) + a_k + u32({j}))",
-            f"tap = u32(deep // u32({channels}))",
-            f"ac = u32(deep - tap * u32({channels}))",
-            f"ar = u32(tap // u32({columns}))",
-            f"as_ = u32(tap - ar * u32({columns}))",
+            f"tap = u32(deep // {channels})",
+            f"ac = u32(deep - tap * {channels})",
+            f"ar = u32(tap // {columns})",
+            f"as_ = u32(tap - ar * {columns})",
         ]
         for u in range(tile.units_a):
             load += [
@@ -145,10 +151,10 @@ def _pixels(tile: Tile, filter_size: tuple[int, int, int] | None) -> Operand:
     return Operand(True, tuple(setup), tuple(load))
 
 
-def _weights(tile: Tile) -> Operand:
-    """B: packed weights, four columns a load."""
+def weights(tile: Tile, matrix: str) -> Operand:
+    """B: packed weights, four columns a load; ``matrix`` is the text of the matrix's index."""
     step = unit_step(False, tile.bn, tile)
-    start = f"u32(u32(group * depths + it * u32({tile.bk}) + b_k) * NP + col0 + b_row)"
+    start = f"u32(u32({matrix} * depths + it * u32({tile.bk}) + b_k) * NP + col0 + b_row)"
     load = [
         f"b{u}_0, b{u}_1, b{u}_2, b{u}_3 = load_b(b, u32(b_at + u32({u * step}) * NP))"
         for u in range(tile.units_b)
@@ -164,7 +170,7 @@ def _kernel(
     program: Program | None,
     extras: tuple[Extra, ...],
     tile: tuple[int, ...],
-    filter_size: tuple[int, int, int] | None,
+    filter_size: tuple[int, int] | None,
     rows: tuple[tuple[int, int], ...],
     width: int,
 ) -> tuple[Any, Any]:
@@ -174,13 +180,15 @@ def _kernel(
     parts' partial sums in y (0 without split).
     """
     shape = Tile(*tile)
-    text = gemm_text(shape, _PARAMS, _PROLOGUE, _pixels(shape, filter_size), _weights(shape), width)
+    # Divisions by constants are multiplications.
+    sizes = None if filter_size is None else (f"u32({filter_size[0]})", f"u32({filter_size[1]})")
+    text = gemm_text(shape, PARAMS, _PROLOGUE, pixels(shape, sizes), weights(shape, "group"), width)
     namespace: dict[str, Any] = gemm_namespace(out_dtype, program, extras, rows, width)
     namespace["load_a"] = masked_loader(dtype, 4 if filter_size is None else 1)
     namespace["load_b"] = vector_loader(dtype, 4)
     signature = types.void(
         pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras),
-        *[u32] * (6 + len(_PARAMS)),
+        *[u32] * (6 + len(PARAMS)),
     )  # fmt: skip
     return compile_text(text, namespace), signature
 
@@ -256,7 +264,7 @@ class ConvSimt(Variant):
             (
                 shape.dtype, out_dtype, epilogue.program, epilogue.extras,
                 tuple(tile.with_splits(1)),
-                None if by_four else (shape.cg, shape.r, shape.s), rows, width,
+                None if by_four else (shape.cg, shape.s), rows, width,
             ),
             tile.threads,
             tile.blocks_per_sm,

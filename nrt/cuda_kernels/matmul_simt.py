@@ -1,4 +1,4 @@
-"""Matrix products without tensor cores: the family's reference, one thread per output element."""
+"""Matrix products without tensor cores: the family's reference here, tiles in `matmul_tiled`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
+from nrt.cuda_kernels import matmul_tiled
 from nrt.cuda_kernels.codegen import Extra, loader, make_store, pointer
 from nrt.cuda_kernels.conv_common import INDEX_LIMIT, acc_type, ceil_div, extra_args, extra_types
 from nrt.cuda_kernels.device import DeviceSpec
@@ -112,4 +113,4 @@ class MatMulSimtReference(Variant):
         return max(problem.nbytes / device.bandwidth, 30 * flops / device.fp32_flops) + 2e-6
 
 
-VARIANTS: tuple[Variant, ...] = (MatMulSimtReference(),)
+VARIANTS: tuple[Variant, ...] = (*matmul_tiled.VARIANTS, MatMulSimtReference())

@@ -52,6 +52,9 @@ REDUCE_THREADS = 128
 MAX_SPLITS = 16
 
 
+PLACING = ("m = u32(row_base + m)", "keep = True")
+
+
 class Tile(NamedTuple):
     """Sizes of a block's and a thread's share, and how many blocks share a tile's depth."""
 
@@ -179,7 +182,7 @@ def _multiply(tile: Tile) -> list[str]:
     return lines
 
 
-def _results(tile: Tile, width: int) -> list[str]:
+def _results(tile: Tile, width: int, placing: Sequence[str]) -> list[str]:
     """Statements that hand results to the epilogue, ragged edges left out.
 
     They go through shared memory, a row group of all threads at a time: the epilogue's code stands
@@ -214,10 +217,11 @@ def _results(tile: Tile, width: int) -> list[str]:
             "    if (m < M) & (n < N):",
             f"        place = u32(u32(line * u32({pitch}) + cell) * u32(4))",
             f"        {values} = {read}(u32(base + place))",
-            "        m = u32(row_base + m)",
-            "        n = u32(col_base + n)",
-            "        o = u32(origin + row_offset(m, ypitch) + n * ycol)",
-            f"        store({values}, m, n, o, y, {extras})",
+            *_indent(placing, 2),
+            "        if keep:",
+            "            n = u32(col_base + n)",
+            "            o = u32(origin + row_offset(m, ypitch) + n * ycol)",
+            f"            store({values}, m, n, o, y, {extras})",
         ]
         if group + 1 < groups:
             lines.append("cuda.syncthreads()")
@@ -225,14 +229,21 @@ def _results(tile: Tile, width: int) -> list[str]:
 
 
 def gemm_text(
-    tile: Tile, params: Sequence[str], prologue: Sequence[str], a: Operand, b: Operand, width: int
+    tile: Tile,
+    params: Sequence[str],
+    prologue: Sequence[str],
+    a: Operand,
+    b: Operand,
+    width: int,
+    placing: Sequence[str] = PLACING,
 ) -> str:
     """The kernel's Python text.
 
     Its parameters are the pointers ``a, b, y, e0 … e3``, then ``M, N, NT, steps, ypitch, ycol``
-    (sizes, tiles across N, steps per block, strides of y) and ``params``; ``width`` is 1 or 4. Block x counts tiles with
-    columns innermost, so that concurrent blocks share rows of A; ``prologue`` reads block z and sets
-    ``first`` and ``last`` (the block's steps), ``origin``, ``row_base`` and ``col_base``.
+    (sizes, tiles across N, steps per block, strides of y) and ``params``; ``width`` is 1 or 4. Block x
+    counts tiles with columns innermost, so that concurrent blocks share rows of A. ``prologue`` reads
+    block z and sets ``first`` and ``last`` (the block's steps), ``origin``, ``row_base`` and
+    ``col_base``. ``placing`` turns the row ``m`` into the output's and says whether to ``keep`` it.
     """
     t = tile
     extras = ", ".join(f"e{i}" for i in range(MAX_EXTRAS))
@@ -282,7 +293,7 @@ def gemm_text(
         *_indent(_stores("b", b, t.bn, t, t.units_b), 2),
         "    cuda.syncthreads()",
         "    it = u32(it + u32(1))",
-        *_results(t, width),
+        *_results(t, width, placing),
     ]  # fmt: skip
     head = f"def kernel(a, b, y, {extras}, M, N, NT, steps, ypitch, ycol, {', '.join(params)}):"
     return "\n".join([head, *_indent(body, 1)]) + "\n"
