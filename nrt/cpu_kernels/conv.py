@@ -45,6 +45,16 @@ def refuse_conv(problem: Problem, dtypes: Sequence[DType] = (FP32,)) -> Refusal 
     return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
 
 
+def is_depthwise(problem: Problem) -> bool:
+    """Whether every group has one channel in and one out, and channels lie side by side."""
+    op: Any = problem.op
+    x, w = problem.inputs[:2]
+    return op.groups == w.shape[0] > 1 and w.shape[1] == 1 and x.strides[1] == 1
+
+
+_DEPTHWISE = Refusal("one channel per group: products of depth 1, use cpu_conv_depthwise")
+
+
 def extra_operands(problem: Problem) -> list[Operand]:
     """The extras (or the plain bias) as operands over ``[N, K, P, Q]``."""
     op: Any = problem.op
@@ -89,6 +99,8 @@ class ConvIndirect(HostVariant):
         if refusal is not None:
             return refusal
         x, w = problem.inputs[:2]
+        if is_depthwise(problem):
+            return _DEPTHWISE
         if x.strides[1] != 1 and w.shape[1] != 1:
             return Refusal(f"input channels lie {x.strides[1]} elements apart, not side by side")
         return None
@@ -134,6 +146,8 @@ class ConvStaged(HostVariant):
         if refusal is not None:
             return refusal
         x, w = problem.inputs[:2]
+        if x.dtype is FP32 and is_depthwise(problem):
+            return _DEPTHWISE
         if x.dtype is FP32 and x.strides[1] == 1 and w.shape[1] > 64:
             return Refusal(f"{w.shape[1]} channels side by side: a copy would not pay")
         return None

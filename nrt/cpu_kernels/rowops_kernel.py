@@ -104,17 +104,21 @@ def _lrn(rows, cols, table, ld, steps):
         bias = load_f32(numbers, 3)
         before, after = (size - 1) // 2, size // 2
         for j in range(cols):
-            total = _F(0.0)
-            for c in range(max(0, j - before), min(cols, j + after + 1)):
-                value = load_f32(x, c * in_step)
-                total += value * value
-            base = bias + alpha * total
-            if beta == _F(0.75):
-                root = _F(math.sqrt(base))
+            store_f32(out, j * out_step, _F(0.0))
+        # One pass per neighbour along the whole row vectorizes; a window per element does not.
+        for shift in range(-before, after + 1):
+            for j in range(max(0, -shift), min(cols, cols - shift)):
+                value = load_f32(x, (j + shift) * in_step)
+                store_f32(out, j * out_step, load_f32(out, j * out_step) + value * value)
+        if beta == _F(0.75):
+            for j in range(cols):
+                root = _F(math.sqrt(bias + alpha * load_f32(out, j * out_step)))
                 power = root * _F(math.sqrt(root))
-            else:
-                power = base**beta
-            store_f32(out, j * out_step, load_f32(x, j * in_step) / power)
+                store_f32(out, j * out_step, load_f32(x, j * in_step) / power)
+        else:
+            for j in range(cols):
+                power = (bias + alpha * load_f32(out, j * out_step)) ** beta
+                store_f32(out, j * out_step, load_f32(x, j * in_step) / power)
 
 
 def _make_reduce(kind: str) -> Any:
@@ -123,30 +127,45 @@ def _make_reduce(kind: str) -> Any:
     mean, root = kind == "mean", kind == "l2"
     start = {"max": -math.inf, "min": math.inf, "prod": 1.0}.get(kind, 0.0)
 
+    @numba.njit(nogil=True, error_model="numpy", fastmath=_REASSOCIATE, forceinline=True)
+    def join(total, value):
+        if maximum:
+            return value if value > total or value != value else total  # noqa: PLR0124
+        if minimum:
+            return value if value < total or value != value else total  # noqa: PLR0124
+        if product:
+            return total * value
+        if absolute:
+            return total + abs(value)
+        return total + (value * value if square else value)
+
+    @numba.njit(nogil=True, error_model="numpy", fastmath=_REASSOCIATE, forceinline=True)
+    def close(total, cols):
+        if mean:
+            total = total / cols
+        return _F(math.sqrt(total) if root else total)
+
     def reduce(rows, cols, table, ld, steps):
         step = load_i64(steps, 1)
+        first = load_i64(table, ld)
+        adjacent = rows > 1 and step != 1
+        for i in range(rows):
+            adjacent = adjacent and load_i64(table, ld + i) == first + 4 * i
+        if adjacent:
+            # Rows side by side, as channels are: all of them at once, element by element.
+            totals = np.full(rows, start)
+            for j in range(cols):
+                for i in range(rows):
+                    totals[i] = join(totals[i], np.float64(load_f32(first, j * step + i)))
+            for i in range(rows):
+                store_f32(load_i64(table, i), 0, close(totals[i], cols))
+            return
         for i in range(rows):
             x = load_i64(table, ld + i)
             total = start
             for j in range(cols):
-                value = np.float64(load_f32(x, j * step))
-                if maximum:
-                    total = value if value > total or value != value else total  # noqa: PLR0124
-                elif minimum:
-                    total = value if value < total or value != value else total  # noqa: PLR0124
-                elif product:
-                    total *= value
-                elif absolute:
-                    total += abs(value)
-                elif square:
-                    total += value * value
-                else:
-                    total += value
-            if mean:
-                total = total / cols
-            if root:
-                total = math.sqrt(total)
-            store_f32(load_i64(table, i), 0, _F(total))
+                total = join(total, np.float64(load_f32(x, j * step)))
+            store_f32(load_i64(table, i), 0, close(total, cols))
 
     return reduce
 

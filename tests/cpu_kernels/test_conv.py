@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.cpu_kernels import variants_for
-from nrt.dtypes import FP16, FP32, FP64
+from nrt.cpu_kernels import variant_by_name, variants_for
+from nrt.dtypes import FP16, FP32, FP64, INT8, INT32
 from nrt.ir.ops import Conv, ConvTranspose
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, TensorSpec
-from tests.cpu_kernels.harness import channel_slice, check, half, nhwc, problem, refusal, spec
+from tests.cpu_kernels.harness import (
+    channel_slice,
+    check,
+    half,
+    nhwc,
+    problem,
+    random_array,
+    refusal,
+    run,
+    spec,
+)
 
 
 def relu_bias() -> Program:
@@ -71,8 +81,6 @@ def test_epilogue_with_residual_into_a_slice(name, rng) -> None:
 def test_epilogue_extras_broadcast(rng) -> None:
     b = Builder("fffi")
     program = b.build(b("add", b("mul", 0, 1), b("add", 2, b("to_f", 3))))
-    from nrt.dtypes import INT32
-
     op = Conv(epilogue=program)
     inputs = [
         nhwc(2, 6, 5, 4), spec((9, 6, 2, 2)), spec(()), spec((2, 1, 4, 3)),
@@ -165,12 +173,15 @@ def test_refusals() -> None:
     assert "products are computed on fp32" in refusal("cpu_conv_staged", double)
     dense = conv(x, (4, 8, 1, 1))
     assert "not depthwise" in refusal("cpu_conv_depthwise", dense)
+    thin = conv(nhwc(1, 8, 6, 6), (8, 1, 3, 3), groups=8)
+    assert "use cpu_conv_depthwise" in refusal("cpu_conv_indirect", thin)
+    assert "use cpu_conv_depthwise" in refusal("cpu_conv_staged", thin)
     empty = conv(nhwc(0, 8, 6, 6), (4, 8, 1, 1))
     assert "empty" in refusal("cpu_conv_indirect", empty)
     apart = conv(spec((1, 8, 6, 6)), (8, 1, 3, 3), groups=8)
     assert "not side by side" in refusal("cpu_conv_depthwise", apart)
     b = Builder("f")
-    to_int = Conv(epilogue=b.build(0), out_dtype=__import__("nrt.dtypes").dtypes.INT8)
+    to_int = Conv(epilogue=b.build(0), out_dtype=INT8)
     stored = problem(to_int, [x, spec((4, 8, 1, 1))], ["nhwc"])
     assert "saturate" in refusal("cpu_conv_indirect", stored)
     transposed = problem(ConvTranspose(), [x, spec((8, 2, 1, 1))], constants=())
@@ -187,9 +198,6 @@ def test_every_refused_problem_keeps_the_reference(rng) -> None:
 def test_nan_and_infinity_pass_through(rng) -> None:
     op = Conv(epilogue=relu_bias())
     p = problem(op, [nhwc(1, 4, 3, 3), spec((5, 4, 1, 1)), spec((5, 1, 1))], ["nhwc"], (1, 2))
-    from nrt.cpu_kernels import variant_by_name
-    from tests.cpu_kernels.harness import random_array, run
-
     arrays = [random_array(t, rng) for t in p.inputs]
     arrays[0][0, 1, 1, 2] = np.nan
     arrays[2][3] = np.inf
