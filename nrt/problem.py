@@ -7,7 +7,10 @@ copy is a `Reformat` from one set of strides to another.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import types
+import typing
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -167,20 +170,26 @@ class Problem:
                 op_from_data(op),
                 tuple(_spec_from_data(t) for t in inputs),
                 tuple(_spec_from_data(t) for t in outputs),
-                tuple(bool(c) for c in constants),
+                tuple(_flag(c) for c in constants),
             )
-            types = problem.op.infer(*(t.type for t in problem.inputs))
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+            problem.op.check_arity(len(problem.inputs))
+            inferred = problem.op.infer(*(t.type for t in problem.inputs))
+        except PlanError:
+            raise
+        except (
+            TypeError, ValueError, LookupError, ArithmeticError, RecursionError, NrtError,
+        ) as error:  # fmt: skip
             raise PlanError(f"malformed problem: {error}") from error
-        except NrtError as error:
-            raise PlanError(f"malformed problem: {error}") from error
-        if types != tuple(t.type for t in problem.outputs):
+        if inferred != tuple(t.type for t in problem.outputs):
             raise PlanError(
-                f"malformed problem: {problem.op.name} gives {', '.join(map(str, types))}, "
+                f"malformed problem: {problem.op.name} gives {', '.join(map(str, inferred))}, "
                 f"the file says {', '.join(str(t.type) for t in problem.outputs)}"
             )
         if len(problem.constants) != len(problem.inputs):
-            raise PlanError(f"malformed problem: {len(problem.constants)} flags for inputs")
+            raise PlanError(
+                f"malformed problem: {len(problem.constants)} constant flags for "
+                f"{len(problem.inputs)} inputs"
+            )
         return problem
 
 
@@ -190,12 +199,18 @@ def _spec_to_data(spec: TensorSpec) -> list[Any]:
 
 def _spec_from_data(data: Any) -> TensorSpec:
     shape, dtype, strides = data
-    spec = TensorSpec(
-        tuple(int(d) for d in shape), dtype_from_name(dtype), tuple(int(s) for s in strides)
-    )
+    spec = TensorSpec(tuple(shape), dtype_from_name(dtype), tuple(strides))
+    if not all(type(number) is int for number in (*spec.shape, *spec.strides)):
+        raise ValueError(f"shape {spec.shape} and strides {spec.strides} are no whole numbers")
     if len(spec.shape) != len(spec.strides) or min((*spec.shape, *spec.strides, 0)) < 0:
         raise ValueError(f"shape {spec.shape} and strides {spec.strides} do not fit")
     return spec
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"constant flag {value!r} is neither true nor false")
+    return value
 
 
 def _encode(value: Any) -> Any:
@@ -205,7 +220,9 @@ def _encode(value: Any) -> Any:
         return {"program": value.to_data()}
     if isinstance(value, tuple):
         return [_encode(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, float):
+        return float(value)  # a NumPy scalar is a float that is written otherwise
+    if value is None or isinstance(value, bool | int | str):
         return value
     raise GraphError(f"attribute of type {type(value).__name__} cannot be stored in a plan")
 
@@ -239,14 +256,37 @@ def op_from_data(data: Any) -> Op:
     """Rebuild an op from its name in nrt's own table; never imports anything.
 
     Raises:
-        PlanError: the op or an attribute is unknown.
+        PlanError: the op or an attribute is unknown, or an attribute has another type.
     """
     name, attributes = data
     if name not in _OPS:
         raise PlanError(f"malformed problem: op {name!r} is unknown")
-    known = {f.name for f in fields(_OPS[name])}
-    if not set(attributes) <= known:
-        raise PlanError(
-            f"malformed problem: {name} has no attribute {sorted(set(attributes) - known)}"
-        )
-    return _OPS[name](**{k: _decode(v) for k, v in attributes.items()})
+    if not isinstance(attributes, dict):
+        raise PlanError(f"malformed problem: {name}: attributes {attributes!r} are no table")
+    known = _attribute_types(name)
+    if not set(attributes) <= set(known):
+        unknown = sorted(map(str, set(attributes) - set(known)))
+        raise PlanError(f"malformed problem: {name} has no attribute {', '.join(unknown)}")
+    values = {k: _decode(v) for k, v in attributes.items()}
+    for key, value in values.items():
+        if not _fits(value, known[key]):
+            raise PlanError(f"malformed problem: {name}: attribute {key} is {value!r}")
+    return _OPS[name](**values)
+
+
+@functools.cache
+def _attribute_types(name: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(_OPS[name])
+    return {f.name: hints[f.name] for f in fields(_OPS[name])}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is of the annotated type of an op's attribute."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is types.UnionType:
+        return any(_fits(value, h) for h in arguments)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nrt.ir.op import Array
-from nrt.ir.ops import Gather, GatherElements
+from nrt.ir.ops import BatchNormalization, Gather, GatherElements
 from nrt.problem import Problem
 
 __all__ = ["random_inputs", "relative_error"]
@@ -23,6 +23,8 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
         if slot == 1 and len(spec.shape) >= 2:
             # Weights: keep sums of many products near 1, so that fp16 outputs stay in range.
             values *= 1.0 / np.sqrt(max(1, spec.size // max(spec.shape)))
+        if isinstance(problem.op, BatchNormalization) and slot == 4:
+            values = np.abs(values)  # a variance: of a negative one there is no root to compare
         return values.astype(spec.dtype.numpy)
     if spec.dtype.kind == "bool":
         return rng.integers(0, 2, spec.shape).astype(np.bool_)

@@ -36,7 +36,8 @@ def flops_of(problem: Problem) -> int:
 def _products(problem: Problem) -> int:
     op = problem.op
     if isinstance(op, MatMul):
-        return problem.y.size * problem.inputs[0].shape[-1]
+        shape = problem.inputs[0].shape
+        return problem.y.size * shape[-2 if op.trans_a and len(shape) > 1 else -1]
     weights = problem.inputs[1].shape
     taps = math.prod(weights[1:])
     if isinstance(op, ConvTranspose):
