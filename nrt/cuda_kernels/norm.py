@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.pointwise import (
+from nrt.cuda_kernels.pointwise_kernels import (
     VectorConfig,
     strided_emission,
     vector_configs,

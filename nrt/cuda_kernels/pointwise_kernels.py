@@ -1,0 +1,419 @@
+"""The kernels of elementwise ops: any strides, and vectors along the innermost dimension.
+
+A copy with a conversion is the identity program, so `copy` runs on them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from numba.cuda import types
+
+from nrt.cuda_kernels.codegen import pointer
+from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.elements import (
+    convert_text,
+    kernel_function,
+    kernel_namespace,
+    load_lines,
+    store_lines,
+    uses_double,
+)
+from nrt.cuda_kernels.strided import (
+    Geometry,
+    aligned,
+    index_lines,
+    offset_text,
+    scalars,
+    waves,
+)
+from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar
+from nrt.dtypes import DType
+from nrt.ir.pointwise import Program
+from nrt.problem import Refusal
+
+__all__ = [
+    "VectorConfig",
+    "strided_emission",
+    "vector_configs",
+    "vector_emission",
+    "vector_refusal",
+]
+
+_THREADS = 256
+# Registers that hold loaded values in the vector kernel: more would cost occupancy.
+_LIVE_VALUES = 64
+
+
+def _modes(geometry: Geometry) -> tuple[str, ...]:
+    """Per input, ``s`` (one element), ``v`` (vectors) or ``b`` (an element per vector)."""
+    return tuple("s" if not any(s) else ("v" if s[-1] == 1 else "b") for s in geometry.strides[1:])
+
+
+# -- strided ---------------------------------------------------------------------------------------
+
+
+def _program_lines(
+    program: Program, loaded: Sequence[str], dtypes: Sequence[DType], double: bool, tag: str
+) -> tuple[list[str], str]:
+    """Lines that run ``program`` on registers ``loaded``; returns the variable of its result."""
+    lines, names = [], []
+    for k, (name, dtype) in enumerate(zip(loaded, dtypes, strict=True)):
+        wide = f"{tag}x{k}"
+        lines.append(f"{wide} = F({name})" if double and dtype.is_float else f"{wide} = {name}")
+        names.append(wide)
+    body, results = program.statements(names, prefix=f"{tag}r")
+    return lines + body, results[0]
+
+
+def _strided_kernel(
+    program: Program, inputs: tuple[DType, ...], output: DType, rank: int
+) -> tuple[Any, Any]:
+    """One element per thread and step, any strides.
+
+    A grid-stride loop over the output in memory order; each index is split into ``rank``
+    coordinates by run-time divisions. Per element: the inputs' and the output's bytes, and the
+    program.
+
+    Kernel parameters: inputs, y, count, offset of input 0, sizes[rank], strides of y[rank], of each
+    input[rank].
+    """
+    double = uses_double(*inputs, output)
+    sizes = [f"d{r}" for r in range(rank)]
+    steps = [[f"s{k}_{r}" for r in range(rank)] for k in range(len(inputs) + 1)]
+    xs = [f"x{k}" for k in range(len(inputs))]
+    params = [*xs, "y", "n", "base", *sizes, *(s for row in steps for s in row)]
+    body = index_lines(rank, "i", "c", sizes)
+    coords = [f"c{r}" for r in range(rank)]
+    loaded = []
+    for k, dtype in enumerate(inputs):
+        terms = list(zip(coords, steps[k + 1], strict=True))
+        # Modulo 2^32: a stride may be negative.
+        place = offset_text(terms if k else [*terms, ("base", "1")])
+        body.append(f"v{k} = load_{dtype}(x{k}, {place})")
+        loaded.append(f"v{k}")
+    lines, result = _program_lines(program, loaded, inputs, double, "p")
+    body += lines
+    value = convert_text(result, program.kinds[program.outputs[0]], output)
+    place = offset_text(list(zip(coords, steps[0], strict=True)))
+    body.append(f"store_{output}(y, {place}, {value})")
+    text = (
+        f"def kernel({', '.join(params)}):\n"
+        f"    i = u32(u32(cuda.blockIdx.x * u32({_THREADS})) + u32(cuda.threadIdx.x))\n"
+        f"    step = u32(cuda.gridDim.x * u32({_THREADS}))\n"
+        "    while i < n:\n"
+        + "".join(f"        {line}\n" for line in body)
+        + "        i = u32(i + step)\n"
+    )
+    kernel = kernel_function(text, kernel_namespace(*inputs, output))
+    pointers = [pointer(d) for d in (*inputs, output)]
+    return kernel, types.void(*pointers, *[types.uint32] * (len(params) - len(pointers)))
+
+
+def strided_emission(
+    program: Program,
+    inputs: tuple[DType, ...],
+    output: DType,
+    geometry: Geometry,
+    device: DeviceSpec,
+    *,
+    base: int = 0,
+) -> Emission:
+    """Launch `_strided_kernel`; nothing for an empty output.
+
+    Args:
+        program, inputs, output: what is computed, on which element types.
+        geometry: strides of the output, then of each input.
+        device: gives the size of the grid.
+        base: offset of the first element of input 0.
+    """
+    if geometry.size == 0:
+        return Emission(())
+    spec = KernelSpec(
+        f"{__name__}:_strided_kernel", (program, inputs, output, geometry.rank), _THREADS
+    )
+    args: list[Arg] = [In(k) for k in range(len(inputs))]
+    args += [Out(), *scalars((geometry.size, base, *geometry.shape))]
+    for strides in geometry.strides:
+        args += scalars(strides)
+    grid = waves(device, geometry.size, _THREADS)
+    return Emission((Launch(spec, (grid, 1, 1), (_THREADS, 1, 1), tuple(args)),))
+
+
+# -- vectors ---------------------------------------------------------------------------------------
+
+
+class VectorConfig(NamedTuple):
+    """Configuration of the vector kernel.
+
+    Attributes:
+        width: elements per vector.
+        unroll: vectors per thread and step, all loaded before the first is computed.
+    """
+
+    width: int
+    unroll: int
+
+
+def _vector_kernel(
+    program: Program,
+    inputs: tuple[DType, ...],
+    output: DType,
+    modes: tuple[str, ...],
+    rank: int,
+    width: int,
+    unroll: int,
+    tail: bool,
+    check: bool,
+) -> tuple[Any, Any]:
+    """``unroll`` vectors of ``width`` elements per thread and step.
+
+    The last dimension is contiguous in y and, per input, contiguous (``v``) or constant (``b``);
+    inputs of mode ``s`` are one element, loaded once. All loads of a step are issued before the
+    first result is computed; indices beyond the end are clamped for loads, so that no branch
+    separates them. Only a line (``rank`` 1) may have a ``tail`` of less than a vector; its
+    elements go one to a thread.
+
+    With ``check`` the kernel looks at its pointers and goes element by element where one is not
+    aligned to a vector: a copy's ends may lie anywhere inside a larger tensor.
+
+    Kernel parameters: inputs, y, vectors, tail elements, sizes[rank] (the last in vectors), strides
+    of y[rank - 1], of each ``v`` or ``b`` input[rank - 1].
+    """
+    double = uses_double(*inputs, output)
+    sizes = [f"d{r}" for r in range(rank)]
+    moving = [k for k, mode in enumerate(modes) if mode != "s"]
+    steps = {k: [f"s{k}_{r}" for r in range(rank - 1)] for k in ("y", *moving)}
+    xs = [f"x{k}" for k in range(len(inputs))]
+    params = [*xs, "y", "n", "tail", *sizes, *(s for row in steps.values() for s in row)]
+    before = [
+        f"one{k} = load_{inputs[k]}(x{k}, u32(0))" for k, mode in enumerate(modes) if mode == "s"
+    ]
+    fetch: list[str] = []
+    work: list[str] = []
+    kind = program.kinds[program.outputs[0]]
+    for j in range(unroll):
+        fetch.append(f"v{j} = u32(t + u32({j * _THREADS}))")
+        fetch.append(f"w{j} = v{j} if v{j} < n else last")
+        fetch += index_lines(rank, f"w{j}", f"c{j}_", sizes)
+        coords = [f"c{j}_{r}" for r in range(rank - 1)]
+        inner = f"u32(c{j}_{rank - 1} * u32({width}))"
+        values: list[list[str]] = []
+        for k, dtype in enumerate(inputs):
+            if modes[k] == "s":
+                values.append([f"one{k}"] * width)
+                continue
+            terms = list(zip(coords, steps[k], strict=True))
+            if modes[k] == "v":
+                terms.append((inner, "1"))
+            fetch.append(f"a{j}_{k} = {offset_text(terms)}")
+            if modes[k] == "b":
+                fetch.append(f"e{j}_{k} = load_{dtype}(x{k}, a{j}_{k})")
+                values.append([f"e{j}_{k}"] * width)
+                continue
+            lines, names = load_lines(f"e{j}_{k}", f"x{k}", f"a{j}_{k}", dtype, width)
+            fetch += lines
+            values.append(names)
+        results = []
+        for e in range(width):
+            lines, result = _program_lines(
+                program, [v[e] for v in values], inputs, double, f"p{j}_{e}"
+            )
+            work += lines
+            work.append(f"z{j}_{e} = {convert_text(result, kind, output)}")
+            results.append(f"z{j}_{e}")
+        terms = [*zip(coords, steps["y"], strict=True), (inner, "1")]
+        work.append(f"o{j} = {offset_text(terms)}")
+        work.append(f"if v{j} < n:")
+        work += [f"    {line}" for line in store_lines("y", f"o{j}", output, results)]
+    after: list[str] = []
+    if tail:
+        loaded = []
+        for k, dtype in enumerate(inputs):
+            if modes[k] == "s":
+                loaded.append(f"one{k}")
+                continue
+            after.append(f"q{k} = load_{dtype}(x{k}, e)")
+            loaded.append(f"q{k}")
+        lines, result = _program_lines(program, loaded, inputs, double, "q")
+        after += [*lines, f"store_{output}(y, e, {convert_text(result, kind, output)})"]
+        after = [
+            f"e = u32(cuda.blockIdx.x * u32({_THREADS}) + u32(cuda.threadIdx.x))",
+            "if e < tail:",
+            f"    e = u32(e + u32(n * u32({width})))",
+            *(f"    {line}" for line in after),
+        ]
+    span = _THREADS * unroll
+    start = []
+    if check:
+        scan = _scan_lines(program, inputs, output, modes, rank, width)
+        places = " | ".join(
+            f"(at({p}, u32(0)) & i64(15))" for p in (*(f"x{k}" for k in moving), "y")
+        )
+        # An address that is no multiple of the vector leaves low bits.
+        start = [
+            f"if ({places}) != i64(0):",
+            *(f"    {line}" for line in scan),
+            "    return",
+        ]
+    text = "".join(
+        f"{line}\n"
+        for line in [
+            f"def kernel({', '.join(params)}):",
+            *(f"    {line}" for line in before),
+            *(f"    {line}" for line in start),
+            f"    t = u32(u32(cuda.blockIdx.x * u32({span})) + u32(cuda.threadIdx.x))",
+            f"    step = u32(cuda.gridDim.x * u32({span}))",
+            "    last = u32(n - u32(1))",
+            "    while t < n:",
+            *(f"        {line}" for line in fetch + work),
+            "        t = u32(t + step)",
+            *(f"    {line}" for line in after),
+        ]
+    )
+    kernel = kernel_function(text, kernel_namespace(*inputs, output))
+    pointers = [pointer(d) for d in (*inputs, output)]
+    return kernel, types.void(*pointers, *[types.uint32] * (len(params) - len(pointers)))
+
+
+def _scan_lines(
+    program: Program,
+    inputs: tuple[DType, ...],
+    output: DType,
+    modes: tuple[str, ...],
+    rank: int,
+    width: int,
+) -> list[str]:
+    """The grid-stride loop of the vector kernel's parameters over single elements."""
+    sizes = [f"d{r}" for r in range(rank - 1)] + ["inner"]
+    body = index_lines(rank, "e", "f", sizes)
+    coords = [f"f{r}" for r in range(rank)]
+    loaded = []
+    for k, dtype in enumerate(inputs):
+        if modes[k] == "s":
+            loaded.append(f"one{k}")
+            continue
+        steps = [f"s{k}_{r}" for r in range(rank - 1)] + (["1"] if modes[k] == "v" else [])
+        place = offset_text(list(zip(coords, steps, strict=False)))
+        body.append(f"m{k} = load_{dtype}(x{k}, {place})")
+        loaded.append(f"m{k}")
+    lines, result = _program_lines(program, loaded, inputs, uses_double(*inputs, output), "m")
+    value = convert_text(result, program.kinds[program.outputs[0]], output)
+    place = offset_text(
+        list(zip(coords, [*(f"sy_{r}" for r in range(rank - 1)), "1"], strict=True))
+    )
+    return [
+        f"inner = u32(d{rank - 1} * u32({width}))",
+        f"total = u32(u32(n * u32({width})) + tail)",
+        f"e = u32(u32(cuda.blockIdx.x * u32({_THREADS})) + u32(cuda.threadIdx.x))",
+        "while e < total:",
+        *(f"    {line}" for line in [*body, *lines, f"store_{output}(y, {place}, {value})"]),
+        f"    e = u32(e + u32(cuda.gridDim.x * u32({_THREADS})))",
+    ]
+
+
+def _fits(geometry: Geometry, width: int) -> bool:
+    """Whether vectors of ``width`` cover the last dimension and stay aligned in every tensor."""
+    if geometry.rank > 1 and geometry.shape[-1] % width:
+        return False
+    return all(s[-1] == 0 or aligned(s, width) for s in geometry.strides)
+
+
+def _widths(geometry: Geometry, inputs: Sequence[DType], output: DType) -> list[int]:
+    """Vector widths that fit, the preferred first.
+
+    The smallest item's 16 bytes first (fp32 to fp16: 8 elements, two loads and one store), then the
+    largest item's.
+    """
+    items = [output.itemsize]
+    for dtype, strides in zip(inputs, geometry.strides[1:], strict=True):
+        if strides[-1] == 1:
+            items.append(dtype.itemsize)
+    found: list[int] = []
+    # More than 8 values per operand cost registers, but bytes may be moved 16 at a time.
+    most = 16 if max(items) == 1 else 8
+    for item in (min(items), max(items)):
+        width = min(most, 16 // item)
+        while width > 1 and not _fits(geometry, width):
+            width //= 2
+        if width > 1 and width not in found:
+            found.append(width)
+    return found
+
+
+def vector_refusal(geometry: Geometry, inputs: Sequence[DType], output: DType) -> Refusal | None:
+    """Why `_vector_kernel` cannot walk ``geometry``, if it cannot."""
+    if geometry.strides[0][-1] != 1:
+        return Refusal("the output has no contiguous dimension")
+    for slot, strides in enumerate(geometry.strides[1:]):
+        if strides[-1] not in (0, 1):
+            return Refusal(
+                f"input {slot} has stride {strides[-1]} along the output's contiguous dimension, "
+                "expected 0 or 1"
+            )
+        if min(strides) < 0:
+            return Refusal(f"input {slot} has a negative stride")
+    if not _widths(geometry, inputs, output):
+        return Refusal(
+            f"no vector fits: {geometry.shape[-1]} contiguous elements, strides "
+            + ", ".join(map(str, geometry.strides))
+        )
+    return None
+
+
+def vector_configs(
+    geometry: Geometry, inputs: Sequence[DType], output: DType, device: DeviceSpec
+) -> list[VectorConfig]:
+    """Configurations of `_vector_kernel`, the one expected to be fastest first."""
+    configs = []
+    vectors = sum(1 for s in geometry.strides[1:] if s[-1] == 1)
+    for width in _widths(geometry, inputs, output):
+        count = geometry.size // width
+        fitting = [u for u in (1, 2, 4) if u == 1 or u * width * vectors <= _LIVE_VALUES]
+        # Fill the device with four blocks per SM before giving a thread more than one vector.
+        full = [u for u in fitting if count >= _THREADS * u * device.multiprocessors * 4]
+        best = max(full, default=1)
+        configs += [VectorConfig(width, u) for u in (best, *(u for u in fitting if u != best))]
+    return configs
+
+
+def vector_emission(
+    program: Program,
+    inputs: tuple[DType, ...],
+    output: DType,
+    geometry: Geometry,
+    config: VectorConfig,
+    device: DeviceSpec,
+    *,
+    check: bool = False,
+) -> Emission:
+    """Launch `_vector_kernel`; nothing for an empty output.
+
+    Args:
+        program, inputs, output: what is computed, on which element types.
+        geometry: strides of the output, then of each input.
+        config: vector width and vectors per thread.
+        device: gives the size of the grid.
+        check: let the kernel test that its pointers are aligned.
+    """
+    if geometry.size == 0:
+        return Emission(())
+    width, unroll = config
+    modes = _modes(geometry)
+    count = geometry.size // width
+    tail = geometry.size - count * width
+    spec = KernelSpec(
+        f"{__name__}:_vector_kernel",
+        (program, inputs, output, modes, geometry.rank, width, unroll, tail > 0, check),
+        _THREADS,
+    )
+    args: list[Arg] = [In(k) for k in range(len(inputs))]
+    args += [Out(), Scalar(count), Scalar(tail)]
+    args += scalars((*geometry.shape[:-1], geometry.shape[-1] // width))
+    args += scalars(geometry.strides[0][:-1])
+    for mode, strides in zip(modes, geometry.strides[1:], strict=True):
+        if mode != "s":
+            args += scalars(strides[:-1])
+    grid = waves(device, max(count, 1), _THREADS, unroll)
+    return Emission((Launch(spec, (grid, 1, 1), (_THREADS, 1, 1), tuple(args)),))
