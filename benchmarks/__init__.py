@@ -1,0 +1,1 @@
+"""Measurements of nrt beside its peers; see README.md in this folder."""
