@@ -52,6 +52,15 @@ class TimingCache:
         return self._entries[key]
 
     def __setitem__(self, key: str, timing: Timing) -> None:
+        """Keep a timing.
+
+        Raises:
+            BuildError: its time is no positive, finite number of seconds.
+        """
+        try:
+            timing = _entry(timing.seconds, timing.note)
+        except ValueError as error:
+            raise BuildError(f"timing cache {self.path}: {error} cannot be kept") from error
         self._entries[key] = timing
         self._new[key] = timing
 
@@ -59,7 +68,11 @@ class TimingCache:
         return len(self._entries)
 
     def save(self) -> None:
-        """Write what was added; atomic, nothing is lost when two builds save at once."""
+        """Write what was added; atomic. Another build's entries are kept, if it saved before.
+
+        Raises:
+            BuildError: the file was damaged meanwhile, or cannot be written.
+        """
         if not self._new:
             return
         self._entries = {**self._read(), **self._new}
@@ -67,14 +80,27 @@ class TimingCache:
             "format": _FORMAT,
             "entries": {k: [t.seconds, t.note] for k, t in sorted(self._entries.items())},
         }
+        try:
+            self._write(json.dumps(data, indent=0))
+        except OSError as error:
+            raise BuildError(
+                f"timing cache {self.path}: cannot be written ({error}); name another with "
+                "--timing-cache"
+            ) from error
+        self._new = {}
+
+    def _write(self, text: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-        with os.fdopen(handle, "w") as file:
-            json.dump(data, file, indent=0)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(self.path)
-        self._new = {}
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
 
     def _read(self) -> dict[str, Timing]:
         try:

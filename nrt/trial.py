@@ -35,8 +35,13 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
 
 
 def relative_error(out: Array, ref: Array) -> float:
-    """‖out − ref‖ / ‖ref‖ in float64; infinite when a NaN or infinity stands where ref has none."""
+    """‖out − ref‖ / ‖ref‖ in float64.
+
+    Infinite when a NaN or infinity stands where ref has none, and when the shapes differ.
+    """
     a, b = np.asarray(out, np.float64), np.asarray(ref, np.float64)
+    if a.shape != b.shape:
+        return float("inf")
     if a.size == 0:
         return 0.0
     finite = np.isfinite(b)

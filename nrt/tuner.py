@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nrt.errors import BuildError
+from nrt.errors import BuildError, TuningError
 from nrt.problem import Problem, Refusal
 from nrt.timing_cache import Timing, TimingCache
 
@@ -109,7 +109,7 @@ def tune(
         BuildError: a problem that no variant supports, or opt_level out of range.
         TuningError: every candidate of a problem gave a wrong result.
     """
-    if opt_level not in _TOP:
+    if type(opt_level) is not int or opt_level not in _TOP:
         raise BuildError(f"opt_level={opt_level!r}: expected a whole number from 0 to 5")
     unique = list(dict.fromkeys(problems))
     tables = {p: _rank(p, bench, opt_level) for p in unique}
@@ -149,7 +149,7 @@ def _rank(problem: Problem, bench: Bench, opt_level: int) -> tuple[list[_Ranked]
     if not chosen:
         why = "; ".join(f"{c.variant}: {c.note}" for c in refused) or "its op has no kernels"
         raise BuildError(f"no kernel solves {problem}: {why}")
-    if opt_level == 5:
+    if opt_level == 5 and ranked:
         chosen = [*chosen, *reference]
     return chosen, refused
 
@@ -190,7 +190,8 @@ def _timing(r: _Ranked, problem: Problem, bench: Bench, cache: TimingCache | Non
     if cache is not None and key in cache:
         return cache[key]
     timing = bench.measure(r.variant, problem, r.config)
-    if cache is not None:
+    # What a kernel computes will not change; a compiler that was killed may do better next time.
+    if cache is not None and (timing.seconds is not None or timing.note.startswith("wrong result")):
         cache[key] = timing
     return timing
 
@@ -199,14 +200,18 @@ def _all_wrong(
     problem: Problem, rows: list[Candidate], refused: list[Candidate], bench: Bench
 ) -> Choice:
     """Fall back on the reference variant, loudly: the report names every wrong candidate."""
+    failed = {(c.variant, c.config) for c in rows}
     for variant, refusal in bench.variants(problem):
-        if variant.reference and refusal is None:
-            config = bench.configs(variant, problem)[0]
+        if not variant.reference or refusal is not None:
+            continue
+        for config in bench.configs(variant, problem):
+            if (variant.name, _text(config)) in failed:
+                continue
             bench.prepare([(variant, problem, config)])
             reason = f"reference: all {len(rows)} candidates failed ({rows[0].note})"
             return Choice(variant, config, None, reason, (*rows, *refused))
     notes = "; ".join(f"{c.variant}({c.config}): {c.note}" for c in rows)
-    raise BuildError(f"no kernel gives a right result for {problem}: {notes}")
+    raise TuningError(f"no kernel gives a right result for {problem}: {notes}")
 
 
 def _text(config: tuple[Any, ...]) -> str:

@@ -1,0 +1,94 @@
+"""Operations counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from nrt.dtypes import BF16, BOOL, FP16, FP32, INT64, DType
+from nrt.ir.op import Op
+from nrt.ir.ops import (
+    Add,
+    AveragePool,
+    Conv,
+    ConvTranspose,
+    Gather,
+    MatMul,
+    MaxPool,
+    Not,
+    Pointwise,
+    Reduce,
+    Reformat,
+    Relu,
+    Softmax,
+)
+from nrt.ir.pointwise import Builder, Program
+from nrt.problem import Problem, TensorSpec
+from nrt.work import flops_of, precision_of
+
+
+def problem(op: Op, *inputs: tuple[int, ...], dtypes: tuple[DType, ...] = ()) -> Problem:
+    kinds = dtypes or (FP32,) * len(inputs)
+    specs = tuple(TensorSpec.dense(s, d) for s, d in zip(inputs, kinds, strict=True))
+    outputs = op.infer(*(s.type for s in specs))
+    return Problem(
+        op,
+        specs,
+        tuple(TensorSpec.dense(t.shape, t.dtype) for t in outputs),
+        (False,) * len(specs),
+    )
+
+
+def bias_relu() -> Program:
+    b = Builder("ff")
+    return b.build(b("max", b("add", 0, 1), b.const(0.0)))
+
+
+@pytest.mark.parametrize(
+    ("p", "flops"),
+    [
+        # outputs x (channels per group x taps) x 2
+        (problem(Conv(), (2, 6, 5, 7), (4, 6, 3, 3)), 2 * 4 * 3 * 5 * 6 * 9 * 2),
+        (problem(Conv(groups=3), (2, 6, 5, 7), (9, 2, 3, 3)), 2 * 9 * 3 * 5 * 2 * 9 * 2),
+        (problem(Conv((2, 2), (1, 1, 1, 1)), (1, 1, 5, 7), (1, 1, 3, 3)), 3 * 4 * 9 * 2),
+        (
+            problem(Conv(epilogue=bias_relu()), (1, 3, 4, 4), (5, 3, 1, 1), (5, 1, 1)),
+            5 * 16 * (3 * 2 + 2),
+        ),
+        # a transposed convolution spreads every input over the taps
+        (problem(ConvTranspose((2, 2)), (1, 6, 5, 7), (6, 4, 3, 3)), 6 * 35 * 4 * 9 * 2),
+        (problem(ConvTranspose(groups=2), (1, 6, 5, 7), (6, 2, 3, 3)), 6 * 35 * 2 * 9 * 2),
+        (problem(MatMul(), (3, 4, 5), (5, 7)), 3 * 4 * 7 * 5 * 2),
+        (problem(MatMul(True), (3, 5, 4), (5, 7)), 3 * 4 * 7 * 5 * 2),
+        (problem(MatMul(True, True), (5, 4), (7, 5)), 4 * 7 * 5 * 2),
+        (problem(MatMul(trans_a=True), (5,), (5, 7)), 7 * 5 * 2),
+        (problem(MatMul(), (5,), (5,)), 5 * 2),
+        (problem(MatMul(epilogue=bias_relu()), (4, 5), (5, 7), (7,)), 4 * 7 * (5 * 2 + 2)),
+        (problem(MaxPool((3, 2), (1, 1), (0, 0, 0, 0)), (1, 2, 5, 7)), 2 * 3 * 6 * 6),
+        (problem(AveragePool((2, 2), (2, 2), (0, 0, 0, 0)), (1, 2, 4, 4)), 2 * 4 * 4),
+        (problem(Add(), (3, 5), (5,)), 15),
+        (problem(Relu(), (3, 5)), 15),
+        (problem(Pointwise(bias_relu(), FP16), (3, 5), (5,)), 30),
+        (problem(Softmax(), (3, 5)), 180),
+        (problem(Reduce("mean", (1,)), (3, 5)), 15),
+        (problem(Reformat(FP16), (3, 5)), 15),
+        (problem(Gather(), (3, 5), (4,), dtypes=(INT64, INT64)), 0),
+        (problem(MatMul(), (0, 5), (5, 7)), 0),
+    ],
+    ids=str,
+)
+def test_flops(p: Problem, flops: int) -> None:
+    assert flops_of(p) == flops
+
+
+@pytest.mark.parametrize(
+    ("p", "precision"),
+    [
+        (problem(MatMul(out_dtype=FP32), (4, 5), (5, 7), dtypes=(FP16, FP16)), "fp16"),
+        (problem(Reformat(BF16), (4,), dtypes=(INT64,)), "bf16"),
+        (problem(Gather(), (3, 5), (4,), dtypes=(FP16, INT64)), "fp16"),
+        (problem(Not(), (4,), dtypes=(BOOL,)), "bool"),
+    ],
+    ids=str,
+)
+def test_precision_is_that_of_the_first_float(p: Problem, precision: str) -> None:
+    assert precision_of(p) == precision
