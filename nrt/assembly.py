@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,18 @@ import numpy as np
 from nrt.cpu_kernels.variant import HostVariant
 from nrt.cuda_kernels.compiler import Cubin
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.variant import Emission, In, KernelSpec, Launch, Null, Out, Scalar, Variant
+from nrt.cuda_kernels.variant import (
+    Arg,
+    Emission,
+    In,
+    KernelSpec,
+    Launch,
+    Null,
+    Out,
+    Scalar,
+    TensorMap,
+    Variant,
+)
 from nrt.dtypes import dtype_from_numpy
 from nrt.errors import BuildError
 from nrt.ir.op import Array
@@ -32,6 +43,7 @@ from nrt.plan import (
     Step,
     StepArg,
     Target,
+    TensorMapArg,
 )
 from nrt.problem import TensorSpec
 from nrt.work import flops_of, precision_of
@@ -256,34 +268,39 @@ class _Binaries:
 def _launch_step(
     assembler: _Assembler, item: Bound, index: int, launch: Launch, binaries: _Binaries
 ) -> LaunchStep:
-    args: list[StepArg] = []
-    for arg in launch.args:
-        if isinstance(arg, Scalar):
-            args.append(ScalarArg(arg.value, arg.ctype))
-        elif isinstance(arg, Null):
-            args.append(BufferRef("null"))
-        elif isinstance(arg, In):
-            place = item.task.inputs[arg.slot]
-            if item.task.problem.constants[arg.slot]:
-                offset, packed = assembler.constant(item, arg.slot)
-                nbytes = place.spec.nbytes if packed is None else packed.nbytes
-                args.append(BufferRef("weights", offset + arg.offset, nbytes - arg.offset))
-            else:
-                args.append(assembler.ref(item, place, arg.offset))
-        elif isinstance(arg, Out):
-            args.append(assembler.ref(item, item.task.outputs[arg.slot], arg.offset))
-        else:
-            start = assembler.scratch[index]
-            args.append(BufferRef("arena", start + arg.offset))
     return LaunchStep(
         kernel=binaries.kernel(launch.kernel),
         grid=launch.grid,
         block=launch.block,
-        args=tuple(args),
+        args=tuple(_argument(assembler, item, index, arg) for arg in launch.args),
         shared=launch.shared,
         cluster=launch.cluster,
         layer=index,
     )
+
+
+def _argument(assembler: _Assembler, item: Bound, index: int, arg: Arg) -> StepArg:
+    if isinstance(arg, Scalar):
+        return ScalarArg(arg.value, arg.ctype)
+    if isinstance(arg, Null):
+        return BufferRef("null")
+    if isinstance(arg, TensorMap):
+        ref = _argument(assembler, item, index, arg.of)
+        assert isinstance(ref, BufferRef)
+        return TensorMapArg(
+            replace(ref, nbytes=arg.nbytes), arg.dtype, arg.dims, arg.strides, arg.box, arg.steps,
+            arg.lower, arg.upper, arg.swizzle,
+        )  # fmt: skip
+    if isinstance(arg, In):
+        place = item.task.inputs[arg.slot]
+        if not item.task.problem.constants[arg.slot]:
+            return assembler.ref(item, place, arg.offset)
+        offset, packed = assembler.constant(item, arg.slot)
+        nbytes = place.spec.nbytes if packed is None else packed.nbytes
+        return BufferRef("weights", offset + arg.offset, nbytes - arg.offset)
+    if isinstance(arg, Out):
+        return assembler.ref(item, item.task.outputs[arg.slot], arg.offset)
+    return BufferRef("arena", assembler.scratch[index] + arg.offset)
 
 
 def _host_step(assembler: _Assembler, item: Bound, index: int) -> HostStep:

@@ -11,12 +11,24 @@ import numpy as np
 from nrt.assembly import memory_image
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import DeviceSpec, device_for_arch
-from nrt.cuda_kernels.variant import In, KernelSpec, Launch, Null, Out, Scalar, Variant
+from nrt.cuda_kernels.variant import (
+    Arg,
+    In,
+    KernelSpec,
+    Null,
+    Out,
+    Scalar,
+    TensorMap,
+    Variant,
+    Work,
+)
 from nrt.errors import BuildError, TuningError
 from nrt.ir.op import Array
+from nrt.plan import BufferRef, TensorMapArg
 from nrt.problem import Problem, TensorSpec
 from nrt.runtime.cuda import CudaDevice, open_device
 from nrt.runtime.info import DeviceInfo
+from nrt.runtime.tensor_map import encode_tensor_map
 
 __all__ = ["CudaRunner", "Prepared", "device_spec"]
 
@@ -103,10 +115,18 @@ class CudaRunner:
         self.cuda.fill(work, _POISON)
         compile_ = binary or (lambda spec: compile_kernel(spec, self.device))
         calls = []
+        maps: list[Any] = []
         for launch in emission.launches:
             cubin = compile_(launch.kernel)
             kernel = self.cuda.load(cubin.code, cubin.entry)
-            args = _arguments(launch, buffers, [b for b, _ in outputs], work)
+            targets = [b for b, _ in outputs]
+            args = []
+            for arg in launch.args:
+                if isinstance(arg, TensorMap):
+                    maps.append(self._map(arg, _argument(arg.of, buffers, targets, work)))
+                    args.append(maps[-1].ptr)
+                else:
+                    args.append(_argument(arg, buffers, targets, work))
             calls.append((kernel, launch, args))
 
         def enqueue(stream: Any) -> None:
@@ -115,7 +135,7 @@ class CudaRunner:
                     stream, kernel, launch.grid, launch.block, args, launch.shared, launch.cluster
                 )
 
-        return Prepared(enqueue, outputs, [*buffers, work])
+        return Prepared(enqueue, outputs, [*buffers, *maps, work])
 
     def run(
         self,
@@ -166,6 +186,14 @@ class CudaRunner:
         times = self.cuda.time(graph, self.stream, repeats=repeats, warm_up=2)
         return float(np.median(times)) / runs
 
+    def _map(self, arg: TensorMap, address: int) -> Any:
+        ref = BufferRef("arena", 0, arg.nbytes)
+        spec = TensorMapArg(
+            ref, arg.dtype, arg.dims, arg.strides, arg.box, arg.steps,
+            arg.lower, arg.upper, arg.swizzle,
+        )  # fmt: skip
+        return self._upload(np.frombuffer(encode_tensor_map(spec, address), np.uint8))
+
     def _upload(self, data: Array) -> Any:
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         buffer = self.cuda.alloc(raw.nbytes)
@@ -188,17 +216,15 @@ class CudaRunner:
         return out
 
 
-def _arguments(launch: Launch, inputs: list[Any], outputs: list[Any], work: Any) -> list[Any]:
-    args: list[Any] = []
-    for arg in launch.args:
-        if isinstance(arg, Scalar):
-            args.append((arg.value, arg.ctype))
-        elif isinstance(arg, Null):
-            args.append(0)
-        elif isinstance(arg, In):
-            args.append(inputs[arg.slot].ptr + arg.offset)
-        elif isinstance(arg, Out):
-            args.append(outputs[arg.slot].ptr + arg.offset)
-        else:
-            args.append(work.ptr + arg.offset)
-    return args
+def _argument(arg: Arg, inputs: list[Any], outputs: list[Any], work: Any) -> Any:
+    """What `CudaDevice.launch` takes; tensor maps are handled by their owner."""
+    if isinstance(arg, Scalar):
+        return (arg.value, arg.ctype)
+    if isinstance(arg, Null):
+        return 0
+    if isinstance(arg, In):
+        return inputs[arg.slot].ptr + arg.offset
+    if isinstance(arg, Out):
+        return outputs[arg.slot].ptr + arg.offset
+    assert isinstance(arg, Work)
+    return work.ptr + arg.offset

@@ -31,6 +31,7 @@ __all__ = [
     "Step",
     "StepArg",
     "Target",
+    "TensorMapArg",
 ]
 
 PLAN_VERSION = 1
@@ -61,7 +62,33 @@ class ScalarArg:
     ctype: str
 
 
-StepArg = BufferRef | ScalarArg
+@dataclass(frozen=True)
+class TensorMapArg:
+    """A tensor map, which the runtime encodes against real addresses when a plan is loaded.
+
+    Attributes:
+        ref: the memory that the map covers.
+        dtype: nrt's name.
+        dims: elements, innermost first.
+        strides: bytes from one element to the next in every dimension but the innermost.
+        box: elements that one copy moves: per dimension (tiled), or (channels, pixels) (im2col).
+        steps: elements that a copy advances by, per dimension.
+        lower, upper: corners (w, h) of the box of pixels, for im2col; empty for tiled maps.
+        swizzle: bytes of the shared-memory swizzle: 0, 32, 64 or 128.
+    """
+
+    ref: BufferRef
+    dtype: str
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    steps: tuple[int, ...]
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    swizzle: int = 128
+
+
+StepArg = BufferRef | ScalarArg | TensorMapArg
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nrt.plan import (
     Plan,
     ScalarArg,
     Step,
+    TensorMapArg,
 )
 
 __all__ = ["check_plan"]
@@ -191,6 +192,39 @@ class _Checker:
             f"{where} is {arg.value}, which is no {arg.ctype}",
         )
 
+    def _map(self, where: str, arg: TensorMapArg) -> None:
+        """The limits of cuTensorMapEncode (CUDA driver API); the map stays in its memory."""
+        rank = len(arg.dims)
+        im2col = bool(arg.lower)
+        corners = 2 if im2col else 0
+        _require(
+            2 <= rank <= 5
+            and len(arg.strides) == rank - 1
+            and len(arg.steps) == rank
+            and len(arg.box) == (2 if im2col else rank)
+            and len(arg.lower) == len(arg.upper) == corners
+            and (rank == 4 or not im2col),
+            f"{where} is a tensor map of {rank} dimensions whose fields do not fit together",
+        )
+        itemsize = self._shape(where, arg.dims, arg.dtype)
+        boxes = (256, 1024) if im2col else (256,) * rank
+        _require(
+            arg.swizzle in (0, 32, 64, 128)
+            and all(1 <= d < 2**32 for d in arg.dims)
+            and all(0 < s < 2**40 and s % 16 == 0 for s in arg.strides)
+            and all(1 <= b <= limit for b, limit in zip(arg.box, boxes, strict=True))
+            and all(1 <= s <= 8 for s in arg.steps)
+            and arg.ref.space != "null"
+            and arg.ref.offset % 16 == 0,
+            f"{where} is a tensor map outside the limits of the copy engine",
+        )
+        last = sum((d - 1) * s for d, s in zip(arg.dims[1:], arg.strides, strict=True))
+        extent = last + arg.dims[0] * itemsize
+        _require(
+            extent <= arg.ref.nbytes,
+            f"{where} is a tensor map over {extent} bytes of a range of {arg.ref.nbytes}",
+        )
+
     def _tensor(self, where: str, tensor: HostTensor, write: bool) -> None:
         self._ref(where, tensor.ref, write)
         itemsize = self._shape(where, tensor.shape, tensor.dtype)
@@ -282,10 +316,13 @@ class _Checker:
         for slot, arg in enumerate(step.args):
             if isinstance(arg, ScalarArg):
                 self._scalar(f"{where}: argument {slot}", arg)
-            else:
-                self._ref(f"{where}: argument {slot}", arg)
-                if arg.space == "output":  # a kernel does not say which pointers it writes through
-                    self.written.add(arg.index)
+                continue
+            if isinstance(arg, TensorMapArg):
+                self._map(f"{where}: argument {slot}", arg)
+            ref = arg.ref if isinstance(arg, TensorMapArg) else arg
+            self._ref(f"{where}: argument {slot}", ref)
+            if ref.space == "output":  # a kernel does not say which pointers it writes through
+                self.written.add(ref.index)
 
     def _streams(self) -> None:
         known, open_ = {0}, set[int]()

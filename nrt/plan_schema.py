@@ -27,6 +27,7 @@ from nrt.plan import (
     ScalarArg,
     SetStep,
     Target,
+    TensorMapArg,
 )
 
 __all__ = ["decode_plan", "encode_plan", "malformed", "record"]
@@ -174,12 +175,26 @@ _dim3 = _list(_int(1, 2**31 - 1), 3)
 _u31 = _int(0, 2**31 - 1)
 _ref = _object(BufferRef, space=_text, offset=_int(), nbytes=_int(), index=_u31)
 _scalar = _object(ScalarArg, value=_number, ctype=_text)
+_corner = _list(_int(-(2**15), 2**15 - 1))
+_map = _object(
+    TensorMapArg,
+    ref=_ref,
+    dtype=_text,
+    dims=_shape,
+    strides=_shape,
+    box=_shape,
+    steps=_shape,
+    lower=_corner,
+    upper=_corner,
+    swizzle=_u31,
+)
 _tensor = _object(HostTensor, ref=_ref, dtype=_text, shape=_shape, strides=_shape)
 _io = _object(IoSpec, name=_text, shape=_shape, dtype=_text)
 
 _TAGS: dict[type, str] = {
     BufferRef: "buffer",
     ScalarArg: "scalar",
+    TensorMapArg: "map",
     LaunchStep: "launch",
     CopyStep: "copy",
     SetStep: "set",
@@ -194,7 +209,7 @@ _step = _tagged(
         kernel=_u31,
         grid=_dim3,
         block=_dim3,
-        args=_list(_tagged(buffer=_ref, scalar=_scalar)),
+        args=_list(_tagged(buffer=_ref, scalar=_scalar, map=_map)),
         shared=_u31,
         cluster=_dim3,
         layer=_u31,

@@ -42,7 +42,7 @@ class Cubin:
         code: the ELF image.
         entry: name of the function.
         registers: per thread.
-        spills: bytes of spill stores and loads per thread.
+        spills: bytes per thread that left the registers: spills and indexed local arrays.
         shared: bytes of static shared memory.
     """
 
@@ -216,7 +216,7 @@ def _stable_names(ptx: str, entry: str) -> str:
 
 
 def _resources(log: Any) -> tuple[int, int, int]:
-    """Registers, spilled bytes and static shared bytes from ptxas -v."""
+    """Registers, bytes of local memory and static shared bytes from ptxas -v."""
     text = log if isinstance(log, str) else log.decode()
 
     def last(pattern: str) -> int:
@@ -225,6 +225,8 @@ def _resources(log: Any) -> tuple[int, int, int]:
 
     return (
         last(r"Used (\d+) registers"),
-        last(r"(\d+) bytes spill stores") + last(r"(\d+) bytes spill loads"),
+        last(r"(\d+) bytes stack frame")
+        + last(r"(\d+) bytes spill stores")
+        + last(r"(\d+) bytes spill loads"),
         last(r"(\d+) bytes smem"),
     )

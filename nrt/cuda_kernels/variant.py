@@ -24,6 +24,7 @@ __all__ = [
     "Null",
     "Out",
     "Scalar",
+    "TensorMap",
     "Variant",
     "Work",
 ]
@@ -87,7 +88,29 @@ class Scalar:
     ctype: str = "u32"
 
 
-Arg = In | Out | Work | Null | Scalar
+@dataclass(frozen=True)
+class TensorMap:
+    """A tensor map over one of the addresses above (sm_90); fields as in nrt.plan.TensorMapArg."""
+
+    of: In | Out | Work
+    dtype: str
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    steps: tuple[int, ...]
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    swizzle: int = 128
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first to the last element it covers, for 2-byte elements and others."""
+        item = {"fp32": 4, "int32": 4}.get(self.dtype, 2 if self.dtype in ("fp16", "bf16") else 1)
+        last = sum((d - 1) * s for d, s in zip(self.dims[1:], self.strides, strict=True))
+        return last + self.dims[0] * item
+
+
+Arg = In | Out | Work | Null | Scalar | TensorMap
 
 
 @dataclass(frozen=True)

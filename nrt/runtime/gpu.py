@@ -23,12 +23,15 @@ from nrt.plan import (
     SetStep,
     Step,
     StepArg,
+    TensorMapArg,
 )
 from nrt.runtime.arrays import Array, check_type, host_array
+from nrt.runtime.buffers import DeviceBuffer
 from nrt.runtime.cuda import CudaDevice, Graph, LaunchArg
 from nrt.runtime.device_tensor import DeviceTensor
 from nrt.runtime.dlpack import ArrayView, view_cuda_array, view_dlpack
 from nrt.runtime.targets import check_arch
+from nrt.runtime.tensor_map import MAP_BYTES, encode_tensor_map
 
 __all__ = ["CudaProgram", "CudaRunner", "Ticket"]
 
@@ -77,6 +80,7 @@ class _Slot:
         self.done = device.event()
         self.downloaded = device.event()
         self.fresh: set[int] = set()
+        self.maps: dict[TensorMapArg, DeviceBuffer] = {}
         self.graph: Graph | None = None
         self.ticket: weakref.ref[Ticket] | None = None
 
@@ -117,6 +121,8 @@ class CudaRunner:
     def _argument(self, arg: StepArg, slot: _Slot) -> LaunchArg:
         if isinstance(arg, ScalarArg):
             return (arg.value, arg.ctype)
+        if isinstance(arg, TensorMapArg):
+            return slot.maps[arg].ptr
         return self._address(arg, slot)
 
     def _issue(self, step: Step, slot: _Slot, streams: Sequence[Any]) -> None:
@@ -157,9 +163,19 @@ class CudaRunner:
             for step in self._plan.steps:
                 self._issue(step, slot, streams)
 
+        self._encode_maps(slot)
         graph = self._device.capture(self._compute, issue_all)
         graph.upload(self._compute)
         return graph
+
+    def _encode_maps(self, slot: _Slot) -> None:
+        """Put the plan's tensor maps, for the slot's addresses, where kernels read them."""
+        for step in self._plan.steps:
+            for arg in step.args if isinstance(step, LaunchStep) else ():
+                if isinstance(arg, TensorMapArg) and arg not in slot.maps:
+                    data = encode_tensor_map(arg, self._address(arg.ref, slot))
+                    slot.maps[arg] = self._device.alloc(MAP_BYTES)
+                    self._device.upload(slot.maps[arg], np.frombuffer(data, np.uint8))
 
     # Inputs
 
