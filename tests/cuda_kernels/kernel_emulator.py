@@ -1,11 +1,11 @@
 """Runs CUDA kernels in plain Python, thread by thread, so that indexing is tested without a GPU.
 
 `KernelEmulator.run` has the signature of the GPU's runner. Each thread of a block is a generator
-that yields at barriers and shuffles; between two barriers the threads run in a random order, so that
-a missing barrier shows. Every access is checked for bounds and alignment, shared and output memory
-start poisoned, and bytes between an output's elements must survive. Arithmetic is float64: rounding,
-speed and all that concerns instructions is the GPU tests' business. Slow: keep problems to thousands
-of multiply-adds.
+that yields at barriers and shuffles; between two barriers the threads run in a random order, so
+that a missing barrier shows. Every access is checked for bounds and alignment, shared and output
+memory start poisoned, and bytes between an output's elements must survive. Arithmetic is float64:
+rounding, speed and all that concerns instructions is the GPU tests' business. Slow: keep problems
+to thousands of multiply-adds.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ class Address:
 
     def __add__(self, step: int) -> Address:
         return Address(self.pointer, self.offset + step)
+
+    def __and__(self, mask: int) -> int:
+        return self.offset & mask
 
     def window(self, size: int) -> np.ndarray:
         raw = self.pointer.data.view(np.uint8)
@@ -439,7 +442,10 @@ def _gather(spec: TensorSpec, raw: np.ndarray) -> np.ndarray:
     """The logical output; everything between its elements must still be poison."""
     result = np.array(_view(spec, raw))
     rest = raw.copy()
-    _view(spec, rest)[...] = np.frombuffer(b"\xff" * spec.dtype.itemsize, spec.dtype.numpy)[0]
+    # As unsigned integers: a bool would be stored as 1, whatever its bits.
+    item = spec.dtype.itemsize
+    steps = [s * item for s in spec.strides]
+    np.lib.stride_tricks.as_strided(rest.view(f"u{item}"), spec.shape, steps)[...] = 256**item - 1
     if not (rest == 0xFF).all():
         raise AssertionError("the kernel wrote outside the output's elements")
     return result

@@ -1,0 +1,136 @@
+"""Matrix products without tensor cores: bookkeeping, the reference, tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.matmul_common import BatchDim, MatMulShape
+from nrt.cuda_kernels.matmul_simt import MatMulSimtReference
+from nrt.cuda_kernels.matmul_tiled import MatMulSimt
+from nrt.cuda_kernels.simt_tile import TILES, Tile
+from nrt.dtypes import BF16, FP16, FP64, INT32
+from nrt.problem import Problem
+
+from .harness import assert_right, compiled
+from .plain_cases import assert_emulated, conv, matmul, refusal
+
+LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12}
+
+REFERENCE, TILED = MatMulSimtReference(), MatMulSimt()
+SMALL, SPLIT = Tile(32, 32, 16, 4, 4), Tile(64, 64, 16, 4, 4, 2)
+
+# Heads beside rows in memory, as attention reads them.
+HEADS = matmul(
+    (2, 3, 5, 8), (2, 3, 8, 4), strides=((120, 8, 24, 1), (96, 4, 12, 1), (60, 4, 12, 1))
+)
+CASES = [
+    (matmul((5, 7), (7, 3)), SMALL),
+    (matmul((2, 3, 36, 20), (2, 3, 20, 4), FP16), SMALL),
+    (matmul((2, 3, 5, 40), (40, 9)), SPLIT),
+    (matmul((7,), (7, 9)), SMALL),
+    (matmul((4, 5, 70), (70,)), SPLIT),
+    (matmul((7,), (7,)), SMALL),
+    (matmul((40, 36), (12, 40), trans_a=True, trans_b=True), SMALL),
+    (matmul((2, 1, 5, 40), (3, 40, 4), BF16), SPLIT),
+    (matmul((2, 3, 5, 7), (7, 9), extras=((9,), (2, 3, 5, 9))), SMALL),
+    (matmul((2, 3, 5, 7), (7, 36), extras=((36,), (3, 1, 1))), SPLIT),
+    (matmul((7,), (2, 7, 9), extras=((9,),)), SMALL),
+    (HEADS, SPLIT),
+    (matmul((4, 5, 7), (7,), extras=((4, 5),)), SMALL),
+    (matmul((24, 132), (68, 24), trans_a=True, trans_b=True), Tile(128, 128, 8, 8, 8, 2)),
+    (matmul((1, 64), (64, 200), extras=((200,),), constant=True), Tile(32, 64, 16, 4, 4, 4)),
+    (matmul((130, 24), (24, 68)), Tile(128, 64, 8, 8, 8)),
+]
+PROBLEMS = [task for task, _ in CASES]
+LARGE = [
+    matmul((257, 129), (129, 190), extras=((190,),)),
+    matmul((4, 12, 65, 64), (4, 12, 65, 64), FP16, trans_b=True),
+]
+
+
+@pytest.mark.parametrize("task", PROBLEMS[:13], ids=str)
+def test_reference_emulated(task: Problem) -> None:
+    assert_emulated(REFERENCE, task, LIMIT)
+
+
+def test_reference_emulated_in_double() -> None:
+    assert_emulated(REFERENCE, matmul((3, 70), (70, 5), FP64), LIMIT)
+
+
+@pytest.mark.parametrize(("task", "tile"), CASES, ids=str)
+def test_tiles_emulated(task: Problem, tile: Tile) -> None:
+    assert_emulated(TILED, task, LIMIT, tile)
+
+
+def test_empty_sums() -> None:
+    task = matmul((3, 0), (0, 5))
+    assert_emulated(REFERENCE, task, LIMIT)
+    assert_emulated(TILED, task, LIMIT, SMALL)
+
+
+def test_compiles() -> None:
+    assert compiled(REFERENCE, HEADS, "sm_80")[0].spills == 0
+    assert all(c.spills == 0 for c in compiled(TILED, PROBLEMS[8], "sm_80", SPLIT))
+    assert compiled(TILED, PROBLEMS[6], "sm_80", TILES[0])[0].spills == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_87", "sm_90a"])
+@pytest.mark.parametrize("tile", TILES[:3], ids=str)
+def test_compiles_elsewhere(arch: str, tile: Tile) -> None:
+    assert compiled(TILED, LARGE[0], arch, tile)[0].spills == 0
+    assert compiled(TILED, LARGE[1], arch, tile)[0].spills == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*PROBLEMS, *LARGE], ids=str)
+def test_reference_right_on_gpu(task: Problem, cuda_runner: Any) -> None:
+    assert_right(cuda_runner, REFERENCE, task, LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*PROBLEMS, *LARGE], ids=str)
+def test_tiles_right_on_gpu(task: Problem, cuda_runner: Any) -> None:
+    assert_right(cuda_runner, TILED, task, LIMIT)
+
+
+def test_rows_of_a_batch_are_one_matrix() -> None:
+    shape = MatMulShape.of(matmul((2, 3, 5, 7), (7, 9)))
+    assert shape.batch == ()
+    assert (shape.m, shape.n, shape.k) == (30, 9, 7)
+    assert shape.b_is_shared
+
+
+def test_regular_leading_dimensions_merge() -> None:
+    shape = MatMulShape.of(matmul((2, 3, 5, 7), (2, 3, 7, 4)))
+    assert shape.batch == (BatchDim(6, 35, 28, 20),)
+    assert shape.batches == 6
+    assert shape.batch_numbers() == (1, 1, 6, 0, 0, 0, 35, 0, 0, 0, 28, 0, 0, 0, 20)
+    assert not shape.b_is_shared
+    assert len(MatMulShape.of(HEADS).batch) == 2
+
+
+def test_vectors_are_matrices() -> None:
+    row = MatMulShape.of(matmul((7,), (7, 9)))
+    column = MatMulShape.of(matmul((5, 7), (7,)))
+    assert (row.m, row.n, row.k) == (1, 9, 7)
+    assert (column.m, column.n, column.y_strides) == (5, 1, (1, 0))
+
+
+def test_refusals() -> None:
+    assert refusal(TILED, conv((1, 2, 3, 3), (2, 2, 1, 1))) == "op is Conv, expected MatMul"
+    assert "operands are int32" in refusal(REFERENCE, matmul((2, 3), (3, 4), INT32))
+    assert "operands are fp64" in refusal(TILED, matmul((2, 3), (3, 4), FP64))
+    many = matmul((4096, 2, 3), (4096, 3, 4))
+    assert refusal(TILED, many) == "4096 matrices do not fit the launch grid (4095)"
+    # Every second element of five dimensions: no two of them merge.
+    shape = (2, 2, 2, 2, 2, 2, 3)
+    steps = (3 * 4**6, 3 * 4**5, 3 * 4**4, 3 * 4**3, 3 * 4**2, 3, 1)
+    loose = matmul(shape, (*shape[:-2], 3, 4), strides=(steps, None, None))
+    assert refusal(REFERENCE, loose) == (
+        "5 leading dimensions do not merge, kernels step through 4"
+    )
+    assert "sm_75 has no bf16" in refusal(TILED, matmul((2, 3), (3, 4), BF16), ARCHS["sm_75"])
