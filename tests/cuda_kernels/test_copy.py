@@ -1,0 +1,131 @@
+"""Copies between layouts and element types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrt.cuda_kernels.copy import VARIANTS, CopyPlanes, CopyStrided, CopyTile, CopyVector
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
+from nrt.ir.ops import Reformat, Slice
+from nrt.problem import Problem, TensorSpec
+
+from .harness import compiled
+from .kernel_emulator import Address, KernelEmulator
+from .memory_bound import (
+    ARCHES,
+    assert_emulates,
+    assert_on_gpu,
+    data,
+    last,
+    refusal,
+    rows,
+    sliced,
+    task,
+    variants_of,
+)
+
+
+def copy(x: TensorSpec, y: TensorSpec) -> Problem:
+    return task(Reformat(y.dtype), x, out=y)
+
+
+def ordered(*shape: int, dtype: Any, order: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec.dense(shape, dtype, order)
+
+
+TASKS = [
+    copy(rows(1, 3, 8, 20, dtype=FP32), last(1, 3, 8, 20, dtype=FP16)),
+    copy(rows(2, 3, 4, 8, dtype=FP32), last(2, 3, 4, 8, dtype=FP32)),
+    copy(last(2, 37, 3, 5, dtype=FP16), rows(2, 37, 3, 5, dtype=FP32)),
+    copy(rows(2, 40, 3, 35, dtype=FP32), last(2, 40, 3, 35, dtype=FP16)),
+    copy(rows(2, 34, 7, 5, dtype=INT8), last(2, 34, 7, 5, dtype=INT8)),
+    copy(rows(1, 64, 7, 9, dtype=BF16), last(1, 64, 7, 9, dtype=BF16)),
+    copy(rows(3, 5, 7, dtype=FP8E4M3), ordered(3, 5, 7, dtype=FP8E4M3, order=(2, 0, 1))),
+    copy(rows(3, 5, 8, dtype=FP16), rows(3, 5, 8, dtype=FP16)),
+    copy(sliced(3, 5, 8, dtype=FP16, order=(0, 1, 2), more=8), rows(3, 5, 8, dtype=FP16)),
+    copy(rows(3, 16, dtype=INT8), sliced(3, 16, dtype=INT8, order=(0, 1), more=16)),
+    copy(rows(67, dtype=INT64), rows(67, dtype=FP32)),
+    copy(rows(7, 9, dtype=FP64), ordered(7, 9, dtype=INT32, order=(1, 0))),
+    copy(TensorSpec((1, 4, 6), FP32, (0, 0, 1)), rows(1, 4, 6, dtype=FP32)),
+    copy(
+        rows(2, 3, 2, 3, 4, 5, dtype=FP32),
+        ordered(2, 3, 2, 3, 4, 5, dtype=FP16, order=(5, 1, 3, 0, 4, 2)),
+    ),
+    copy(rows(5, 0, 3, dtype=FP32), rows(5, 0, 3, dtype=FP16)),
+    copy(rows(dtype=FP32), rows(dtype=FP16)),
+    copy(rows(35, dtype=BOOL), rows(35, dtype=FP16)),
+    copy(rows(35, dtype=FP16), rows(35, dtype=BOOL)),
+    task(Slice((4, 0, 2), (-1, 5, 0), (-2, 1, -1)), rows(5, 5, 7, dtype=FP16)),
+]
+REFUSED = [
+    (CopyVector(), TASKS[2], "input 0 has stride 37 along the output's contiguous dimension"),
+    (CopyTile(), TASKS[7], "input and output have no different contiguous dimensions"),
+    (CopyPlanes(), TASKS[3], "more than 8 interleaved channels"),
+    (
+        CopyPlanes(),
+        copy(rows(1, 3, 5, 7, dtype=FP32), last(1, 3, 5, 7, dtype=FP16)),
+        "no vector of pixels fits 35 pixels",
+    ),
+    (
+        CopyPlanes(),
+        copy(rows(6, 4, dtype=FP32), sliced(6, 4, dtype=FP16, order=(0, 1), more=4)),
+        "not planes to dense pixels",
+    ),
+    (
+        CopyStrided(),
+        copy(rows(4, dtype=FP32), rows(4, dtype=FP8E4M3)),
+        "output 0 is fp8e4m3: no arithmetic on it here",
+    ),
+    (
+        CopyStrided(),
+        copy(rows(2**31, dtype=FP32), rows(2**31, dtype=FP16)),
+        "input 0 spans 2147483648 elements",
+    ),
+    (
+        CopyStrided(),
+        copy(
+            rows(*[2] * 9, dtype=FP16),
+            ordered(*[2] * 9, dtype=FP16, order=(8, 6, 4, 2, 0, 7, 5, 3, 1)),
+        ),
+        "9 dimensions after collapsing, at most 8",
+    ),
+]
+
+
+@pytest.mark.parametrize("problem", TASKS, ids=str)
+def test_emulated(problem: Problem) -> None:
+    assert_emulates(VARIANTS, problem)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", TASKS, ids=str)
+def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    assert_on_gpu(cuda_runner, VARIANTS, problem)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("index", [0, 3, 4, 8, 10])
+def test_compiles_without_spills(arch: str, index: int) -> None:
+    for variant in variants_of(VARIANTS, TASKS[index]):
+        for cubin in compiled(variant, TASKS[index], arch):
+            assert cubin.spills == 0
+
+
+@pytest.mark.parametrize(("variant", "problem", "reason"), REFUSED, ids=lambda v: str(v)[:60])
+def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
+    assert reason in refusal(variant, problem)
+
+
+@pytest.mark.parametrize("problem", [TASKS[k] for k in (0, 3, 8, 10)], ids=str)
+def test_addresses_that_are_not_aligned(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends of a copy may lie anywhere: kernels then go without vectors."""
+    monkeypatch.setattr(Address, "__and__", lambda *_: 2)
+    inputs = data(problem)
+    expected = problem.op.reference(*inputs)[0]
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, KernelEmulator().device):
+            (out,) = KernelEmulator().run(variant, problem, config, inputs)
+            np.testing.assert_array_equal(out, expected)

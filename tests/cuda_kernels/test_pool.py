@@ -1,0 +1,100 @@
+"""Max and average pooling kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrt.cuda_kernels.pool import VARIANTS, PoolNhwc, PoolStrided
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
+from nrt.ir.ops import AveragePool, MaxPool
+from nrt.problem import Problem
+
+from .harness import compiled
+from .memory_bound import (
+    ARCHES,
+    assert_emulates,
+    assert_on_gpu,
+    last,
+    refusal,
+    rows,
+    sliced,
+    task,
+    variants_of,
+)
+
+NHWC = (0, 2, 3, 1)
+THREE = MaxPool((3, 3), (2, 2), (1, 1, 1, 1))
+TASKS = [
+    task(THREE, last(2, 16, 7, 9, dtype=FP16), out=last),
+    task(
+        MaxPool((3, 3), (2, 2), (0, 0, 1, 1), ceil_mode=True),
+        last(1, 12, 6, 7, dtype=FP32),
+        out=last,
+    ),
+    task(MaxPool((2, 3), (1, 2), (0, 2, 1, 0), (3, 2)), rows(2, 3, 9, 11, dtype=BF16)),
+    task(AveragePool((3, 3), (2, 2), (1, 1, 1, 1), ceil_mode=True), rows(2, 3, 6, 8, dtype=FP32)),
+    task(
+        AveragePool((3, 3), (2, 2), (1, 0, 0, 1), ceil_mode=True, count_include_pad=True),
+        last(1, 10, 6, 8, dtype=FP32),
+        out=last,
+    ),
+    task(
+        AveragePool((3, 2), (2, 1), (1, 0, 0, 1), (2, 1), count_include_pad=True),
+        last(1, 16, 6, 8, dtype=FP16),
+        out=sliced(1, 16, 2, 8, dtype=FP16, order=NHWC, more=24),
+    ),
+    task(MaxPool((3,), (2,), (1, 1), (1,)), rows(2, 3, 9, dtype=INT8)),
+    task(MaxPool((2, 2, 2), (2, 2, 2), (0,) * 6, (1, 1, 1)), rows(1, 2, 5, 4, 4, dtype=FP32)),
+    task(AveragePool((9, 9), (1, 1), (0,) * 4), last(1, 8, 10, 9, dtype=BF16), out=last),
+    task(THREE, last(1, 7, 1, 1, dtype=FP16), out=last),
+]
+REFUSED = [
+    (
+        PoolNhwc(),
+        task(THREE, rows(1, 8, 5, 5, dtype=FP16)),
+        "input has channel stride 25, expected 1",
+    ),
+    (
+        PoolNhwc(),
+        task(THREE, last(1, 8, 5, 5, dtype=FP16)),
+        "output has channel stride 9, expected 1",
+    ),
+    (PoolNhwc(), task(THREE, last(1, 7, 5, 5, dtype=FP16), out=last), "7 channels with strides"),
+    (PoolStrided(), task(THREE, rows(1, 8, 5, 5, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
+    (PoolStrided(), task(THREE, rows(2, 2**15, 2**8, 2**8, dtype=FP16)), "32-bit indices reach"),
+]
+
+
+@pytest.mark.parametrize("problem", TASKS, ids=str)
+def test_emulated(problem: Problem) -> None:
+    assert_emulates(VARIANTS, problem)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", TASKS, ids=str)
+def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    assert_on_gpu(cuda_runner, VARIANTS, problem)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("index", [0, 2, 4, 8])
+def test_compiles_without_spills(arch: str, index: int) -> None:
+    for variant in variants_of(VARIANTS, TASKS[index]):
+        for cubin in compiled(variant, TASKS[index], arch):
+            assert cubin.spills == 0
+
+
+@pytest.mark.parametrize(("variant", "problem", "reason"), REFUSED, ids=lambda v: str(v)[:60])
+def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
+    assert reason in refusal(variant, problem)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_nan_spreads_and_padding_does_not_win(variant: Any) -> None:
+    problem = task(MaxPool((3, 3), (1, 1), (1, 1, 1, 1)), last(1, 8, 5, 5, dtype=FP16), out=last)
+    x = -1 - np.random.default_rng().random((1, 8, 5, 5)).astype(np.float16)
+    x[0, 3, 2, 2] = np.nan
+    assert_emulates([VARIANTS[0], variant], problem, [x])

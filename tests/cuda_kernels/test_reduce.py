@@ -1,0 +1,85 @@
+"""Reduction kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nrt.cuda_kernels.reduce import VARIANTS, ReduceColumns, ReduceRows, ReduceStrided
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
+from nrt.ir.ops import Reduce
+from nrt.problem import Problem
+
+from .harness import compiled
+from .memory_bound import (
+    ARCHES,
+    assert_emulates,
+    assert_on_gpu,
+    last,
+    refusal,
+    rows,
+    sliced,
+    task,
+    variants_of,
+)
+
+NHWC = (0, 2, 3, 1)
+TASKS = [
+    task(Reduce("mean", (2, 3)), last(2, 24, 7, 5, dtype=FP16), out=last),
+    task(Reduce("max", (2, 3), False), last(1, 11, 4, 5, dtype=FP32)),
+    task(Reduce("mean", (2, 3)), rows(2, 5, 7, 7, dtype=FP32)),
+    task(Reduce("sum", (-1,)), rows(3, 5, 136, dtype=BF16)),
+    task(Reduce("l2", (-1,), False), rows(2, 1031, dtype=FP32)),
+    task(Reduce("l1", (0, 2)), rows(3, 4, 5, dtype=FP32)),
+    task(Reduce("prod", (1,)), rows(3, 4, 5, dtype=INT32)),
+    task(Reduce("mean", (1,)), rows(3, 4, 5, dtype=INT64)),
+    task(Reduce("max", (1,)), rows(3, 4, 5, dtype=BOOL)),
+    task(Reduce("min", (1, 2)), rows(3, 4, 5, dtype=BOOL)),
+    task(Reduce("sum_square", (0, 1, 2), False), rows(3, 4, 50, dtype=FP64)),
+    task(Reduce("min", (0, 1, 2)), rows(3, 4, 5, dtype=INT8)),
+    task(Reduce("sum", ()), rows(3, 4, 5, dtype=FP32)),
+    task(Reduce("mean", (1,)), rows(3, 1, 5, dtype=FP32)),
+    task(Reduce("max", (1,)), rows(3, 0, 5, dtype=FP32)),
+    task(Reduce("l2", (1,)), rows(3, 4, dtype=INT32)),
+    task(
+        Reduce("mean", (2, 3)),
+        sliced(1, 16, 3, 5, dtype=FP16, order=NHWC, more=8),
+        out=sliced(1, 16, 1, 1, dtype=FP16, order=NHWC, more=8),
+    ),
+]
+REFUSED = [
+    (ReduceColumns(), TASKS[2], "the innermost kept dimension is not contiguous"),
+    (ReduceRows(), TASKS[0], "the reduced elements are not one contiguous run"),
+    (ReduceRows(), TASKS[9], "bool: shuffles move numbers"),
+    (
+        ReduceColumns(),
+        task(Reduce("sum", (0, 2)), rows(3, 4, 5, 6, dtype=FP32)),
+        "2 reduced dimensions after collapsing",
+    ),
+    (ReduceStrided(), task(Reduce("max", (0,)), rows(3, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
+]
+
+
+@pytest.mark.parametrize("problem", TASKS, ids=str)
+def test_emulated(problem: Problem) -> None:
+    assert_emulates(VARIANTS, problem)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", TASKS, ids=str)
+def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    assert_on_gpu(cuda_runner, VARIANTS, problem)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("index", [0, 3, 5, 10])
+def test_compiles_without_spills(arch: str, index: int) -> None:
+    for variant in variants_of(VARIANTS, TASKS[index]):
+        for cubin in compiled(variant, TASKS[index], arch):
+            assert cubin.spills == 0
+
+
+@pytest.mark.parametrize(("variant", "problem", "reason"), REFUSED, ids=lambda v: str(v)[:60])
+def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
+    assert reason in refusal(variant, problem)
