@@ -80,20 +80,12 @@ class ConvMma(Variant):
         plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
         return Gemm(
             m=s.m, k=s.k, j=s.crs, w_pitch=s.crs, dtype=s.dtype, out_dtype=s.out_dtype,
-            pointwise=plain, y_row=_row(s.y_strides, (s.n, s.p, s.q)),
+            pointwise=plain, y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)),
             height=s.h, width=s.w, channels=s.c, out_h=s.p, out_w=s.q, filter_w=s.s,
             stride=s.stride, pad=s.pad, dilation=s.dilation,
             x_n=s.x_strides[0], x_h=s.x_strides[2],
-            x_w=_row(s.x_strides, (s.n, s.h, s.w)) if plain else s.x_strides[3],
+            x_w=mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if plain else s.x_strides[3],
         )  # fmt: skip
-
-
-def _row(strides: tuple[int, int, int, int], sizes: tuple[int, int, int]) -> int:
-    """Elements from one pixel to the next, where pixels are evenly spaced."""
-    _, h, w = sizes
-    if w > 1:
-        return strides[3]
-    return strides[2] if h > 1 else strides[0]
 
 
 VARIANTS: tuple[Variant, ...] = (ConvMma(),)

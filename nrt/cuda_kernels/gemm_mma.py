@@ -23,7 +23,27 @@ from nrt.ir.op import Array
 from nrt.ir.ops import MatMul
 from nrt.problem import Problem, Refusal
 
-__all__ = ["VARIANTS", "GemmMma"]
+__all__ = ["VARIANTS", "GemmMma", "refuse_weights"]
+
+
+def refuse_weights(problem: Problem, device: DeviceSpec) -> Refusal | None:
+    """None, or why ``a`` and a constant ``b`` cannot be read along K, 8 halves at a time."""
+    refusal = refuse_matmul(problem, device, (FP16, BF16))
+    if refusal is not None:
+        return refusal
+    if not problem.constants[1] or len(problem.inputs[1].shape) != 2:
+        return Refusal("b is not a constant matrix, expected one to pack")
+    shape = MatMulShape.of(problem)
+    if shape.batch:
+        return Refusal(f"{len(shape.batch)} leading dimensions are not rows of one matrix")
+    row, step = shape.a_strides
+    if (step != 1 and shape.k > 1) or row % 8 or shape.k % 8:
+        return Refusal(
+            f"rows of a ({shape.k} long, strides {shape.a_strides}) cannot be read 8 at a time"
+        )
+    if shape.y_strides[1] != 1 and shape.n > 1:
+        return Refusal("columns of the output are not adjacent")
+    return None
 
 
 class GemmMma(Variant):
@@ -36,22 +56,7 @@ class GemmMma(Variant):
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         if device.cc < (8, 0):
             return Refusal(f"{device.arch} has no cp.async, expected sm_80 or later")
-        refusal = refuse_matmul(problem, device, (FP16, BF16))
-        if refusal is not None:
-            return refusal
-        if not problem.constants[1] or len(problem.inputs[1].shape) != 2:
-            return Refusal("b is not a constant matrix, expected one to pack")
-        shape = MatMulShape.of(problem)
-        if shape.batch:
-            return Refusal(f"{len(shape.batch)} leading dimensions are not rows of one matrix")
-        row, step = shape.a_strides
-        if (step != 1 and shape.k > 1) or row % 8 or shape.k % 8:
-            return Refusal(
-                f"rows of a ({shape.k} long, strides {shape.a_strides}) cannot be read 8 at a time"
-            )
-        if shape.y_strides[1] != 1 and shape.n > 1:
-            return Refusal("columns of the output are not adjacent")
-        return None
+        return refuse_weights(problem, device)
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         return mma_tile.ranked(self._gemm(problem), device)

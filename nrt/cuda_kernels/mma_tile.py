@@ -14,7 +14,18 @@ from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Sc
 from nrt.dtypes import FP32, DType
 from nrt.problem import Problem, Refusal
 
-__all__ = ["TILES", "Gemm", "emission", "estimate", "ranked", "refuse_rows", "uniform_rows"]
+__all__ = [
+    "TILES",
+    "Gemm",
+    "emission",
+    "estimate",
+    "part_width",
+    "ranked",
+    "reduce_launch",
+    "refuse_rows",
+    "row_step",
+    "uniform_rows",
+]
 
 _REDUCE_THREADS = 256
 
@@ -166,7 +177,7 @@ def emission(
     split = tile.split > 1
     params = (
         tile, gemm.dtype, FP32 if split else gemm.out_dtype, None if split else epilogue.program,
-        () if split else epilogue.extras, _part_width(gemm.k) if split else width, gemm.pointwise,
+        () if split else epilogue.extras, part_width(gemm.k) if split else width, gemm.pointwise,
     )  # fmt: skip
     spec = KernelSpec("nrt.cuda_kernels.mma_kernel:_mma_kernel", params, threads(tile))
     tiles_n = ceil_div(gemm.k, tile.bn)
@@ -190,20 +201,41 @@ def emission(
     )  # fmt: skip
     if not split:
         return Emission((main,))
-    total = gemm.m * gemm.k // width
-    reduce = Launch(
-        KernelSpec(
-            "nrt.cuda_kernels.mma_kernel:_reduce_kernel",
-            (gemm.out_dtype, epilogue.program, epilogue.extras, width, tile.split),
-            _REDUCE_THREADS,
-        ),
-        (ceil_div(total, _REDUCE_THREADS), 1, 1),
-        (_REDUCE_THREADS, 1, 1),
-        (Work(), out, *extras, Scalar(gemm.m), Scalar(gemm.k), Scalar(gemm.y_row)),
+    reduce = reduce_launch(
+        gemm.m, gemm.k, gemm.y_row, gemm.out_dtype, tile.split, epilogue, width, out, extras
     )
     return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
 
 
-def _part_width(k: int) -> int:
+def reduce_launch(
+    m: int,
+    k: int,
+    y_row: int,
+    out_dtype: DType,
+    split: int,
+    epilogue: Epilogue,
+    width: int,
+    out: Arg,
+    extras: tuple[Arg, ...],
+) -> Launch:
+    """Adds the ``split`` parts ``[split, m, k]`` in the workspace, then runs the epilogue."""
+    params = (out_dtype, epilogue.program, epilogue.extras, width, split)
+    return Launch(
+        KernelSpec("nrt.cuda_kernels.mma_kernel:_reduce_kernel", params, _REDUCE_THREADS),
+        (ceil_div(m * k // width, _REDUCE_THREADS), 1, 1),
+        (_REDUCE_THREADS, 1, 1),
+        (Work(), out, *extras, Scalar(m), Scalar(k), Scalar(y_row)),
+    )
+
+
+def row_step(strides: tuple[int, int, int, int], sizes: tuple[int, int, int]) -> int:
+    """Elements from one pixel to the next, where pixels are evenly spaced."""
+    _, h, w = sizes
+    if w > 1:
+        return strides[3]
+    return strides[2] if h > 1 else strides[0]
+
+
+def part_width(k: int) -> int:
     """Floats per store of a partial sum."""
     return 4 if k % 4 == 0 else 1

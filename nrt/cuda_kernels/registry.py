@@ -7,8 +7,10 @@ from nrt.cuda_kernels import (
     conv_direct,
     conv_mma,
     conv_simt,
+    conv_wgmma,
     copy,
     gemm_mma,
+    gemm_wgmma,
     matmul_simt,
     pointwise,
     pool,
@@ -21,10 +23,12 @@ from nrt.problem import Problem, Refusal
 __all__ = ["VARIANTS", "variants_for"]
 
 VARIANTS: tuple[Variant, ...] = (
+    *conv_wgmma.VARIANTS,
     *conv_mma.VARIANTS,
     *conv_depthwise.VARIANTS,
     *conv_simt.VARIANTS,
     *conv_direct.VARIANTS,
+    *gemm_wgmma.VARIANTS,
     *gemm_mma.VARIANTS,
     *matmul_simt.VARIANTS,
     *copy.VARIANTS,

@@ -1,0 +1,93 @@
+"""Convolution and matrix product by the copy engine and warpgroup products (sm_90a)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nrt.cuda_kernels.conv_wgmma import ConvWgmma
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.gemm_wgmma import GemmWgmma
+from nrt.dtypes import FP16, FP32
+from nrt.ir.graph import NHWC
+from nrt.ir.ops import Conv, MatMul
+from nrt.problem import Problem
+
+from .harness import assert_right, compiled, problem
+from .test_mma import CONVS, LIMIT, MATMULS, conv
+
+MORE = [
+    conv(3, 64, 14, 14, 256, 1, 1, residual=True),
+    conv(2, 72, 10, 9, 200, 3, 3, pads=(0, 1, 2, 0), strides=(1, 2)),
+    conv(9, 8, 3, 2, 24, 3, 2, pads=(1, 1, 1, 0)),
+    conv(1, 2048, 1, 1, 64, 1, 1),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*CONVS, *MORE], ids=str)
+def test_convolution_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    assert_right(cuda_runner, ConvWgmma(), task, LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", MATMULS, ids=str)
+def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    assert_right(cuda_runner, GemmWgmma(), task, LIMIT)
+
+
+@pytest.mark.parametrize("task", [CONVS[1], CONVS[2]], ids=str)
+def test_convolution_compiles_without_spills(task: Problem) -> None:
+    for cubin in compiled(ConvWgmma(), task, "sm_90a"):
+        assert cubin.spills == 0
+
+
+@pytest.mark.slow
+def test_every_tile_compiles_without_spills() -> None:
+    variant, task = ConvWgmma(), CONVS[4]
+    for config in variant.configs(task, ARCHS["sm_90a"]):
+        for cubin in compiled(variant, task, "sm_90a", config):
+            assert cubin.spills == 0, config
+
+
+def test_matrix_product_compiles() -> None:
+    for cubin in compiled(GemmWgmma(), MATMULS[0], "sm_90a"):
+        assert cubin.spills == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (conv(1, 12, 8, 8, 8, 3, 3), "input channels (12) and strides"),
+        (conv(1, 8, 40, 40, 8, 3, 3, strides=(9, 1)), "steps over at most 8 elements"),
+        (conv(1, 8, 300, 8, 8, 150, 1), "do not fit 8 bits"),
+        (
+            problem(Conv(), [(1, 16, 8, 8), (8, 16, 3, 3)], FP16, order=NHWC),
+            "weights are computed at run time",
+        ),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_convolution_refuses(task: Problem, reason: str) -> None:
+    refusal = ConvWgmma().supports(task, ARCHS["sm_90a"])
+    assert refusal is not None
+    assert reason in refusal.reason
+
+
+def test_other_architectures_are_refused() -> None:
+    for variant, task in ((ConvWgmma(), CONVS[0]), (GemmWgmma(), MATMULS[0])):
+        refusal = variant.supports(task, ARCHS["sm_80"])
+        assert refusal is not None
+        assert "no warpgroup products" in refusal.reason
+
+
+def test_fp32_is_refused() -> None:
+    task = problem(MatMul(), [(8, 64), (64, 8)], FP32, constants=(1,))
+    refusal = GemmWgmma().supports(task, ARCHS["sm_90a"])
+    assert refusal is not None
+    assert "operands are fp32" in refusal.reason
