@@ -22,7 +22,7 @@ __all__ = ["VARIANTS", "GemmWgmma"]
 
 
 class GemmWgmma(Variant):
-    """`wgmma_kernel` over rows of ``a`` and a constant ``b``, packed ``[N, K']`` by blocks of 64."""
+    """`wgmma_kernel` over rows of ``a`` and a constant ``b``, packed ``[N, K']`` in 64s."""
 
     name = "gemm_wgmma"
     ops = (MatMul,)
