@@ -133,7 +133,7 @@ class _Assembler:
             raise BuildError(f"{item.task.name}: input {slot} is marked constant but holds no data")
         key = (id(source), item.task.problem, item.variant.name, item.config, slot)
         if key not in self.kept:
-            array = np.asarray(source, place.spec.dtype.numpy)
+            array = np.asarray(source, place.spec.dtype.numpy, order="C")
             packed = item.variant.pack(item.task.problem, item.config, slot, array)
             if packed is array:
                 self.kept[key] = (self.weights.add(memory_image(array, place.spec)), None)
