@@ -148,7 +148,8 @@ class CopyVector(_Copy):
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
         found = walk(problem)
-        return vector_configs(found.geometry, (found.source,), found.target, device)
+        program = identity(kind_of(found.source))
+        return vector_configs(program, found.geometry, (found.source,), found.target, device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         found = walk(problem)

@@ -189,7 +189,10 @@ class BatchNormVector(Variant):
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
         dtypes = [t.dtype for t in problem.inputs]
-        return vector_configs(_batch_norm_geometry(problem), dtypes, problem.y.dtype, device)
+        assert isinstance(problem.op, BatchNormalization)
+        program = _batch_norm_program(problem.op.epsilon)
+        geometry = _batch_norm_geometry(problem)
+        return vector_configs(program, geometry, dtypes, problem.y.dtype, device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         assert isinstance(problem.op, BatchNormalization)

@@ -123,7 +123,13 @@ class PointwiseVector(Variant):
         )
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
-        return vector_configs(program_geometry(problem), _dtypes(problem), problem.y.dtype, device)
+        return vector_configs(
+            problem_program(problem),
+            program_geometry(problem),
+            _dtypes(problem),
+            problem.y.dtype,
+            device,
+        )
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         return vector_emission(

@@ -144,16 +144,21 @@ class ReduceColumns(Variant):
         channels = found.kept.shape[-1]
         outer = found.kept.size // max(channels, 1)
         widest = min(8, 16 // problem.y.dtype.itemsize)
+        item = problem.y.dtype.itemsize
         result = []
         width = widest
         while width >= 1:
             if self._fits(found, width):
-                # A warp's row should read whole 32-byte sectors; more lanes only if channels fill
-                # it.
-                for lanes in (8, 32):
-                    if lanes == 8 or channels > 8 * width:
-                        result.append((lanes, width))
+                result += [(lanes, width) for lanes in (8, 32)]
             width //= 2
+        # A row of threads should read whole 32-byte sectors, and not many lanes beyond the
+        # channels.
+        good = [
+            (lanes, w)
+            for lanes, w in result
+            if lanes * w * item >= 32 and (lanes == 8 or channels > 8 * w)
+        ]
+        result = good or result
         wanted = device.multiprocessors
 
         def cost(config: tuple[int, int]) -> tuple[float, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +206,7 @@ def _resident_kernel(
     names = _names(len(dtypes) - 2)
     params = [*names, "n", "groups", "count", *(f"d{r}" for r in range(rank))]
     params += [f"{name}_s{r}" for name in names for r in range(rank)]
-    start, combine = task.first
+    _, combine = task.first
     text = _head_lines(threads, block_threads(threads), rank, names)
     held: list[list[str]] = []
     for k in range(vectors):
@@ -221,33 +221,38 @@ def _resident_kernel(
         held.append([f"u{k}_{e}" for e in range(width)])
         text += [f"u{k}_{e} = F({v})" for e, v in enumerate(values)]
 
-    def total(name: str, first: str, rule: str, value: Any, neutral: str) -> list[str]:
-        """Lines that combine ``value(v)`` of all held elements: a tree within each vector."""
-        lines = [f"{name} = {first}"]
+    def total(name: str, value: Callable[[str], str]) -> list[str]:
+        """Lines that sum ``value(v)`` of all held elements: a tree within each vector."""
+        lines = [f"{name} = F(0)"]
         for k, values in enumerate(held):
-            parts = []
-            for e, v in enumerate(values):
-                lines.append(f"b{e} = {value(v)} if ok{k} else {neutral}")
-                parts.append(f"b{e}")
+            parts = [f"b{e}" for e in range(width)]
+            lines += [f"{part} = {value(v)}" for part, v in zip(parts, values, strict=True)]
             while len(parts) > 1:
                 half = len(parts) // 2
                 lines += [
-                    f"{a} = {rule.format(a=a, v=b)}"
-                    for a, b in zip(parts[:half], parts[half:], strict=True)
+                    f"{a} = {a} + {b}" for a, b in zip(parts[:half], parts[half:], strict=True)
                 ]
                 parts = parts[:half]
-            lines.append(f"{name} = {rule.format(a=name, v=parts[0])}")
+            # A vector beyond the row repeats the first one and must not count.
+            lines.append(f"{name} = {name} + mask{k} * {parts[0]}")
         return lines
 
-    text += total("one", start, combine, lambda v: v, start)
+    text += [f"mask{k} = F(1) if ok{k} else F(0)" for k in range(vectors)]
+    if task.kind == "standardize":
+        text += total("one", lambda v: v)
+    else:
+        # Repeated vectors do not change a maximum. A NaN that it drops comes back with the sum.
+        text.append("one = F(-inf)")
+        text += [f"one = max(one, {v})" for values in held for v in values]
+        combine = "max({a}, {v})"
     text += _share_lines("one", combine, threads, "part0")
     text += task.between("count")
     if task.kind == "softmax":
         # The exponential is kept, not computed twice.
         text += [f"{v} = exp_({v} - mid)" for values in held for v in values]
-        text += total("two", "F(0)", "{a} + {v}", lambda v: v, "F(0)")
+        text += total("two", lambda v: v)
     else:
-        text += total("two", "F(0)", "{a} + {v}", task.second, "F(0)")
+        text += total("two", task.second)
     text += _share_lines("two", "{a} + {v}", threads, "part1")
     text += task.after("count")
     singles = [k for k, mode in enumerate(modes) if mode == "b"]
