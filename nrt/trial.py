@@ -6,14 +6,24 @@ import numpy as np
 
 from nrt.ir.op import Array
 from nrt.ir.ops import BatchNormalization, Gather, GatherElements
-from nrt.problem import Problem
+from nrt.problem import Problem, TensorSpec
 
 __all__ = ["random_inputs", "relative_error"]
 
 
 def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
-    """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range."""
-    return [_random(problem, slot, rng) for slot in range(len(problem.inputs))]
+    """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range.
+
+    Elements that share memory (a stride of 0) have one value.
+    """
+    return [
+        _repeated(spec, _random(problem, slot, rng)) for slot, spec in enumerate(problem.inputs)
+    ]
+
+
+def _repeated(spec: TensorSpec, values: Array) -> Array:
+    first = tuple(slice(0, 1) if s == 0 else slice(None) for s in spec.strides)
+    return np.array(np.broadcast_to(values[first], spec.shape))
 
 
 def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
