@@ -28,15 +28,14 @@ from nrt.cuda_kernels.matmul_common import (
     matrix_output,
     refuse_matmul,
 )
+from nrt.cuda_kernels.simt_choice import ranked_tiles, tile_seconds
+from nrt.cuda_kernels.simt_reduce import reduce_launch
 from nrt.cuda_kernels.simt_tile import (
     Operand,
     Tile,
     compile_text,
     gemm_namespace,
     gemm_text,
-    ranked_tiles,
-    reduce_launch,
-    tile_seconds,
     unit_step,
 )
 from nrt.cuda_kernels.variant import (

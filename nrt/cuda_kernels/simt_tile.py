@@ -8,7 +8,7 @@ warp is eight threads wide and four high, so that a fragment is read by 16-byte 
 conflicts. At 8x8 a thread makes 64 multiply-adds of four such loads.
 
 Where there are too few blocks to fill the GPU, ``splits`` blocks share the depth of a tile: each
-writes its partial sums to the workspace, and a second kernel adds them in order and runs the
+writes its partial sums to the workspace, and `simt_reduce` adds them in order and runs the
 epilogue. (The scheme is that of Volkov & Demmel 2008 and CUTLASS's SIMT kernels.)
 """
 
@@ -22,12 +22,9 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, device_function, make_store, pointer
-from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, extra_types, waves
-from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.variant import Arg, KernelSpec, Launch, Scalar, Work
-from nrt.cuda_kernels.vector import divide, row_offset, row_params, vector_loader
-from nrt.dtypes import FP32, DType
+from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, device_function, make_store
+from nrt.cuda_kernels.vector import divide, row_offset
+from nrt.dtypes import DType
 from nrt.ir.pointwise import Program
 
 __all__ = [
@@ -36,10 +33,7 @@ __all__ = [
     "Tile",
     "gemm_namespace",
     "gemm_text",
-    "ranked_tiles",
-    "reduce_launch",
     "compile_text",
-    "tile_seconds",
     "unit_step",
 ]
 
@@ -48,8 +42,6 @@ u32 = types.uint32
 
 PAD = 4  # keeps 16-byte alignment and moves transposed stores to other banks
 UNROLL = 2  # depth steps per loop turn: more only lengthens compilation
-REDUCE_THREADS = 128
-MAX_SPLITS = 16
 
 
 PLACING = ("m = u32(row_base + m)", "keep = True")
@@ -327,128 +319,3 @@ def gemm_namespace(
 def compile_text(text: str, namespace: dict[str, Any]) -> Any:
     """The kernel as a plain Python function, its text kept for tracebacks."""
     return device_function(text, "kernel", namespace).py_func
-
-
-# -- split depth -----------------------------------------------------------------------------------
-
-
-def _reduce_kernel(
-    out_dtype: DType,
-    program: Program | None,
-    extras: tuple[Extra, ...],
-    rows: tuple[tuple[int, int], ...],
-    width: int,
-) -> tuple[Any, Any]:
-    """Thread t adds ``width`` neighbouring partial sums over the splits, in order, and ends them.
-
-    The workspace is ``float32[splits, M, N]``, dense.
-    """
-    names = [f"s{j}" for j in range(width)]
-    parts = [f"p{j}" for j in range(width)]
-    operands = ", ".join(f"e{i}" for i in range(MAX_EXTRAS))
-    lines = [
-        f"def kernel(work, y, {operands}, total, units, size, splits, ypitch, ycol):",
-        f"    t = u32(cuda.blockIdx.x * u32({REDUCE_THREADS}) + cuda.threadIdx.x)",
-        "    if t >= total:",
-        "        return",
-        *[f"    {n} = f32(0)" for n in names],
-        "    for split in range(splits):",
-        f"        {', '.join(parts)}, = load(work, u32(u32(split) * size + t * u32({width})))",
-        *[f"        {n} = {n} + {p}" for n, p in zip(names, parts, strict=True)],
-        "    m, unit = divide(t, units)",
-        f"    k = u32(unit * u32({width}))",
-        "    o = u32(row_offset(m, ypitch) + k * ycol)",
-        f"    store({', '.join(names)}, m, k, o, y, {operands})",
-    ]
-    namespace = {
-        "cuda": cuda,
-        "u32": u32,
-        "f32": f32,
-        "divide": divide(),
-        "load": vector_loader(FP32, width),
-        "row_offset": row_offset(rows),
-        "store": make_store(program, extras, out_dtype, width),
-    }
-    kernel = compile_text("\n".join(lines) + "\n", namespace)
-    signature = types.void(pointer(FP32), pointer(out_dtype), *extra_types(extras), *[u32] * 6)
-    return kernel, signature
-
-
-def reduce_launch(
-    epilogue: Epilogue,
-    out_dtype: DType,
-    rows: Sequence[tuple[int, int]],
-    size: tuple[int, int],
-    splits: int,
-    ycol: int,
-    width: int,
-    args: tuple[Arg, ...],
-) -> Launch:
-    """Add the partial sums ``float32[splits, *size]`` at the workspace's start and store them.
-
-    Args:
-        epilogue: runs on the sums.
-        out_dtype: of y.
-        rows: of y, as `output_rows` gives them.
-        size: rows and columns.
-        splits: parts to add.
-        ycol: stride of y's columns.
-        width: columns per store, 1, 2 or 4; divides the columns.
-        args: y and the epilogue's operands.
-    """
-    m, n = size
-    constant, pitch = row_params(rows)
-    spec = KernelSpec(
-        "nrt.cuda_kernels.simt_tile:_reduce_kernel",
-        (out_dtype, epilogue.program, epilogue.extras, constant, width),
-        REDUCE_THREADS,
-    )
-    total = m * n // width
-    numbers = (total, n // width, m * n, splits, pitch, ycol)
-    return Launch(
-        spec,
-        (ceil_div(total, REDUCE_THREADS), 1, 1),
-        (REDUCE_THREADS, 1, 1),
-        (Work(), *args, *(Scalar(v) for v in numbers)),
-    )
-
-
-# -- choice ----------------------------------------------------------------------------------------
-
-
-def tile_seconds(tile: Tile, m: int, n: int, k: int, batches: int, device: DeviceSpec) -> float:
-    """Seconds for ``batches`` products ``m x n x k``: waves of blocks at the tile's efficiency."""
-    blocks = ceil_div(m, tile.bm) * ceil_div(n, tile.bn) * batches * tile.splits
-    steps = ceil_div(ceil_div(k, tile.bk), tile.splits)
-    per_sm = tile.blocks_per_sm
-    # Issue slots left for multiply-adds beside loads: 64 to 4 at 8x8, 16 to 2 at 4x4.
-    efficiency = 0.8 if tile.tm * tile.tn >= 64 else 0.55
-    rate = device.fp32_flops / device.multiprocessors * efficiency
-    full = waves(blocks, per_sm, device)
-    # Fewer than 8 warps on an SM leave latency uncovered.
-    resident = min(per_sm, ceil_div(blocks, device.multiprocessors))
-    cover = min(1.0, resident * tile.threads / 256)
-    flops = 2.0 * tile.bm * tile.bn * tile.bk * steps * resident
-    seconds = full * flops / (rate * max(cover, 0.1)) + 2e-6
-    if tile.splits > 1:
-        # Partial sums go out and come back, and there is one more launch.
-        seconds += 8.0 * tile.splits * m * n * batches / device.bandwidth + 1.5e-6
-    return seconds
-
-
-def ranked_tiles(
-    m: int, n: int, k: int, batches: int, device: DeviceSpec, count: int = 6
-) -> list[Tile]:
-    """The tiles and split counts expected to be fastest, best first."""
-    found = []
-    for tile in TILES:
-        if tile.bm >= 2 * max(m, 32) or tile.bn >= 2 * max(n, 32):
-            continue
-        blocks = ceil_div(m, tile.bm) * ceil_div(n, tile.bn) * batches
-        steps = ceil_div(k, tile.bk)
-        options = [1]
-        if blocks < device.multiprocessors * tile.blocks_per_sm:
-            options += [s for s in (2, 4, 8, MAX_SPLITS) if steps >= 4 * s]
-        found += [tile.with_splits(s) for s in options]
-    found.sort(key=lambda t: tile_seconds(t, m, n, k, batches, device))
-    return found[:count]
