@@ -7,6 +7,7 @@ never imports the caller's main script again, so a user needs no ``if __name__ =
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 import subprocess
@@ -47,11 +48,7 @@ class CompilePool:
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
-            if process.stdin is not None:
-                process.stdin.close()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            _close(process)
 
     def submit(self, spec: KernelSpec) -> Future[Cubin]:
         """The cubin of ``spec``, to come; its exception is a CompileError."""
@@ -72,8 +69,12 @@ class CompilePool:
             _send(process.stdin, (spec, self.device))
             answer = _receive(process.stdout)
         except (BrokenPipeError, EOFError) as error:
+            # The next kernel of this thread gets a new process.
+            self._local.process = None
+            _close(process)
             raise CompileError(
-                f"the process that compiled {spec.factory} died with exit code {process.wait()}"
+                f"the process that compiled {spec.factory}{spec.params} died with exit code "
+                f"{process.returncode}"
             ) from error
         if isinstance(answer, Cubin):
             return answer
@@ -93,6 +94,17 @@ class CompilePool:
         return process
 
 
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Let a worker end, and wait for it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    # A worker that died leaves bytes behind that cannot be flushed.
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
 def _send(stream: IO[bytes], message: Any) -> None:
     data = pickle.dumps(message)
     stream.write(_LENGTH.pack(len(data)) + data)
@@ -104,7 +116,11 @@ def _receive(stream: IO[bytes]) -> Any:
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
-    return pickle.loads(stream.read(_LENGTH.unpack(head)[0]))
+    (length,) = _LENGTH.unpack(head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return pickle.loads(data)
 
 
 def _serve() -> None:

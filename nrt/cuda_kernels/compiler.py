@@ -128,7 +128,8 @@ def compile_kernel(spec: KernelSpec, device: DeviceSpec, *, cache: bool = True) 
         cache: read and write ``NRT_CACHE_DIR/cubins``.
 
     Raises:
-        CompileError: Numba or the linker refused; the message names the kernel and its parameters.
+        CompileError: Numba or the linker refused (the message names the kernel and its parameters),
+            or the cache cannot be written.
     """
     if not cache:
         return _compile(spec, device)
@@ -139,16 +140,23 @@ def compile_kernel(spec: KernelSpec, device: DeviceSpec, *, cache: bool = True) 
     if cached is not None:
         return cached
     cubin = _compile(spec, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps(
-        {"entry": cubin.entry, "registers": cubin.registers, "spills": cubin.spills,
-         "shared": cubin.shared, "sha256": hashlib.sha256(cubin.code).hexdigest()}
-    )  # fmt: skip
-    handle, name = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as file:
-        file.write(header.encode() + b"\n" + cubin.code)
-    Path(name).replace(path)
+    fields = {name: getattr(cubin, name) for name in _HEADER}
+    header = json.dumps({**fields, "sha256": hashlib.sha256(cubin.code).hexdigest()})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(header.encode() + b"\n" + cubin.code)
+        Path(name).replace(path)
+    except OSError as error:
+        raise CompileError(
+            f"cubin cache {folder}: cannot be written ({error}); set NRT_CACHE_DIR to a folder "
+            "that can"
+        ) from error
     return cubin
+
+
+_HEADER = ("entry", "registers", "spills", "shared")
 
 
 def _read(path: Path) -> Cubin | None:
@@ -161,20 +169,21 @@ def _read(path: Path) -> Cubin | None:
         data = json.loads(head)
     except ValueError:
         return None
-    if data.pop("sha256", None) != hashlib.sha256(code).hexdigest():
+    if not isinstance(data, dict) or set(data) != {*_HEADER, "sha256"}:
         return None
-    return Cubin(code, **data)
+    if data["sha256"] != hashlib.sha256(code).hexdigest():
+        return None
+    return Cubin(code, *(data[name] for name in _HEADER))
 
 
 def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
-    from numba.core.errors import NumbaError
 
     module, _, function = spec.factory.partition(":")
     label = f"{function}{spec.params}"
-    kernel, signature = getattr(importlib.import_module(module), function)(*spec.params)
     try:
+        kernel, signature = getattr(importlib.import_module(module), function)(*spec.params)
         ptx, _ = cuda.compile(
             kernel,
             signature,
@@ -184,10 +193,9 @@ def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
             abi="numba",
             launch_bounds=(spec.threads, spec.min_blocks),
         )
-    except NumbaError as error:
-        raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
     except Exception as error:
-        # Numba's CUDA target has error classes of its own that share no base but Exception.
+        # Numba's CUDA target has error classes of its own that share no base but Exception, and a
+        # factory may fail in any way: in a worker process only a CompileError finds its way back.
         raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
     entry = f"nrt_{function.lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
