@@ -33,6 +33,8 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
         if slot == 1 and len(spec.shape) >= 2:
             # Weights: keep sums of many products near 1, so that fp16 outputs stay in range.
             values *= 1.0 / np.sqrt(max(1, spec.size // max(spec.shape)))
+        if slot == 4 and isinstance(problem.op, BatchNormalization):
+            values = np.abs(values)
         if isinstance(problem.op, BatchNormalization) and slot == 4:
             values = np.abs(values)  # a variance: of a negative one there is no root to compare
         return values.astype(spec.dtype.numpy)

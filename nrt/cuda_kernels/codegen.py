@@ -17,6 +17,7 @@ from typing import Any
 
 from numba import cuda
 from numba.cuda import types
+from numba.cuda.extending import intrinsic
 
 from nrt.cuda_kernels import ptx
 from nrt.dtypes import BF16, BOOL, FP16, FP32, FP64, DType
@@ -113,15 +114,36 @@ def device_function(text: str, name: str, namespace: Mapping[str, Any]) -> Any:
 # The functions that program text calls.
 
 
-@_inline
-def _min(a, b):
-    # NumPy's minimum lets NaN through; for a constant b the compiler drops the second test.
-    return b if (b < a or b != b) else a  # noqa: PLR0124
+def _extremum(name: str, integer: str, ordered: str) -> Any:
+    """min or max as NumPy has it, NaN passing through, in selects: branches compile slowly.
+
+    ``b`` is taken if it is beyond ``a`` or NaN; a constant ``b`` drops the second test.
+    """
+
+    def impl(typingctx: Any, a: Any, b: Any) -> Any:
+        kind = typingctx.unify_types(a, b)
+        if kind is None:
+            return None
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            x, y = args
+            if isinstance(kind, types.Float):
+                beyond = builder.fcmp_ordered(ordered, y, x)
+                take = builder.or_(beyond, builder.fcmp_unordered("uno", y, y))
+            elif isinstance(kind, types.Integer) and kind.signed:
+                take = builder.icmp_signed(integer, y, x)
+            else:
+                take = builder.icmp_unsigned(integer, y, x)
+            return builder.select(take, y, x)
+
+        return kind(kind, kind), codegen
+
+    impl.__name__ = impl.__qualname__ = name
+    return intrinsic(impl)
 
 
-@_inline
-def _max(a, b):
-    return b if (a < b or b != b) else a  # noqa: PLR0124
+_min = _extremum("_min", "<", "<")
+_max = _extremum("_max", ">", ">")
 
 
 @_inline

@@ -163,7 +163,7 @@ def _read(path: Path) -> Cubin | None:
     """The cubin in the cache's file; None if it is absent or damaged (it is then written anew)."""
     try:
         head, _, code = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         data = json.loads(head)
@@ -199,18 +199,18 @@ def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
         raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
     entry = f"nrt_{function.lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
-    linker = Linker(
-        ObjectCode.from_ptx(text.encode()),
-        options=LinkerOptions(arch=device.arch, ptxas_options=["-v"]),
-    )
     try:
+        linker = Linker(
+            ObjectCode.from_ptx(text.encode()),
+            options=LinkerOptions(arch=device.arch, ptxas_options=["-v"]),
+        )
         code = bytes(linker.link("cubin").code)
         log = linker.get_info_log() or ""
-    except RuntimeError as error:
-        raise CompileError(
-            f"kernel {label} does not link for {device.arch}: {error}; {linker.get_error_log()}"
-        ) from error
-    return Cubin(code, entry, *_resources(log))
+    except Exception as error:
+        # nvJitLink's and the driver's error classes share no base but Exception either; the text
+        # holds the linker's log.
+        raise CompileError(f"kernel {label} does not link for {device.arch}: {error}") from error
+    return Cubin(code, entry, *_resources(log), _static_shared(text))
 
 
 def _stable_names(ptx: str, entry: str) -> str:
@@ -223,8 +223,13 @@ def _stable_names(ptx: str, entry: str) -> str:
     return re.sub(r"\.common \.global \.align 8 \.u64 _ZN08NumbaEnv[\w$]*;\n", "", text)
 
 
-def _resources(log: Any) -> tuple[int, int, int]:
-    """Registers, bytes of local memory and static shared bytes from ptxas -v."""
+def _static_shared(ptx: str) -> int:
+    """Bytes of static shared memory: ptxas -v leaves out what is declared outside the kernel."""
+    return sum(map(int, re.findall(r"(?<!extern) \.shared \.align \d+ \.b8 [\w$]+\[(\d+)\]", ptx)))
+
+
+def _resources(log: Any) -> tuple[int, int]:
+    """Registers and bytes of local memory from ptxas -v."""
     text = log if isinstance(log, str) else log.decode()
 
     def last(pattern: str) -> int:
@@ -236,5 +241,4 @@ def _resources(log: Any) -> tuple[int, int, int]:
         last(r"(\d+) bytes stack frame")
         + last(r"(\d+) bytes spill stores")
         + last(r"(\d+) bytes spill loads"),
-        last(r"(\d+) bytes smem"),
     )

@@ -7,14 +7,22 @@ from nrt.cuda_kernels import (
     conv_direct,
     conv_mma,
     conv_simt,
+    conv_transpose,
     conv_wgmma,
     copy,
+    gather,
     gemm_mma,
     gemm_wgmma,
+    gemv,
+    lrn,
     matmul_simt,
+    norm,
+    pad,
     pointwise,
     pool,
     reduce,
+    resize,
+    softmax,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Variant
@@ -28,6 +36,8 @@ VARIANTS: tuple[Variant, ...] = (
     *conv_depthwise.VARIANTS,
     *conv_simt.VARIANTS,
     *conv_direct.VARIANTS,
+    *conv_transpose.VARIANTS,
+    *gemv.VARIANTS,
     *gemm_wgmma.VARIANTS,
     *gemm_mma.VARIANTS,
     *matmul_simt.VARIANTS,
@@ -35,6 +45,12 @@ VARIANTS: tuple[Variant, ...] = (
     *pointwise.VARIANTS,
     *pool.VARIANTS,
     *reduce.VARIANTS,
+    *softmax.VARIANTS,
+    *norm.VARIANTS,
+    *lrn.VARIANTS,
+    *resize.VARIANTS,
+    *gather.VARIANTS,
+    *pad.VARIANTS,
 )
 
 
