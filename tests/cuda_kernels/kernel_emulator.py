@@ -28,7 +28,7 @@ from numba.core.extending import _Intrinsic
 from numba.core.types import Boolean, Float, Integer
 from numba.cuda.dispatcher import CUDADispatcher
 
-from nrt.cuda_kernels import ptx
+from nrt.cuda_kernels import codegen, ptx
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
 from nrt.problem import Problem, TensorSpec
@@ -261,6 +261,7 @@ class KernelEmulator:
         table = self.cuda.intrinsics()
         self.ptx = pytypes.SimpleNamespace(**table)
         self.by_id = {id(getattr(ptx, name)): f for name, f in table.items()}
+        self.by_id |= {id(codegen._min): _minimum, id(codegen._max): _maximum}
         self.functions: dict[int, Any] = {}
 
     def run(
@@ -400,6 +401,14 @@ class KernelEmulator:
             if name in used or name == "__builtins__":
                 scope[name] = built if value is function else self._value(value)
         return built
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    return b if (b < a or b != b) else a  # noqa: PLR0124
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    return b if (b > a or b != b) else a  # noqa: PLR0124
 
 
 def _names(code: Any) -> set[str]:
