@@ -208,8 +208,9 @@ def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
         log = linker.get_info_log() or ""
     except Exception as error:
         # nvJitLink's and the driver's error classes share no base but Exception either; the text
-        # holds the linker's log.
-        raise CompileError(f"kernel {label} does not link for {device.arch}: {error}") from error
+        # holds the linker's log, with a zero at its end.
+        why = str(error).rstrip("\0 \n")
+        raise CompileError(f"kernel {label} does not link for {device.arch}: {why}") from error
     return Cubin(code, entry, *_resources(log), _static_shared(text))
 
 
