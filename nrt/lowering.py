@@ -122,6 +122,7 @@ class _Lowering:
         self.out = Lowered()
         self.places: dict[Value, Place] = {}
         self.reserved: dict[Value, Place] = {}
+        self.joined: set[tuple[Value, Buffer, int]] = set()
 
     def run(self) -> Lowered:
         graph = self.graph
@@ -300,18 +301,51 @@ class _Lowering:
             self._copy(node.name, node.origin, view, self._new_place(value))
 
     def _concat(self, node: Node, axis: int) -> None:
-        place = self._new_place(node.output)
+        place = self._concat_place(node)
+        self.places[node.output] = place
         start = 0
         for value in node.inputs:
             part = _slice_place(place, value, axis, start)
             start += value.shape[axis]
-            current = self.places.get(value)
-            if (
-                current is None
-                or current.buffer is not place.buffer
-                or current.offset != part.offset
-            ):
+            now = self.places.get(value)
+            there = now is not None and now.buffer is part.buffer and now.offset == part.offset
+            key = (value, part.buffer, part.offset)
+            if not there and key not in self.joined:
+                self.joined.add(key)
                 self._copy(node.name, node.origin, self._place(value), part)
+
+    def _concat_place(self, node: Node) -> Place:
+        """Memory of a Concat's output.
+
+        A Concat whose inputs are the first ones of a longer Concat (the layers of a DenseNet block)
+        is the front of that one's memory, so that every input is written once for all of them.
+        """
+        if node.output in self.reserved:
+            return self.reserved[node.output]
+        place = self._arena(node.output)
+        longest = self._longest_concat(node)
+        if longest is not node:
+            whole = self._concat_place(longest)
+            front = TensorSpec(node.output.shape, node.output.dtype, whole.spec.strides)
+            if _aligned(front):
+                place = Place(whole.buffer, whole.offset, front)
+        self.reserved[node.output] = place
+        return place
+
+    def _longest_concat(self, node: Node) -> Node:
+        """The Concat with the most inputs that starts with those of ``node``."""
+        best = node
+        for other, slot in self.graph.consumers(node.inputs[0]):
+            if (
+                slot == 0
+                and other.op == node.op
+                and len(other.inputs) > len(best.inputs)
+                and other.inputs[: len(node.inputs)] == node.inputs
+                and other.output.layout == node.output.layout
+                and not self.graph.is_output(other.output)
+            ):
+                best = other
+        return best
 
     # -- places ----------------------------------------------------------------------------------
 
@@ -344,21 +378,13 @@ class _Lowering:
             if not isinstance(node.op, Concat) or node.inputs.count(value) > 1:
                 continue
             target = node.output
-            if target not in self.reserved:
-                self.reserved[target] = self._arena(target)
-            whole = self.reserved[target]
+            whole = self._concat_place(node)
             axis = node.op.axis
             start = sum(v.shape[axis] for v in node.inputs[:slot])
             part = _slice_place(whole, value, axis, start)
-            item = value.dtype.itemsize
             # A dense slice is no worse than a tensor of its own.
             aligned = part.offset % _ALIGN == 0 and (
-                _same(part.spec, _strides_for(value))
-                or all(
-                    s == 1 or s * item % _ALIGN == 0
-                    for d, s in zip(part.spec.shape, part.spec.strides, strict=True)
-                    if d > 1
-                )
+                _same(part.spec, _strides_for(value)) or _aligned(part.spec)
             )
             if aligned and value.layout == target.layout and value.dtype == target.dtype:
                 return part
@@ -369,6 +395,15 @@ def _slice_place(whole: Place, value: Value, axis: int, start: int) -> Place:
     offset = start * whole.spec.strides[axis] * whole.spec.dtype.itemsize
     spec = TensorSpec(value.shape, whole.spec.dtype, whole.spec.strides)
     return Place(whole.buffer, whole.offset + offset, spec)
+
+
+def _aligned(spec: TensorSpec) -> bool:
+    """Whether every step but those to the next element keeps the widest access aligned."""
+    return all(
+        s == 1 or s * spec.dtype.itemsize % _ALIGN == 0
+        for d, s in zip(spec.shape, spec.strides, strict=True)
+        if d > 1
+    )
 
 
 def _same(a: TensorSpec, b: TensorSpec) -> bool:
