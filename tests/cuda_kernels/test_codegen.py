@@ -1,0 +1,341 @@
+"""Generated device code: element types, epilogue operands, and the store that ends a kernel.
+
+The generated text is Python, so that its indices are checked by running it on lists.
+"""
+
+from __future__ import annotations
+
+import linecache
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels import codegen
+from nrt.cuda_kernels.codegen import (
+    MAX_EXTRAS,
+    Extra,
+    epilogue_extras,
+    loader,
+    make_store,
+    pointer,
+    program_function,
+    storer,
+)
+from nrt.cuda_kernels.compiler import Cubin, compile_kernel
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.variant import KernelSpec
+from nrt.dtypes import BF16, BOOL, DTYPES, FP16, FP32, FP64, INT8, INT32, UINT8, DType
+from nrt.ir import ops as ir
+from nrt.ir.pointwise import Builder, Program
+from nrt.problem import TensorSpec
+
+SM80 = ARCHS["sm_80"]
+u32 = types.uint32
+
+
+# -- classification --------------------------------------------------------------------------------
+
+
+def spec(shape: tuple[int, ...], strides: tuple[int, ...], dtype: DType = FP32) -> TensorSpec:
+    return TensorSpec(shape, dtype, strides)
+
+
+Y = TensorSpec.dense((2, 8, 3, 5), FP16, (0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("extra", "wanted"),
+    [
+        (spec((), ()), Extra(FP32, "scalar")),
+        (spec((1, 1, 1), (7, 7, 7)), Extra(FP32, "scalar")),
+        (spec((8, 1, 1), (1, 1, 1)), Extra(FP32, "channel", 1)),
+        (spec((1, 8, 1, 1), (99, 3, 5, 5)), Extra(FP32, "channel", 3)),
+        (spec((2, 8, 3, 5), Y.strides, FP16), Extra(FP16, "same")),
+        (spec((2, 8, 3, 5), (0, 1, 0, 0)), Extra(FP32, "channel", 1)),
+        (spec((2, 8, 3, 5), (0, 0, 0, 0)), Extra(FP32, "scalar")),
+        (
+            TensorSpec.dense((2, 8, 3, 5), FP32),
+            Extra(FP32, "general", 15, (2, 3, 5), (120, 5, 1)),
+        ),
+        (spec((2, 8, 1, 1), (8, 1, 1, 1)), Extra(FP32, "general", 1, (2, 3, 5), (8, 0, 0))),
+        (spec((5,), (1,)), Extra(FP32, "general", 0, (2, 3, 5), (0, 0, 1))),
+    ],
+)
+def test_classes_of_operands(extra: TensorSpec, wanted: Extra) -> None:
+    assert epilogue_extras([extra], Y, 1) == (wanted,)
+
+
+def test_dimensions_of_size_1_in_the_output_do_not_count() -> None:
+    y = TensorSpec.dense((1, 8, 1, 1), FP32, (0, 2, 3, 1))
+    row_major = TensorSpec.dense((1, 8, 1, 1), FP32)
+    assert epilogue_extras([row_major], y, 1) == (Extra(FP32, "same"),)
+    one = TensorSpec.dense((4, 1, 3, 3), FP32)
+    assert epilogue_extras([spec((1, 1, 1), (1, 1, 1))], one, 1) == (Extra(FP32, "scalar"),)
+
+
+# -- the text of a store, run as Python ------------------------------------------------------------
+
+
+class Memory(list[float]):
+    """A tensor's memory, with what was written."""
+
+
+def _store_text(
+    monkeypatch: pytest.MonkeyPatch,
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    dtype: DType,
+    width: int,
+) -> Any:
+    """The epilogue as a Python function on lists."""
+    texts: list[str] = []
+
+    def keep(text: str, name: str, namespace: Mapping[str, Any]) -> Any:
+        texts.append(text)
+        return namespace
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codegen, "device_function", keep)
+        make_store(program, extras, dtype, width)
+
+    def words(count: int, address: tuple[Memory, int]) -> tuple[Any, ...]:
+        memory, at = address
+        assert at % (2 * count) == 0, f"{count} words at element {at} are not aligned"
+        return tuple((memory[at + 2 * i], memory[at + 2 * i + 1]) for i in range(count))
+
+    def put(address: tuple[Memory, int], *values: Any) -> None:
+        memory, at = address
+        flat = [v for word in values for v in (word if isinstance(word, tuple) else (word,))]
+        assert at % len(flat) == 0, f"{len(flat)} elements at element {at} are not aligned"
+        memory[at : at + len(flat)] = flat
+
+    scope: dict[str, Any] = {
+        "u32": lambda x: int(x) % 2**32,
+        "F": float,
+        "max_": max,
+        "at": lambda memory, i: (memory, i),
+        "bits": lambda x: x,
+        "store": lambda memory, i, v: memory.__setitem__(i, v),
+        **{f"{t}_{half}": (lambda w, k=k: w[k]) for t in ("f16", "bf16")
+           for k, half in enumerate(("lo", "hi"))},
+        **{f"pack_{t}": lambda a, b: (a, b) for t in ("f16", "bf16")},
+        **{f"ld{n}": lambda address, n=n: words(n, address) for n in (1, 2, 4)},
+        **{f"st{n}": put for n in (1, 2, 4)},
+        **{f"load{i}": lambda memory, i: memory[i] for i in range(MAX_EXTRAS)},
+    }  # fmt: skip
+    note(texts[0])
+    exec(texts[0], scope)
+    return scope["epilogue"]
+
+
+@st.composite
+def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
+    """An output, operands that broadcast to it, its channel dimension, and a store's width."""
+    width = draw(st.sampled_from([1, 2, 4, 8]))
+    rank = draw(st.integers(1, 4))
+    shape = [draw(st.integers(1, 3)) for _ in range(rank)]
+    channel = rank - 1 if rank != 4 or draw(st.booleans()) else 1
+    shape[channel] = width * draw(st.integers(1, 3))
+    order = [d for d in range(rank) if d != channel]
+    order = [*order, channel] if width > 1 else list(draw(st.permutations(range(rank))))
+    dtype = draw(st.sampled_from([FP32, FP16, BF16]))
+
+    def strided(dims: tuple[int, ...], memory: list[int], kind: DType) -> TensorSpec:
+        strides = [0] * len(dims)
+        step = 1
+        for dim in reversed(memory):
+            strides[dim] = step
+            step *= dims[dim]
+            # A slice of something wider, by whole vectors.
+            step += width * draw(st.integers(0, 1)) * (dim == memory[-1])
+        return TensorSpec(dims, kind, tuple(strides))
+
+    y = strided(tuple(shape), order, dtype)
+    extras = []
+    for _ in range(draw(st.integers(0, MAX_EXTRAS))):
+        kind = draw(st.sampled_from([FP32, FP16, BF16, INT8]))
+        mode = draw(st.integers(0, 3))
+        if mode == 0:
+            extras.append(TensorSpec(y.shape, kind, y.strides))
+            continue
+        dims = tuple(d if draw(st.booleans()) else 1 for d in shape)
+        if mode == 1:
+            dims = tuple(d if i == channel else 1 for i, d in enumerate(shape))
+        dims = dims[draw(st.integers(0, rank)) if mode > 1 else 0 :]
+        memory = list(draw(st.permutations(range(len(dims)))))
+        extras.append(strided(dims, memory, kind))
+    return y, extras, channel, width
+
+
+@settings(max_examples=300, deadline=None)
+@given(epilogues())
+def test_stores_read_and_write_where_numpy_does(
+    case: tuple[TensorSpec, list[TensorSpec], int, int],
+) -> None:
+    y, extras, channel, width = case
+    note(f"y {y} {y.strides}; {[(e.shape, e.strides) for e in extras]}; width {width}")
+    rng = np.random.default_rng(secrets.randbits(32))
+    classes = epilogue_extras(extras, y, channel)
+    b = Builder("f" * (1 + len(extras)))
+    total = 0
+    for register in range(1, 1 + len(extras)):
+        total = b("add", total, register)
+    program = b.build(b("max", total, b.const(-0.5))) if extras else None
+    with pytest.MonkeyPatch.context() as patch:
+        store = _store_text(patch, program, classes, y.dtype, width)
+    memories = [Memory(rng.standard_normal(e.span).tolist()) for e in extras]
+    views = [
+        np.lib.stride_tricks.as_strided(np.array(m), e.shape, [8 * s for s in e.strides])
+        for m, e in zip(memories, extras, strict=True)
+    ]
+    accumulator = rng.standard_normal(y.shape)
+    out = Memory([np.nan] * y.span)
+    pointers: list[Any] = [*memories, *[None] * (MAX_EXTRAS - len(memories))]
+    rows = [d for d in range(len(y.shape)) if d != channel]
+    for m, row in enumerate(np.ndindex(*(y.shape[d] for d in rows))):
+        for k in range(0, y.shape[channel], width):
+            index = [0] * len(y.shape)
+            for d, i in zip(rows, row, strict=True):
+                index[d] = i
+            index[channel] = k
+            o = sum(i * s for i, s in zip(index, y.strides, strict=True))
+            values = []
+            for j in range(width):
+                index[channel] = k + j
+                values.append(accumulator[tuple(index)])
+            store(*values, m, k, o, out, *pointers)
+    wanted = accumulator
+    for view in views:
+        wanted = wanted + view
+    if program is not None:
+        wanted = np.maximum(wanted, -0.5)
+    found = np.lib.stride_tricks.as_strided(np.array(out), y.shape, [8 * s for s in y.strides])
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert np.count_nonzero(~np.isnan(out)) == y.size, "wrote between the output's elements"
+
+
+# -- compiling -------------------------------------------------------------------------------------
+
+
+def _store_kernel(
+    program: Program | None, extras: tuple[Extra, ...], dtype: DType, width: int
+) -> tuple[Any, Any]:
+    """Every thread stores ``width`` neighbours."""
+    store = make_store(program, extras, dtype, width)
+    accs = ", ".join(f"f32(x[u32(k + u32({j}))])" for j in range(width))
+    text = (
+        "def kernel(x, y, e0, e1, e2, e3):\n"
+        "    m = u32(cuda.blockIdx.x)\n"
+        f"    k = u32(u32(cuda.threadIdx.x) * u32({width}))\n"
+        f"    o = u32(u32(m * u32({32 * width})) + k)\n"
+        f"    store({accs}, m, k, o, y, e0, e1, e2, e3)\n"
+    )
+    scope: dict[str, Any] = {"cuda": cuda, "u32": u32, "f32": types.float32, "store": store}
+    exec(text, scope)
+    kinds = [e.dtype for e in extras] + [FP32] * (MAX_EXTRAS - len(extras))
+    return scope["kernel"], types.void(pointer(FP32), pointer(dtype), *map(pointer, kinds))
+
+
+def compiled(factory: str, *params: Any) -> Cubin:
+    kernel = KernelSpec(f"{__name__}:{factory}", params, 32)
+    return compile_kernel(kernel, SM80, cache=False)
+
+
+def _sum_program(kinds: str) -> Program:
+    b = Builder(f"f{kinds}")
+    total = 0
+    for register, kind in enumerate(kinds, 1):
+        total = b("add", total, register if kind == "f" else b("to_f", register))
+    return b.build(b("max", total, b.const(0.0)))
+
+
+EVERY_MODE = (
+    Extra(FP32, "scalar"),
+    Extra(BF16, "channel", 1),
+    Extra(FP16, "same"),
+    Extra(FP32, "general", 2, (3, 5, 7), (70, 0, 2)),
+)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
+def test_stores_compile(dtype: DType, width: int) -> None:
+    assert compiled("_store_kernel", None, (), dtype, width).spills == 0
+    program = _sum_program("ffff")
+    assert compiled("_store_kernel", program, EVERY_MODE, dtype, width).spills == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "extra"),
+    [(INT8, INT8), (UINT8, INT32), (INT32, BOOL), (FP64, FP64), (FP16, INT8)],
+    ids=str,
+)
+def test_stores_of_other_types_compile(dtype: DType, extra: DType) -> None:
+    kind = {"float": "f", "int": "i", "bool": "b"}[extra.kind]
+    extras = (Extra(extra, "same"), Extra(extra, "channel", 3))
+    compiled("_store_kernel", _sum_program(2 * kind), extras, dtype, 4)
+
+
+def _copy_kernel(dtype: DType) -> tuple[Any, Any]:
+    load, store = loader(dtype), storer(dtype)
+
+    def kernel(x, y):
+        i = u32(cuda.threadIdx.x)
+        store(y, i, load(x, i))
+
+    return kernel, types.void(pointer(dtype), pointer(dtype))
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.name != "fp8e4m3"], ids=str)
+def test_loads_and_stores_of_every_type(dtype: DType) -> None:
+    assert compiled("_copy_kernel", dtype).spills == 0
+
+
+def _program_kernel(program: Program, double: bool) -> tuple[Any, Any]:
+    function = program_function(program, double)
+    kind = FP64 if double else FP32
+
+    def kernel(x, y):
+        i = u32(cuda.threadIdx.x)
+        y[i] = function(x[i])
+
+    return kernel, types.void(pointer(kind), pointer(kind))
+
+
+_UNARY = [
+    ir.Relu(), ir.Gelu(), ir.Gelu(True), ir.Sigmoid(), ir.Tanh(), ir.Mish(), ir.HardSwish(),
+    ir.Elu(0.5), ir.Selu(), ir.Celu(2.0), ir.LeakyRelu(0.1), ir.Clip(-1.0, 6.0), ir.Softplus(),
+    ir.Softsign(), ir.Erf(), ir.Exp(), ir.Log(), ir.Sqrt(), ir.Reciprocal(), ir.Neg(), ir.Abs(),
+    ir.Sign(), ir.Floor(), ir.Ceil(), ir.Round(), ir.Sin(), ir.Cos(), ir.ThresholdedRelu(1.0),
+    ir.Cast(FP16), ir.HardSigmoid(),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("op", _UNARY, ids=lambda op: f"{op.name}")
+def test_every_activation_compiles(op: Any, double: bool) -> None:
+    compiled("_program_kernel", op.program(("f",)), double)
+
+
+def test_activations_together_compile() -> None:
+    """The quick form of the test above: one program of them all."""
+    b = Builder("f")
+    total = 0
+    for op in _UNARY:
+        total = b("add", total, b.inline(op.program(("f",)), [0])[0])
+    compiled("_program_kernel", b.build(total), False)
+    compiled("_program_kernel", b.build(total), True)
+
+
+def test_text_stays_for_tracebacks() -> None:
+    program_function(_sum_program("ff"))
+    names = [n for n in linecache.cache if n.startswith("<nrt program ")]
+    assert any("def program(x0, x1, x2):\n" in linecache.getlines(n) for n in names)

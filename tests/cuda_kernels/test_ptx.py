@@ -1,0 +1,180 @@
+"""Every intrinsic compiles, links, and is the instruction that its docstring names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels import compiler, ptx, ptx_hopper
+from nrt.cuda_kernels.compiler import Cubin, compile_kernel
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.variant import KernelSpec
+
+# Per intrinsic: operands > results. g: global address, s: shared address, f: float32, r: uint32,
+# i: int32, h: uint16 bits, l: int64 (address of a tensor map), 0-9: a literal.
+SM75 = {
+    "ex2": "f>f", "f32_from_f16": "h>f", "f16_from_f32": "f>h", "f32_from_bf16": "h>f",
+    "f16x2_from_f32": "ff>r", "f32_from_f16_hi": "r>f", "f32_from_f16_lo": "r>f",
+    "f32_from_bf16_hi": "r>f", "f32_from_bf16_lo": "r>f", "float_bits": "f>r", "bits_float": "r>f",
+    "ld_global_nc_u16": "g>h", "ld_global_nc_u32": "g>r", "ld_global_nc_v2": "g>rr",
+    "ld_global_nc_v4": "g>rrrr", "ld_global_v4": "g>rrrr", "ld_shared_f32": "s>f",
+    "ld_shared_u16": "s>h", "ld_shared_u32": "s>r", "ld_shared_v4": "s>rrrr",
+    "ld_shared_v4_f32": "s>ffff", "ldmatrix_x2": "s>rr", "ldmatrix_x4": "s>rrrr",
+    "ldmatrix_x4_trans": "s>rrrr", "lg2": "f>f", "mma_f16_k8": "rrrffff>ffff", "rcp": "f>f",
+    "st_global_u16": "gh>", "st_global_u32": "gr>", "st_global_v2": "grr>",
+    "st_global_v4": "grrrr>", "st_shared_f32": "sf>", "st_shared_u16": "sh>",
+    "st_shared_u32": "sr>", "st_shared_v2_f32": "sff>", "st_shared_v4": "srrrr>",
+    "tanh_approx": "f>f",
+}  # fmt: skip
+SM80 = {
+    "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",
+    "bf16x2_from_f32": "ff>r", "mma_bf16": "rrrrrrffff>ffff", "mma_f16": "rrrrrrffff>ffff",
+    "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "tf32_from_f32": "f>r",
+}  # fmt: skip
+SM90 = {
+    "bar_sync": "rr>", "fence_async_shared": ">", "fence_barrier_init": ">", "grid_launch": ">",
+    "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>", "mbarrier_init": "sr>",
+    "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>", "setmaxnreg_dec": "40>",
+    "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
+}  # fmt: skip
+GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
+ADDRESSES = {"at", "shared_address"}  # used by every kernel here
+MAKERS = {"asm", "wgmma_block"}
+
+POINTERS = {"f": types.float32, "r": types.uint32, "i": types.int32, "h": types.uint16}
+
+
+def _operands(form: str) -> list[str]:
+    return re.findall(r"\d+|[a-z]", form)
+
+
+def _kernel(arch: str) -> tuple[Any, Any]:
+    """All intrinsics of a group, one after the other, on values that the compiler cannot know."""
+    module, table = GROUPS[arch]
+    lines = [
+        "def kernel(f, r, i, h, maps):",
+        "    tile = cuda.shared.array(1024, u32)",
+        "    base = shared_address(tile)",
+        "    t = u32(cuda.threadIdx.x)",
+    ]
+    place = 0
+    for name, form in table.items():
+        left, _, right = form.partition(">")
+        args = []
+        for kind in _operands(left):
+            place += 1
+            args.append(
+                {
+                    "g": f"at(r, u32(t + u32({4 * place})))",
+                    "s": f"u32(base + u32({16 * (place % 64)}))",
+                    "l": f"maps[u32(t + u32({place}))]",
+                }.get(kind, kind if kind.isdigit() else f"{kind}[u32(t + u32({place}))]")
+            )
+        call = f"{name}({', '.join(args)})"
+        results = [f"v{place}_{j}" for j in range(len(right))]
+        lines.append(f"    {', '.join(results)} = {call}" if results else f"    {call}")
+        for kind, result in zip(right, results, strict=True):
+            place += 1
+            lines.append(f"    {kind}[u32(t + u32({1000 + place}))] = {result}")
+    names = ("at", "shared_address")
+    scope = {"cuda": cuda, "u32": types.uint32, **{n: getattr(ptx, n) for n in names}}
+    scope |= {name: getattr(module, name) for name in table}
+    exec("\n".join(lines), scope)
+    pointers = [types.CPointer(POINTERS[k]) for k in "frih"]
+    return scope["kernel"], types.void(*pointers, types.CPointer(types.int64))
+
+
+def _wgmma(dtype: str, n: int, steps: int) -> tuple[Any, Any]:
+    block = ptx_hopper.wgmma_block(dtype, n, steps)
+    count = n // 2
+
+    def kernel(y, a, b):
+        acc = cuda.local.array(count, types.float32)
+        for k in range(count):
+            acc[k] = types.float32(0)
+        block(acc, a, b, types.uint32(0))
+        for k in range(count):
+            y[types.uint32(k)] = acc[k]
+
+    return kernel, types.void(types.CPointer(types.float32), types.int64, types.int64)
+
+
+def compiled(
+    factory: str, params: tuple[Any, ...], arch: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Cubin]:
+    """PTX and cubin."""
+    texts: list[str] = []
+    stable = compiler._stable_names
+
+    def keep(text: str, entry: str) -> str:
+        texts.append(stable(text, entry))
+        return texts[-1]
+
+    monkeypatch.setattr(compiler, "_stable_names", keep)
+    spec = KernelSpec(f"{__name__}:{factory}", params, 128)
+    cubin = compile_kernel(spec, ARCHS[arch], cache=False)
+    return texts[0], cubin
+
+
+def instruction(name: str, module: Any) -> re.Pattern[str]:
+    """The instruction that the docstring names; modifiers may stand between those it names."""
+    found = re.search(r"``([a-z][\w.:]*)", getattr(module, name).__doc__)
+    assert found, f"{name}: its docstring names no instruction"
+    return re.compile(r"[\w.:]*\.".join(map(re.escape, found.group(1).split("."))))
+
+
+def test_the_table_covers_every_intrinsic() -> None:
+    assert set(SM75) | set(SM80) | ADDRESSES | MAKERS == set(ptx.__all__) | {"wgmma_block"}
+    assert set(SM90) | {"wgmma_block"} == set(ptx_hopper.__all__)
+    for module in (ptx, ptx_hopper):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__, name
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+def test_intrinsics_are_the_instructions_they_name(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, cubin = compiled("_kernel", (arch,), arch, monkeypatch)
+    assert cubin.code.startswith(b"\x7fELF")
+    module, table = GROUPS[arch]
+    missing = [n for n in table if not instruction(n, module).search(text)]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "steps"), [("fp16", 64, 1), ("bf16", 128, 4), ("fp16", 256, 2)]
+)
+def test_wgmma_blocks(dtype: str, n: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, cubin = compiled("_wgmma", (dtype, n, steps), "sm_90a", monkeypatch)
+    kind = {"fp16": "f16", "bf16": "bf16"}[dtype]
+    product = f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind}"
+    assert text.count(product) == steps
+    # The first product may start from zero; the others add to it.
+    flags = re.findall(r"da, db, (\w), 1, 1, 0, 0;", text)
+    assert flags == ["p"] + ["q"] * (steps - 1)
+    assert text.count("add.s64 da, da, 2") == steps - 1
+    if n <= 128:
+        assert cubin.spills == 0
+
+
+def test_a_literal_must_be_one() -> None:
+    def kernel(x):
+        ptx.cp_async_wait(x[0])
+
+    with pytest.raises(Exception, match="cp_async_wait"):
+        cuda.compile(
+            kernel, types.void(types.CPointer(types.uint32)), cc=(8, 0), output="ptx",
+            device=False, abi="numba",
+        )  # fmt: skip
+
+
+def test_all_inline_assembly_lies_in_two_files() -> None:
+    folder = Path(ptx.__file__).parent
+    found = {p.name for p in folder.glob("*.py") if "InlineAsm" in p.read_text()}
+    assert found <= {"ptx.py", "ptx_hopper.py"}
