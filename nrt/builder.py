@@ -131,7 +131,13 @@ def build(
         "ops_after": _op_counts(report.graph),
         "versions": _versions(),
     }
-    tuning: dict[str, Any] = {"opt_level": opt_level, "cache": cache, "progress": progress}
+    tuning: dict[str, Any] = {
+        "opt_level": opt_level,
+        "cache": cache,
+        "progress": progress,
+        # The first layer of those that share a problem.
+        "names": {task.problem: task.name for task in reversed(lowered.tasks)},
+    }
     if kind == "cpu":
         plan, bound, choices = _for_cpu(lowered, tuning, arguments)
     else:
@@ -166,7 +172,8 @@ def _resolve(target: str) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
         return "cpu", None, None
     kind, _, arch = wanted.partition(":")
     if kind != "cuda":
-        raise BuildError(f"target {target!r}: expected auto, cpu, cuda or cuda:ARCH")
+        source = f"target {wanted!r}" if target == wanted else f"NRT_TARGET={wanted!r}"
+        raise BuildError(f"{source}: expected auto, cpu, cuda or cuda:ARCH")
     from nrt.cuda_kernels.device import device_for_arch
 
     if not arch:
@@ -179,7 +186,8 @@ def _resolve(target: str) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
         from nrt.cuda_runner import CudaRunner
 
         runner = CudaRunner()
-    except DeviceError:
+    except (DeviceError, BuildError):
+        # No GPU here, or one that nrt has no kernels for: the plan is for another machine.
         return "cuda", device, None
     if runner.device.arch == device.arch:
         return "cuda", runner.device, runner

@@ -9,7 +9,7 @@ are kept in a cache, so that a second build with the same cache makes the same c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -95,6 +95,7 @@ def tune(
     opt_level: int = 3,
     cache: TimingCache | None = None,
     progress: Progress | None = None,
+    names: Mapping[Problem, str] | None = None,
 ) -> dict[Problem, Choice]:
     """A choice per distinct problem.
 
@@ -104,6 +105,7 @@ def tune(
         opt_level: 0 (heuristic) to 5 (exhaustive).
         cache: of timings; updated in place.
         progress: called with ``("tune", done, total)``.
+        names: of a layer per problem, for errors.
 
     Raises:
         BuildError: a problem that no variant supports, or opt_level out of range.
@@ -112,7 +114,8 @@ def tune(
     if type(opt_level) is not int or opt_level not in _TOP:
         raise BuildError(f"opt_level={opt_level!r}: expected a whole number from 0 to 5")
     unique = list(dict.fromkeys(problems))
-    tables = {p: _rank(p, bench, opt_level) for p in unique}
+    labels = {p: f"layer '{names[p]}', {p}" if names and p in names else str(p) for p in unique}
+    tables = {p: _rank(p, bench, opt_level, labels[p]) for p in unique}
     timed = bench.can_measure and opt_level > 0
     jobs = []
     for problem, (ranked, _) in tables.items():
@@ -126,13 +129,18 @@ def tune(
     for done, (problem, (ranked, refused)) in enumerate(tables.items()):
         if progress is not None:
             progress("tune", done, len(tables))
-        choices[problem] = _choose(problem, ranked, refused, bench, timed, cache)
+        found = _choose(problem, ranked, refused, bench, timed, cache)
+        if isinstance(found, str):
+            raise TuningError(f"no kernel gives a right result for {labels[problem]}: {found}")
+        choices[problem] = found
     if progress is not None:
         progress("tune", len(tables), len(tables))
     return choices
 
 
-def _rank(problem: Problem, bench: Bench, opt_level: int) -> tuple[list[_Ranked], list[Candidate]]:
+def _rank(
+    problem: Problem, bench: Bench, opt_level: int, label: str
+) -> tuple[list[_Ranked], list[Candidate]]:
     """Candidates to consider, best estimate first, and the refusals."""
     refused: list[Candidate] = []
     ranked: list[_Ranked] = []
@@ -148,7 +156,7 @@ def _rank(problem: Problem, bench: Bench, opt_level: int) -> tuple[list[_Ranked]
     chosen = ranked[: _TOP[opt_level]] or reference
     if not chosen:
         why = "; ".join(f"{c.variant}: {c.note}" for c in refused) or "its op has no kernels"
-        raise BuildError(f"no kernel solves {problem}: {why}")
+        raise BuildError(f"no kernel solves {label}: {why}")
     if opt_level == 5 and ranked:
         chosen = [*chosen, *reference]
     return chosen, refused
@@ -161,7 +169,8 @@ def _choose(
     bench: Bench,
     timed: bool,
     cache: TimingCache | None,
-) -> Choice:
+) -> Choice | str:
+    """The choice, or what went wrong with every candidate."""
     first = ranked[0]
     if not timed:
         reason = "the only candidate" if len(ranked) == 1 else "best estimate, not timed"
@@ -198,7 +207,7 @@ def _timing(r: _Ranked, problem: Problem, bench: Bench, cache: TimingCache | Non
 
 def _all_wrong(
     problem: Problem, rows: list[Candidate], refused: list[Candidate], bench: Bench
-) -> Choice:
+) -> Choice | str:
     """Fall back on the reference variant, loudly: the report names every wrong candidate."""
     failed = {(c.variant, c.config) for c in rows}
     for variant, refusal in bench.variants(problem):
@@ -210,8 +219,7 @@ def _all_wrong(
             bench.prepare([(variant, problem, config)])
             reason = f"reference: all {len(rows)} candidates failed ({rows[0].note})"
             return Choice(variant, config, None, reason, (*rows, *refused))
-    notes = "; ".join(f"{c.variant}({c.config}): {c.note}" for c in rows)
-    raise TuningError(f"no kernel gives a right result for {problem}: {notes}")
+    return "; ".join(f"{c.variant}({c.config}): {c.note}" for c in rows)
 
 
 def _text(config: tuple[Any, ...]) -> str:

@@ -281,3 +281,12 @@ def test_progress_counts_problems() -> None:
 
 def test_nothing_to_tune() -> None:
     assert tune([], FakeBench([])) == {}
+
+
+def test_errors_name_the_layer() -> None:
+    names = {problem(): "layer1.0.act"}
+    with pytest.raises(BuildError, match=r"no kernel solves layer 'layer1\.0\.act', Relu\(fp32"):
+        tune([problem()], FakeBench([]), names=names)
+    bench = FakeBench([reference(WRONG)])
+    with pytest.raises(TuningError, match=r"right result for layer 'layer1\.0\.act', Relu\(fp32"):
+        tune([problem()], bench, names=names)
