@@ -19,12 +19,26 @@ _TYPES = {2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool"}
 
 
 class OnnxCall(Protocol):
-    """One node, as a writer sees it."""
+    """One node, as a writer sees it.
 
-    name: str
-    attributes: Mapping[str, Any]
-    outputs: Sequence[str]
-    float_type: str
+    Attributes:
+        name: the node's, for messages.
+        attributes: its ONNX attributes.
+        outputs: names.
+        float_type: PyTorch's name of the model's element type.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def attributes(self) -> Mapping[str, Any]: ...
+
+    @property
+    def outputs(self) -> Sequence[str]: ...
+
+    @property
+    def float_type(self) -> str: ...
 
     def __len__(self) -> int:
         """Number of inputs, trailing absent ones left out."""

@@ -1,0 +1,134 @@
+"""The problems that single kernels are measured on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import kernel_problems
+from benchmarks.kernel_problems import (
+    GROUPS,
+    conv_problems,
+    group_problems,
+    memory_problems,
+    product,
+    products_of,
+    resnext50,
+)
+from nrt.dtypes import DTYPES, FP16, FP32
+from nrt.errors import InputError
+from nrt.frontend.network import Network
+from nrt.ir.ops import Conv, MatMul
+from nrt.problem import Problem
+from nrt.work import flops_of
+
+
+def _no_model(name: str, batch: int) -> Any:
+    raise AssertionError(f"{name} at {batch} was asked for")
+
+
+def _network() -> Network:
+    rng = np.random.default_rng()
+    net = Network("small")
+    x = net.input("x", (2, 16, 6, 5))
+    weight = rng.standard_normal((16, 16, 3, 3), np.float32)
+    for _ in range(2):  # equal layers
+        x = net.relu(net.conv2d(x, weight, rng.standard_normal(16, np.float32), padding=1))
+    y = net.conv2d(x, rng.standard_normal((24, 16, 1, 1), np.float32))
+    z = net.conv2d(x, rng.standard_normal((24, 16, 1, 1), np.float32), stride=2)
+    net.output(net.global_avg_pool(y), "y")
+    net.output(net.global_avg_pool(z), "z")
+    return net
+
+
+def test_convolutions_are_distinct_fused_and_channels_last() -> None:
+    problems = conv_problems(_network().graph, "fp16")
+    assert len(problems) == 3
+    first = problems[0]
+    assert isinstance(first.op, Conv)
+    assert first.op.epilogue is not None
+    assert first.inputs[0].dtype is FP16
+    assert first.inputs[0].is_nhwc
+    assert first.constants[:2] == (False, True)
+
+
+def test_products_are_those_of_convolutions_that_are_products() -> None:
+    (problem,) = products_of(conv_problems(_network().graph, "fp32"), FP32)
+    assert isinstance(problem.op, MatMul)
+    assert [s.shape for s in problem.inputs] == [(60, 16), (16, 24)]
+    assert flops_of(problem) == 2 * 60 * 16 * 24
+
+
+def test_products_of_groups() -> None:
+    shapes = [p.y.shape for p in group_problems("gemm", 0, "fp16", _no_model)]
+    assert shapes == [(n, n) for n in (1024, 2048, 4096, 8192)]
+    bert = group_problems("gemm-bert", 3, "fp32", _no_model)
+    assert [(p.inputs[0].shape, p.y.shape[1]) for p in bert] == [
+        ((384, 768), 768),
+        ((384, 768), 3072),
+        ((384, 3072), 768),
+    ]
+    assert {p.y.dtype for p in bert} == {FP32}
+
+
+def test_resnext_has_its_grouped_convolutions() -> None:
+    problems = group_problems("resnext50", 2, "fp16", _no_model)
+    grouped = [p for p in problems if isinstance(p.op, Conv) and p.op.groups == 32]
+    got = [(p.inputs[0].shape[1:], p.y.shape[1:]) for p in grouped]
+    assert got == [
+        ((128, 56, 56), (128, 56, 56)),
+        ((256, 56, 56), (256, 28, 28)),
+        ((256, 28, 28), (256, 28, 28)),
+        ((512, 28, 28), (512, 14, 14)),
+        ((512, 14, 14), (512, 14, 14)),
+        ((1024, 14, 14), (1024, 7, 7)),
+        ((1024, 7, 7), (1024, 7, 7)),
+    ]
+    residual = [p for p in problems if any(s.shape == p.y.shape for s in p.inputs[2:])]
+    assert {p.y.shape for p in residual} == {
+        (2, 256, 56, 56),
+        (2, 512, 28, 28),
+        (2, 1024, 14, 14),
+        (2, 2048, 7, 7),
+    }
+
+
+def test_resnext_counts_what_the_paper_counts() -> None:
+    macs = 0
+    for node in resnext50(1).graph.nodes:
+        if isinstance(node.op, Conv):
+            weight = node.inputs[1].shape
+            macs += int(np.prod(node.output.shape)) * int(np.prod(weight[1:]))
+    # 4.2e9 in the paper with the stem (0.118e9) and the last layer (0.002e9).
+    assert 4.0e9 < macs < 4.2e9
+
+
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+def test_memory_bound_problems_move_what_they_should(dtype: Any) -> None:
+    elements = 1 << 16
+    problems = memory_problems(dtype, elements)
+    assert len(set(problems)) == len(problems) == 12
+    for problem in problems:
+        assert isinstance(problem, Problem)
+        assert problem.inputs[0].size >= 0.9 * elements
+        assert problem.y.type == problem.op.infer(*(s.type for s in problem.inputs))[0]
+        assert problem.y.dtype in DTYPES
+
+
+def test_unknown_groups_are_refused() -> None:
+    with pytest.raises(InputError, match="no group 'x'; expected one of gemm, memory"):
+        group_problems("x", 1, "fp16", _no_model)
+
+
+def test_networks_come_from_the_loader() -> None:
+    assert set(kernel_problems.ZOO_GROUPS) <= set(GROUPS)
+    with pytest.raises(AssertionError, match="inception_v3 at 7 was asked for"):
+        group_problems("inception_v3", 7, "fp16", _no_model)
+
+
+def test_a_product_holds_its_weights_as_constants() -> None:
+    problem = product(3, 5, 7, FP16)
+    assert problem.constants == (False, True)
+    assert [s.shape for s in (*problem.inputs, problem.y)] == [(3, 7), (7, 5), (3, 5)]
