@@ -8,7 +8,7 @@ from nrt.runtime.cuda import device_count
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    gpu = [item for item in items if "gpu" in item.keywords]
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
     # Asked for by name, they run: on a machine without a GPU that is an error to be seen.
     if not gpu or config.getoption("markexpr").strip() == "gpu" or device_count() > 0:
         return
