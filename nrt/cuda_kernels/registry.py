@@ -26,6 +26,8 @@ from nrt.cuda_kernels import (
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Variant
+from nrt.dtypes import BF16
+from nrt.ir.ops import Gather, GatherElements, Pad, Reformat, Slice
 from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "variants_for"]
@@ -56,4 +58,17 @@ VARIANTS: tuple[Variant, ...] = (
 
 def variants_for(problem: Problem, device: DeviceSpec) -> list[tuple[Variant, Refusal | None]]:
     """The variants of the problem's family, each with None or the reason why it does not fit."""
-    return [(v, v.supports(problem, device)) for v in VARIANTS if type(problem.op) in v.ops]
+    missing = _missing_conversion(problem, device)
+    return [
+        (v, missing or v.supports(problem, device)) for v in VARIANTS if type(problem.op) in v.ops
+    ]
+
+
+def _missing_conversion(problem: Problem, device: DeviceSpec) -> Refusal | None:
+    """Whatever computes and stores bf16 rounds with ``cvt.rn.bf16.f32``, which sm_80 brought."""
+    if device.cc >= (8, 0) or all(t.dtype is not BF16 for t in problem.outputs):
+        return None
+    moves = isinstance(problem.op, Reformat | Slice | Gather | GatherElements | Pad)
+    if moves and problem.inputs[0].dtype is BF16:
+        return None
+    return Refusal(f"{device.arch} has no bf16 conversion, expected sm_80 or later")
