@@ -10,6 +10,7 @@ lowering's.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -122,6 +123,7 @@ class _Lowering:
         self.out = Lowered()
         self.places: dict[Value, Place] = {}
         self.reserved: dict[Value, Place] = {}
+        self.named: Counter[str] = Counter()
         self.joined: set[tuple[Value, Buffer, int]] = set()
 
     def run(self) -> Lowered:
@@ -258,9 +260,15 @@ class _Lowering:
         self._emit(Task(name, origins, problem, (source,), (target,)))
 
     def _emit(self, task: Task) -> None:
-        """Add a task; one whose outputs are all empty has nothing to do."""
+        """Add a task; one whose outputs are all empty has nothing to do.
+
+        The second task of a node is ``name#1``, the third ``name#2``: reports go by name.
+        """
         if any(t.size for t in task.problem.outputs):
-            self.out.tasks.append(task)
+            count = self.named[task.name]
+            self.named[task.name] += 1
+            name = f"{task.name}#{count}" if count else task.name
+            self.out.tasks.append(replace(task, name=name))
 
     def _reshape(self, node: Node) -> None:
         source = self._place(node.inputs[0])

@@ -503,6 +503,13 @@ def test_tasks_keep_names_and_origins() -> None:
     assert (task.name, task.origins) == ("turn", ("/model/Transpose",))
 
 
+def test_tasks_of_one_node_are_numbered() -> None:
+    m = Maker()
+    x = m.input("x", 4, 8)
+    m.out("y", m.op(Concat(0), x, m.const(2, 8), x))
+    assert [t.name for t in lowered(m).tasks] == ["concat", "concat#1", "concat#2"]
+
+
 def test_a_value_that_nothing_computes_is_an_error() -> None:
     m = Maker()
     m.out("y", m.op(Relu(), m.input("x", 3)))

@@ -84,7 +84,15 @@ def test_dimensions_of_size_1_in_the_output_do_not_count() -> None:
 
 
 class Memory(list[float]):
-    """A tensor's memory, with what was written."""
+    """A tensor's memory; a word of 4 bytes holds ``per_word`` elements."""
+
+    per_word = 1
+
+    @classmethod
+    def of(cls, values: list[float], dtype: DType) -> Memory:
+        memory = cls(values)
+        memory.per_word = 2 if dtype.itemsize == 2 else 1
+        return memory
 
 
 def _store_text(
@@ -107,8 +115,10 @@ def _store_text(
 
     def words(count: int, address: tuple[Memory, int]) -> tuple[Any, ...]:
         memory, at = address
-        assert at % (2 * count) == 0, f"{count} words at element {at} are not aligned"
-        return tuple((memory[at + 2 * i], memory[at + 2 * i + 1]) for i in range(count))
+        each = memory.per_word
+        assert at % (each * count) == 0, f"{count} words at element {at} are not aligned"
+        found = [memory[at + each * i : at + each * (i + 1)] for i in range(count)]
+        return tuple(tuple(word) if each == 2 else word[0] for word in found)
 
     def put(address: tuple[Memory, int], *values: Any) -> None:
         memory, at = address
@@ -122,6 +132,7 @@ def _store_text(
         "max_": max,
         "at": lambda memory, i: (memory, i),
         "bits": lambda x: x,
+        "as_float": lambda x: x,
         "store": lambda memory, i, v: memory.__setitem__(i, v),
         **{f"{t}_{half}": (lambda w, k=k: w[k]) for t in ("f16", "bf16")
            for k, half in enumerate(("lo", "hi"))},
@@ -190,7 +201,7 @@ def test_stores_read_and_write_where_numpy_does(
     program = b.build(b("max", total, b.const(-0.5))) if extras else None
     with pytest.MonkeyPatch.context() as patch:
         store = _store_text(patch, program, classes, y.dtype, width)
-    memories = [Memory(rng.standard_normal(e.span).tolist()) for e in extras]
+    memories = [Memory.of(rng.standard_normal(e.span).tolist(), e.dtype) for e in extras]
     views = [
         np.lib.stride_tricks.as_strided(np.array(m), e.shape, [8 * s for s in e.strides])
         for m, e in zip(memories, extras, strict=True)
