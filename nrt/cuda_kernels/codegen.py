@@ -29,6 +29,7 @@ __all__ = [
     "Extra",
     "device_function",
     "epilogue_extras",
+    "held_operand",
     "loader",
     "make_store",
     "pointer",
@@ -336,8 +337,14 @@ def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[
         lines.append(f"g{index} = u32({_general_index(extra)})")
         base, step = f"g{index}", extra.stride
     bytes_ = width * extra.dtype.itemsize
-    vector = step == 1 and extra.mode != "general" and bytes_ in _VECTOR
-    if vector and extra.dtype.name in _UNPACK:
+    vector = step == 1 and extra.mode != "general"
+    if vector and extra.dtype == FP32 and width in (4, 8):
+        for part in range(width // 4):
+            words = ", ".join(f"w{index}_{part * 4 + i}" for i in range(4))
+            lines.append(f"{words} = ld4(at({name}, u32({base} + u32({part * 4}))))")
+        lines += [f"{v} = as_float(w{index}_{j})" for j, v in enumerate(variables)]
+        return variables
+    if vector and bytes_ in _VECTOR and extra.dtype.name in _UNPACK:
         words = width // 2
         target = ", ".join(f"w{index}_{i}" for i in range(words)) + ("," if words == 1 else "")
         lines.append(f"{target} = {_VECTOR[bytes_]}(at({name}, {base}))")
@@ -350,7 +357,32 @@ def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[
     return variables
 
 
-def make_store(program: Program | None, extras: tuple[Extra, ...], dtype: DType, width: int) -> Any:
+def _held_values(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
+    """Append lines that unpack the words ``h0 … h3``; returns a variable per channel."""
+    low, high = _UNPACK[extra.dtype.name]
+    variables = [f"v{index}_{j}" for j in range(width)]
+    lines += [f"{v} = {(low, high)[j % 2]}(h{j // 2})" for j, v in enumerate(variables)]
+    return variables
+
+
+def held_operand(extras: Sequence[Extra], width: int) -> int | None:
+    """The operand that a kernel may load ahead of the epilogue: 16 bytes at the output's offset.
+
+    The residual of a network, as a rule; None if there is none.
+    """
+    for index, extra in enumerate(extras):
+        if extra.mode == "same" and width == 8 and extra.dtype.name in _UNPACK:
+            return index
+    return None
+
+
+def make_store(
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    dtype: DType,
+    width: int,
+    held: int | None = None,
+) -> Any:
     """The device function that ends a kernel.
 
     Its parameters are ``(a0 … a[width-1], m, k, o, y, e0, e1, e2, e3)``: accumulators of channels
@@ -364,11 +396,18 @@ def make_store(program: Program | None, extras: tuple[Extra, ...], dtype: DType,
         extras: operands of its registers 1…
         dtype: output element type.
         width: 1, 2, 4 or 8.
+        held: operand whose 16 bytes the kernel has loaded already (see `held_operand`); they follow
+            the other parameters as four words ``h0 … h3``.
     """
     accs = [f"a{j}" for j in range(width)]
     params = [*accs, "m", "k", "o", "y", *(f"e{i}" for i in range(MAX_EXTRAS))]
     lines: list[str] = []
-    operands = [_load_extra(i, e, width, lines) for i, e in enumerate(extras)]
+    operands = [
+        _held_values(i, e, width, lines) if i == held else _load_extra(i, e, width, lines)
+        for i, e in enumerate(extras)
+    ]
+    if held is not None:
+        params += ["h0", "h1", "h2", "h3"]
     results = []
     for j in range(width):
         if program is None:
@@ -390,6 +429,7 @@ def make_store(program: Program | None, extras: tuple[Extra, ...], dtype: DType,
     namespace = program_namespace() | {
         "at": ptx.at,
         "bits": ptx.float_bits,
+        "as_float": ptx.bits_float,
         "pack_f16": ptx.f16x2_from_f32,
         "pack_bf16": ptx.bf16x2_from_f32,
         "f16_lo": ptx.f32_from_f16_lo,

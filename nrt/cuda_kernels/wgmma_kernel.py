@@ -21,7 +21,7 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx, ptx_hopper
-from nrt.cuda_kernels.codegen import Extra, make_store, pointer
+from nrt.cuda_kernels.codegen import Extra, held_operand, make_store, pointer
 from nrt.cuda_kernels.conv_common import extra_types
 from nrt.dtypes import UINT8, DType
 from nrt.ir.pointwise import Program
@@ -80,7 +80,70 @@ def shared_bytes(tile: HopperTile) -> int:
     return tile.stages * _stage_bytes(tile) + staging + tile.stages * 16 + 1024
 
 
-def _drain(base: int, count: int, chunk: int, width: int, store: Any) -> Any:
+def _has_room(tile: HopperTile) -> bool:
+    """Whether a residual's words (BN / 4 registers) fit beside the accumulators (BN / 2).
+
+    A quarter of the SM has 16384 registers for its share of the warps; about 48 are for the rest.
+    """
+    warps = -(-(tile.consumers * 4 + 1) * tile.per_sm // 4)
+    limit = min(255, 16384 // (warps * 32) // 8 * 8)
+    return tile.bn <= 32 * _DRAINED and tile.bn // 2 + tile.bn // 4 + 48 <= limit
+
+
+@cuda.jit(device=True, inline="always")
+def position(t, tiles, tiles_n, group):
+    """(row, column) of tile ``t``: columns of ``group`` tiles, so that a wave shares both operands.
+
+    Blocks that run together then cover a near-square of the output, and read the fewest bytes of
+    x and w from the second-level cache.
+    """
+    span = u32(group * tiles_n)
+    strip = u32(t // span)
+    first = u32(strip * group)
+    rest = u32(t - u32(strip * span))
+    height = u32(min(group, u32(u32(tiles // tiles_n) - first)))
+    tn = u32(rest // height)
+    return u32(first + u32(rest - u32(tn * height))), tn
+
+
+def _fetch(base: int, count: int, chunk: int, width: int, operand: int | None) -> Any:
+    """Device function: load the residual of ``count`` chunks ahead of the products.
+
+    Every lane asks for all its 16-byte pieces at once, before it waits for the first block: alone,
+    the loads of the epilogue keep too few bytes in flight to fill the memory's bandwidth.
+    """
+    lanes_per_row = chunk // width
+    passes = max(1, 16 * lanes_per_row // 32)
+
+    def fetch(words, lane, m0, n0, m_count, k_count, y_row, e0, e1, e2, e3):
+        if operand is not None:
+            for index_n in range(count):
+                for i in range(passes):
+                    index = u32(u32(i * 32) + lane)
+                    line = u32(index // u32(lanes_per_row))
+                    m = u32(m0 + line)
+                    k = u32(
+                        n0
+                        + u32((base + index_n) * chunk)
+                        + u32(u32(index % u32(lanes_per_row)) * u32(width))
+                    )
+                    w = ((base + index_n) * passes + i) * 4
+                    if line < u32(16) and m < m_count and k < k_count:
+                        o = u32(u32(m * y_row) + k)
+                        if operand == 0:
+                            where = ptx.at(e0, o)
+                        elif operand == 1:
+                            where = ptx.at(e1, o)
+                        elif operand == 2:
+                            where = ptx.at(e2, o)
+                        else:
+                            where = ptx.at(e3, o)
+                        words[w], words[w + 1], words[w + 2], words[w + 3] = ptx.ld_global_v4(where)
+
+    return cuda.jit(device=True, inline="always")(fetch)
+
+
+def _drain(base: int, count: int, chunk: int, width: int, store: Any, held: bool) -> Any:
     """Device function: run the epilogue on ``count`` chunks of a warp's accumulators from ``base``.
 
     At most four chunks at a time: longer loops are not unrolled, and then the accumulators, indexed
@@ -91,8 +154,9 @@ def _drain(base: int, count: int, chunk: int, width: int, store: Any) -> Any:
     passes = max(1, 16 * lanes_per_row // 32)
 
     def drain(
-        acc, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part, y, e0, e1, e2, e3
-    ):
+        acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
+        y, e0, e1, e2, e3,
+    ):  # fmt: skip
         out = cuda.local.array(8, types.float32)
         for index_n in range(count):
             for g in range(groups):
@@ -113,11 +177,20 @@ def _drain(base: int, count: int, chunk: int, width: int, store: Any) -> Any:
                     if width == 8:
                         out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
                         out[4], out[5], out[6], out[7] = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
-                        store(
-                            out[0], out[1], out[2], out[3],
-                            out[4], out[5], out[6], out[7],
-                            m, k, o, y, e0, e1, e2, e3,
-                        )  # fmt: skip
+                        if held:
+                            w = ((base + index_n) * passes + i) * 4
+                            store(
+                                out[0], out[1], out[2], out[3],
+                                out[4], out[5], out[6], out[7],
+                                m, k, o, y, e0, e1, e2, e3,
+                                words[w], words[w + 1], words[w + 2], words[w + 3],
+                            )  # fmt: skip
+                        else:
+                            store(
+                                out[0], out[1], out[2], out[3],
+                                out[4], out[5], out[6], out[7],
+                                m, k, o, y, e0, e1, e2, e3,
+                            )  # fmt: skip
                     elif width == 4:
                         out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
                         store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
@@ -154,18 +227,21 @@ def _hopper_kernel(
     staging_bytes = consumers * 4 * warp_bytes
     producer, arrivals = consumers * 4, consumers * 4
     products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16)
-    store = make_store(
-        None if split > 1 else program, () if split > 1 else extras, out_dtype, width
-    )
-    drain0 = _drain(0, min(chunks, _DRAINED), chunk, width, store)
-    drain1 = _drain(_DRAINED, max(chunks - _DRAINED, 0), chunk, width, store)
+    operands = () if split > 1 else extras
+    held = held_operand(operands, width) if _has_room(tile) else None
+    words_size = chunks * max(1, 16 * (chunk // width) // 32) * 4 if held is not None else 1
+    store = make_store(None if split > 1 else program, operands, out_dtype, width, held)
+    first_chunks, last_chunks = min(chunks, _DRAINED), max(chunks - _DRAINED, 0)
+    fetch = _fetch(0, first_chunks, chunk, width, held)
+    drain0 = _drain(0, first_chunks, chunk, width, store, held is not None)
+    drain1 = _drain(_DRAINED, last_chunks, chunk, width, store, held is not None)
     # Shared-memory descriptor: K innermost, 128-byte swizzle, 1024 bytes from 8 rows to the next.
     descriptor = (1 << 16) | (64 << 32) | (1 << 62)
 
     def kernel(
         map_x, map_w, y, e0, e1, e2, e3,
         m_count, k_count, tiles, tiles_n, blocks, blocks_part, blocks_c,
-        filter_w, out_hw, out_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, y_row,
+        filter_w, out_hw, out_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, y_row, group,
     ):  # fmt: skip
         raw = ptx.shared_address(cuda.shared.array(0, types.uint8))
         ring = u32(u32(raw + u32(1023)) & u32(0xFFFFFC00))
@@ -191,8 +267,8 @@ def _hopper_kernel(
                 parity = u32(1)
                 t = u32(cuda.blockIdx.x)
                 while t < tiles:
-                    tm = u32(t // tiles_n)
-                    n0 = i32(u32(u32(t - u32(tm * tiles_n)) * u32(bn)))
+                    tm, tn = position(t, tiles, tiles_n, group)
+                    n0 = i32(u32(tn * u32(bn)))
                     m0 = u32(tm * u32(bm))
                     image = i32(0)
                     h0 = i32(0)
@@ -245,6 +321,7 @@ def _hopper_kernel(
         else:
             group = u32(warp >> u32(2))
             acc = cuda.local.array(acc_size, types.float32)
+            words = cuda.local.array(words_size, types.uint32)
             staging = u32(ring + u32(ring_bytes) + u32(warp * u32(warp_bytes)))
             cell0 = u32(
                 staging + u32(((lane >> u32(2)) * u32(pitch) + (lane & u32(3)) * u32(2)) * u32(4))
@@ -254,9 +331,10 @@ def _hopper_kernel(
             parity = u32(0)
             t = u32(cuda.blockIdx.x)
             while t < tiles:
-                tm = u32(t // tiles_n)
-                n0 = u32(u32(t - u32(tm * tiles_n)) * u32(bn))
+                tm, tn = position(t, tiles, tiles_n, group)
+                n0 = u32(tn * u32(bn))
                 m0 = u32(u32(tm * u32(bm)) + u32(warp * u32(16)))
+                fetch(words, lane, m0, n0, m_count, k_count, y_row, e0, e1, e2, e3)
                 for i in range(acc_size):
                     acc[i] = types.float32(0)
                 for _kb in range(count):
@@ -277,43 +355,17 @@ def _hopper_kernel(
                         slot = u32(0)
                         parity = u32(parity ^ u32(1))
                 drain0(
-                    acc,
-                    staging,
-                    cell0,
-                    lane,
-                    m0,
-                    n0,
-                    m_count,
-                    k_count,
-                    y_row,
-                    y_part,
-                    y,
-                    e0,
-                    e1,
-                    e2,
-                    e3,
-                )
+                    acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
+                    y, e0, e1, e2, e3,
+                )  # fmt: skip
                 if chunks > _DRAINED:
                     drain1(
-                        acc,
-                        staging,
-                        cell0,
-                        lane,
-                        m0,
-                        n0,
-                        m_count,
-                        k_count,
-                        y_row,
-                        y_part,
-                        y,
-                        e0,
-                        e1,
-                        e2,
-                        e3,
-                    )
+                        acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
+                        y, e0, e1, e2, e3,
+                    )  # fmt: skip
                 t = u32(t + step)
 
     signature = types.void(
-        pointer(UINT8), pointer(UINT8), pointer(out_dtype), *extra_types(extras), *[u32] * 17
+        pointer(UINT8), pointer(UINT8), pointer(out_dtype), *extra_types(extras), *[u32] * 18
     )
     return kernel, signature

@@ -28,6 +28,7 @@ __all__ = ["TILES", "HopperGemm", "emission", "estimate", "ranked"]
 TILES: tuple[HopperTile, ...] = (
     HopperTile(2, 256, 4, 1),
     HopperTile(2, 128, 3, 2),
+    HopperTile(2, 128, 5, 1),
     HopperTile(2, 64, 4, 2),
     HopperTile(1, 256, 4, 1),
     HopperTile(1, 128, 4, 2),
@@ -159,7 +160,7 @@ def emission(
     numbers = (
         gemm.m, gemm.k, tiles, tiles_n, gemm.blocks, _part(gemm, tile), gemm.blocks_c,
         gemm.filter_w, gemm.out_h * gemm.out_w, gemm.out_w, *gemm.stride, *gemm.pad,
-        *gemm.dilation, gemm.k if split else gemm.y_row,
+        *gemm.dilation, gemm.k if split else gemm.y_row, _group(tiles_n),
     )  # fmt: skip
     none = (Null(),) * MAX_EXTRAS
     grid = min(tiles, max(1, device.multiprocessors * tile.per_sm // tile.split))
@@ -179,6 +180,15 @@ def emission(
         gemm.m, gemm.k, gemm.y_row, gemm.out_dtype, tile.split, epilogue, width, out, extras
     )
     return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
+
+
+def _group(tiles_n: int) -> int:
+    """Rows of tiles that are walked together: 1 walks row by row.
+
+    A wave of 132 tiles that spans a whole row of many columns reads all of w anew for few rows of
+    x; 8 x 16 tiles read the least.
+    """
+    return 8 if tiles_n >= 8 else 1
 
 
 def _with_rows(x_map: TensorMap, rows: int) -> TensorMap:
