@@ -86,7 +86,7 @@ def model_case(
         return {**case, "status": "error", "message": f"nrt: {describe_error(error)}"}
     del engine
     if args.target == "cuda" and args.peers:
-        _add_peers(case, model, precision, inputs, outputs, args.peers, protocol)
+        _add_peers(case, model, precision, inputs, outputs, args, protocol)
     return case
 
 
@@ -110,19 +110,19 @@ def _add_peers(
     precision: str,
     inputs: Arrays,
     outputs: Arrays,
-    peers: Sequence[str],
+    args: argparse.Namespace,
     protocol: Mapping[str, Any],
 ) -> None:
     from benchmarks.peers import OrtPeer, TorchPeer, ort_has_cuda
 
     wide = {n: a.astype(np.float32) if a.dtype.kind not in "iub" else a for n, a in inputs.items()}
     try:
-        torch_peer = TorchPeer(model, precision, wide)
+        torch_peer = TorchPeer(model, precision, wide, args.peer_io == "native")
         _check(case, outputs, torch_peer.run(), precision)
     except CASE_ERRORS as error:
         _note(case, f"PyTorch: {describe_error(error)}")
         return
-    for peer in peers:
+    for peer in args.peers:
         try:
             if peer != "onnxruntime":
                 case["times"][peer] = torch_peer.time(peer, **protocol)
@@ -172,6 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--opt-level", type=int, default=3, help="of nrt, 0 to 5 (3)")
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, default=["eager", "compile", "onnxruntime"]
+    )
+    parser.add_argument(
+        "--peer-io",
+        choices=("native", "model"),
+        default="native",
+        help="PyTorch's bindings: its precision, channels last (native), or the model's fp32",
     )
     parser.add_argument("--warm-up", type=float, default=0.2, help="seconds per subject (0.2)")
     parser.add_argument("--duration", type=float, default=0.4, help="seconds per subject (0.4)")

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.protocol import Case, measure
 from benchmarks.torch_clock import event_sampler, graph_of, precision_of_products
-from benchmarks.torch_model import TorchModel, convert
+from benchmarks.torch_model import convert
 from nrt.errors import BuildError, DeviceError
 
 if TYPE_CHECKING:
@@ -35,26 +35,35 @@ class TorchPeer:
     Args:
         model: with static shapes.
         precision: a key of `TORCH_TYPES`.
-        inputs: in the model's order.
+        inputs: by name.
+        native_io: bind inputs and outputs in ``precision``, channels last; else as the model has
+            them, and convert inside.
 
     Raises:
         ImportModelError: the model cannot be converted.
         BuildError: PyTorch is not to compute in this precision.
     """
 
-    def __init__(self, model: onnx.ModelProto, precision: str, inputs: Mapping[str, Array]) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        precision: str,
+        inputs: Mapping[str, Array],
+        native_io: bool = True,
+    ) -> None:
         if precision not in TORCH_TYPES:
             raise BuildError(
                 f"no PyTorch peer in {precision!r}: expected one of {', '.join(TORCH_TYPES)}"
             )
         dtype = TORCH_TYPES[precision]
         self.precision = precision
-        self.module: TorchModel = convert(model, dtype).to("cuda")
-        self.inputs = [
-            _bind(torch.from_numpy(inputs[value.name]).to("cuda"), dtype)
-            for value in model.graph.input
-            if value.name in inputs
-        ]
+        self.module: torch.nn.Module = convert(model, dtype).to("cuda")
+        names = [value.name for value in model.graph.input if value.name in inputs]
+        self.inputs = [torch.from_numpy(inputs[name]).to("cuda") for name in names]
+        if native_io:
+            self.inputs = [_bind(tensor, dtype) for tensor in self.inputs]
+        else:
+            self.module = _ModelIo(self.module, dtype)
         self.outputs = [value.name for value in model.graph.output]
         self.io = ", ".join(_io(tensor) for tensor in self.inputs)
 
@@ -79,7 +88,19 @@ class TorchPeer:
         return {**stats.to_data(), "build_seconds": round(build_seconds, 1), "io": self.io}
 
 
-def _compiled(module: TorchModel, how: str) -> Any:
+class _ModelIo(torch.nn.Module):
+    """Takes and returns fp32 in the model's own layout, as an ONNX runtime does by default."""
+
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = self.module(*(_bind(tensor, self.dtype) for tensor in inputs))
+        return tuple(r.float() if r.is_floating_point() else r for r in results)
+
+
+def _compiled(module: torch.nn.Module, how: str) -> Any:
     torch._dynamo.reset()
     # The graph is captured here, for every peer alike: not once more by the compiler.
     mode = "max-autotune-no-cudagraphs" if how == "max-autotune" else "default"
@@ -129,7 +150,7 @@ class OrtPeer:
     def __init__(self, model: onnx.ModelProto, precision: str, inputs: Mapping[str, Array]) -> None:
         import onnxruntime
 
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         cuda = {
             "user_compute_stream": str(self._stream.cuda_stream),
             "enable_cuda_graph": "1",

@@ -15,7 +15,7 @@ __all__ = ["event_sampler", "graph_of", "precision_of_products"]
 
 def graph_of(work: Callable[[], Any], warm_up: int = 3) -> tuple[torch.cuda.CUDAGraph, Any]:
     """``work`` captured as a CUDA graph, and what it returned: the graph's output buffers."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), torch.no_grad():
         for _ in range(warm_up):
@@ -32,10 +32,7 @@ def event_sampler(enqueue: Callable[[], Any], inner: int = 1) -> Sampler:
     """Device seconds of one of the ``inner`` runs that ``enqueue`` puts on the current stream."""
 
     def sample(repeats: int) -> list[float]:
-        pairs = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            for _ in range(repeats)
-        ]
+        pairs = [(_event(), _event()) for _ in range(repeats)]
         # As nrt's own clock does: a few runs keep the device busy while the host gets ahead.
         for _ in range(3):
             enqueue()
@@ -47,6 +44,10 @@ def event_sampler(enqueue: Callable[[], Any], inner: int = 1) -> Sampler:
         return [start.elapsed_time(end) * 1e-3 / inner for start, end in pairs]
 
     return sample
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name, also in the text written here)
 from onnx import numpy_helper
 
+from benchmarks.torch_fuse import fused_nodes
 from benchmarks.torch_ops import WRITERS
 from nrt.errors import ImportModelError
 
@@ -134,9 +135,10 @@ class _Converter:
         for value in graph.input:
             if value.name not in self.values:
                 self._argument(value)
-        last = {name: i for i, node in enumerate(graph.node) for name in node.input}
+        nodes = fused_nodes(self.model)
+        last = {name: i for i, node in enumerate(nodes) for name in node.input}
         keep = {value.name for value in graph.output}
-        for index, node in enumerate(graph.node):
+        for index, node in enumerate(nodes):
             self._node(node)
             dead = {n for n in node.input if n and last[n] == index and n not in keep}
             self._forget(dead)

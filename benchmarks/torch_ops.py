@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from benchmarks.torch_fuse import ATTENTION, GELU, LINEAR
 from nrt.errors import ImportModelError
 
 __all__ = ["WRITERS", "OnnxCall"]
@@ -172,6 +173,25 @@ def _reduce_mean(call: OnnxCall) -> str:
     return f"{call.x(0)}.mean({tuple(axes)}, {bool(call.attributes.get('keepdims', 1))})"
 
 
+# -- calls that benchmarks.torch_fuse put in ------------------------------------------------------
+
+
+def _attention(call: OnnxCall) -> str:
+    mask = call.x(3)
+    scale = call.attributes["scale"]
+    # The keys come as the product's right operand: a view swaps them back.
+    operands = f"{call.x(0)}, {call.x(1)}.mT, {call.x(2)}"
+    return f"F.scaled_dot_product_attention({operands}, attn_mask={mask}, scale={scale!r})"
+
+
+def _gelu(call: OnnxCall) -> str:
+    return f"F.gelu({call.x(0)}, approximate={call.attributes['approximate'].decode()!r})"
+
+
+def _linear(call: OnnxCall) -> str:
+    return f"F.linear({call.x(0)}, {call.x(1)}.mT, {call.x(2)})"
+
+
 # -- movement ------------------------------------------------------------------------------------
 
 
@@ -329,5 +349,8 @@ WRITERS: Mapping[str, Writer] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
+    ATTENTION: _attention,
+    GELU: _gelu,
+    LINEAR: _linear,
 }
 """ONNX operator -> its writer. Constant, Shape and ConstantOfShape are known at conversion."""

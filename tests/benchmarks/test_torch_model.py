@@ -198,6 +198,102 @@ def test_shape_arithmetic_is_done_at_conversion() -> None:
     assert "shape" not in convert(model).source.replace("reshape", "")
 
 
+def _graph(nodes: list[Any], weights: dict[str, Any], shape: tuple[int, ...]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node(op, i.split(), [o], **a) for op, i, o, a in nodes],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("mask_first", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_one_call(masked: bool, mask_first: bool) -> None:
+    add = "mask p" if mask_first else "p mask"
+    nodes = [
+        ("Mul", "x two", "q", {}),
+        ("Transpose", "x", "k", {"perm": [0, 1, 3, 2]}),
+        ("MatMul", "q k", "m", {}),
+        ("Div", "m five", "p", {}),
+        *([("Add", add, "a", {})] if masked else []),
+        ("Softmax", "a" if masked else "p", "s", {"axis": -1}),
+        ("MatMul", "s x", "y", {}),
+    ]
+    weights = {"two": np.float32(2), "five": np.float32(5), "mask": _w(1, 1, 6, 6)}
+    model = _graph(nodes, weights, (2, 3, 6, 5))
+    _assert_same(model)
+    assert "F.scaled_dot_product_attention(" in convert(model).source
+    assert "softmax" not in convert(model).source
+
+
+def test_products_with_a_bias_are_one_call() -> None:
+    model = _graph(
+        [("MatMul", "x w", "m", {}), ("Add", "b m", "y", {})],
+        {"w": _w(7, 4), "b": _w(4)},
+        (2, 3, 7),
+    )
+    _assert_same(model)
+    assert "F.linear(" in convert(model).source
+
+
+GELUS = {
+    "erf, x first": [
+        ("Div", "x r", "d", {}),
+        ("Erf", "d", "e", {}),
+        ("Add", "e one", "g", {}),
+        ("Mul", "x g", "h", {}),
+        ("Mul", "h half", "y", {}),
+    ],
+    "erf, half first": [
+        ("Div", "x r", "d", {}),
+        ("Erf", "d", "e", {}),
+        ("Add", "one e", "g", {}),
+        ("Mul", "half g", "h", {}),
+        ("Mul", "x h", "y", {}),
+    ],
+    "tanh": [
+        ("Mul", "x half", "hx", {}),
+        ("Pow", "x three", "c", {}),
+        ("Mul", "cubic c", "cc", {}),
+        ("Add", "x cc", "i", {}),
+        ("Mul", "i s", "j", {}),
+        ("Tanh", "j", "e", {}),
+        ("Add", "e one", "g", {}),
+        ("Mul", "hx g", "y", {}),
+    ],
+}
+NUMBERS = {
+    "r": np.float32(2**0.5),
+    "one": np.float32(1),
+    "half": np.float32(0.5),
+    "three": np.float32(3),
+    "cubic": np.float32(0.044715),
+    "s": np.float32((2 / np.pi) ** 0.5),
+}
+
+
+@pytest.mark.parametrize("form", GELUS)
+def test_gelu_is_one_call(form: str) -> None:
+    model = _graph(GELUS[form], NUMBERS, (3, 5, 7))
+    _assert_same(model)
+    assert convert(model).source.count(" = ") == 1
+    assert f"approximate='{'tanh' if form == 'tanh' else 'none'}'" in convert(model).source
+
+
+@pytest.mark.parametrize("name", ["r", "one", "half", "three", "cubic", "s"])
+def test_what_only_looks_like_gelu_stays_as_it_is(name: str) -> None:
+    form = "tanh" if name in ("three", "cubic", "s") else "erf, x first"
+    numbers = {**NUMBERS, name: np.float32(NUMBERS[name] * 1.25)}
+    if name == "three":
+        numbers[name] = np.float32(2)
+    model = _graph(GELUS[form], numbers, (3, 5, 7))
+    _assert_same(model)
+    assert "F.gelu" not in convert(model).source
+
+
 def test_half_precision_and_masks_stay_finite() -> None:
     mask = np.where(np.arange(7) < 4, 0, -3.4e38).astype(np.float32)
     model = _model([("Add", ["x", mask], {}), ("Softmax", ["x"], {"axis": -1})], (3, 5, 7))
