@@ -22,6 +22,7 @@ from nrt.cuda_kernels.codegen import (
     MAX_EXTRAS,
     Extra,
     epilogue_extras,
+    held_operand,
     loader,
     make_store,
     pointer,
@@ -72,6 +73,15 @@ def test_classes_of_operands(extra: TensorSpec, wanted: Extra) -> None:
     assert epilogue_extras([extra], Y, 1) == (wanted,)
 
 
+def test_only_a_residual_of_16_bytes_is_loaded_ahead() -> None:
+    bias, residual = Extra(FP32, "channel", 1), Extra(FP16, "same")
+    assert held_operand((bias, residual), 8) == 1
+    assert held_operand((bias, residual), 4) is None
+    assert held_operand((bias, Extra(FP32, "same")), 8) is None
+    assert held_operand((Extra(BF16, "channel", 1),), 8) is None
+    assert held_operand((), 8) is None
+
+
 def test_dimensions_of_size_1_in_the_output_do_not_count() -> None:
     y = TensorSpec.dense((1, 8, 1, 1), FP32, (0, 2, 3, 1))
     row_major = TensorSpec.dense((1, 8, 1, 1), FP32)
@@ -101,6 +111,7 @@ def _store_text(
     extras: tuple[Extra, ...],
     dtype: DType,
     width: int,
+    held: int | None,
 ) -> Any:
     """The epilogue as a Python function on lists."""
     texts: list[str] = []
@@ -111,7 +122,7 @@ def _store_text(
 
     with monkeypatch.context() as patch:
         patch.setattr(codegen, "device_function", keep)
-        make_store(program, extras, dtype, width)
+        make_store(program, extras, dtype, width, held)
 
     def words(count: int, address: tuple[Memory, int]) -> tuple[Any, ...]:
         memory, at = address
@@ -200,7 +211,8 @@ def test_stores_read_and_write_where_numpy_does(
         total = b("add", total, register)
     program = b.build(b("max", total, b.const(-0.5))) if extras else None
     with pytest.MonkeyPatch.context() as patch:
-        store = _store_text(patch, program, classes, y.dtype, width)
+        held = held_operand(classes, width)
+        store = _store_text(patch, program, classes, y.dtype, width, held)
     memories = [Memory.of(rng.standard_normal(e.span).tolist(), e.dtype) for e in extras]
     views = [
         np.lib.stride_tricks.as_strided(np.array(m), e.shape, [8 * s for s in e.strides])
@@ -221,7 +233,11 @@ def test_stores_read_and_write_where_numpy_does(
             for j in range(width):
                 index[channel] = k + j
                 values.append(accumulator[tuple(index)])
-            store(*values, m, k, o, out, *pointers)
+            words = []
+            if held is not None:  # what the kernel loads ahead: 16 bytes at the output's offset
+                ahead = memories[held][o : o + width]
+                words = list(zip(ahead[::2], ahead[1::2], strict=True))
+            store(*values, m, k, o, out, *pointers, *words)
     wanted = accumulator
     for view in views:
         wanted = wanted + view
