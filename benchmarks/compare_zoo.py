@@ -26,6 +26,7 @@ from benchmarks.protocol import (
     Case,
     Results,
     add_common_options,
+    default_name,
     describe_error,
     run_header,
 )
@@ -135,11 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    name = args.name or ("compare_cpu" if args.target == "cpu" else "compare_h200")
-    path = args.results / f"{name}.json"
     try:
         zoo = Zoo(args.models)
-        results = Results.open(path, "compare", KEYS, run_header(args.commit))
+        header = run_header(args.commit)
+        name = args.name or default_name("compare", args.target, header)
+        path = args.results / f"{name}.json"
+        results = Results.open(path, "compare", KEYS, header)
         done = []
         for case in _cases(args, zoo):
             results.add(case)

@@ -30,6 +30,7 @@ from benchmarks.protocol import (
     Sampler,
     Stats,
     add_common_options,
+    default_name,
     describe_error,
     measure,
     run_header,
@@ -255,6 +256,10 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
             problems = group_problems(group, batch, args.precision, load)[: args.limit]
             choices = tune_all(problems, bench, args.opt_level, cache)
             cache.save()
+            # Winners known from the cache were not compiled yet.
+            bench.prepare(
+                [(c.variant, p, c.config) for p, c in choices.items() if isinstance(c, Choice)]
+            )
             for problem in problems:
                 case = {"group": group, "batch": batch, "precision": args.precision}
                 case |= {"problem": _text(problem), "key": problem.key[:16]}
@@ -327,12 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--duration", type=float, default=0.1, help="seconds per subject (0.1)")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    name = args.name or ("kernels_cpu" if args.target == "cpu" else "kernels_h200")
-    path = args.results / f"{name}.json"
     try:
         if args.target == "cuda" and not device_count():
             parser.error("--target cuda: no GPU here; --target cpu times nrt's host kernels alone")
-        results = Results.open(path, "kernels", KEYS, run_header(args.commit))
+        header = run_header(args.commit)
+        name = args.name or default_name("kernels", args.target, header)
+        path = args.results / f"{name}.json"
+        results = Results.open(path, "kernels", KEYS, header)
         done = _run(args, results)
     except NrtError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -26,6 +26,7 @@ from benchmarks.protocol import (
     Case,
     Results,
     add_common_options,
+    default_name,
     describe_error,
     host_sampler,
     measure,
@@ -74,7 +75,7 @@ def model_case(
             precision=precision,
             target=args.target,
             opt_level=args.opt_level,
-            **_io_options(model, precision),
+            **_io_options(model, precision, args.nrt_io),
         )
         build_seconds = round(time.perf_counter() - start, 1)
         inputs = random_inputs(engine.inputs, args.seed)
@@ -90,11 +91,11 @@ def model_case(
     return case
 
 
-def _io_options(model: onnx.ModelProto, precision: str) -> dict[str, Any]:
-    """Bindings as PyTorch has them, where nrt can: half precision, channels last."""
+def _io_options(model: onnx.ModelProto, precision: str, wanted: str) -> dict[str, Any]:
+    """Bindings as PyTorch has them, where nrt can: in the precision measured, channels last."""
     import nrt
 
-    if precision not in ("fp16", "bf16") or not hasattr(nrt, "IOFormat"):
+    if wanted == "model" or precision not in ("fp16", "bf16") or not hasattr(nrt, "IOFormat"):
         return {}
     images = {
         value.name: nrt.IOFormat(dtype=precision, layout="nhwc")
@@ -174,6 +175,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--peers", nargs="*", choices=PEERS, default=["eager", "compile", "onnxruntime"]
     )
     parser.add_argument(
+        "--nrt-io",
+        choices=("native", "model"),
+        default="native",
+        help="nrt's bindings: as PyTorch's where this version can (native), or the model's fp32",
+    )
+    parser.add_argument(
         "--peer-io",
         choices=("native", "model"),
         default="native",
@@ -184,13 +191,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
     add_common_options(parser)
     args = parser.parse_args(argv)
-    name = args.name or ("models_cpu" if args.target == "cpu" else "models_h200")
-    path = args.results / f"{name}.json"
     try:
         if args.target == "cuda" and not device_count():
             parser.error("--target cuda: no GPU here; --target cpu times nrt alone")
         zoo = Zoo(args.models)
-        results = Results.open(path, "models", KEYS, run_header(args.commit))
+        header = run_header(args.commit)
+        name = args.name or default_name("models", args.target, header)
+        path = args.results / f"{name}.json"
+        results = Results.open(path, "models", KEYS, header)
         done = []
         for case in _cases(args, zoo):
             results.add(case)

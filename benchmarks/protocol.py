@@ -40,6 +40,7 @@ __all__ = [
     "Results",
     "Stats",
     "add_common_options",
+    "default_name",
     "describe_error",
     "geomean",
     "host_sampler",
@@ -175,6 +176,15 @@ def run_header(commit: str = "") -> Case:
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def default_name(benchmark: str, target: str, header: Case) -> str:
+    """``models_cpu``, or ``models_h200`` by the GPU's name: one file per device."""
+    device = header["device"]
+    if target == "cpu" or device is None:
+        return f"{benchmark}_{target}"
+    words = device["name"].removeprefix("NVIDIA ").lower().split()
+    return f"{benchmark}_{'-'.join(words)}"
 
 
 def _device() -> Case | None:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.protocol import (
     Results,
+    default_name,
     describe_error,
     geomean,
     host_sampler,
@@ -61,6 +62,14 @@ def test_header_says_where_and_what() -> None:
     assert set(header) >= {"device", "host", "versions", "commit", "dirty", "command", "date"}
     assert header["versions"]["numpy"] == np.__version__
     json.dumps(header)
+
+
+def test_files_are_named_after_the_device() -> None:
+    device = {"name": "NVIDIA GeForce RTX 4090"}
+    assert default_name("models", "cuda", {"device": device}) == "models_geforce-rtx-4090"
+    assert default_name("models", "cuda", {"device": {"name": "NVIDIA H200"}}) == "models_h200"
+    assert default_name("compare", "cpu", {"device": device}) == "compare_cpu"
+    assert default_name("compare", "cuda", {"device": None}) == "compare_cuda"
 
 
 def test_results_survive_a_reopening_and_unused_runs_go(tmp_path: Path) -> None:
