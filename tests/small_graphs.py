@@ -126,6 +126,30 @@ def _concat(m: Maker, x: Value) -> None:
         m.op(Concat(axis - len(x.shape) if m.pick(2) else axis), *parts)
 
 
+def _chain(m: Maker, x: Value) -> None:
+    """A Concat that begins with the inputs of another one, as in a DenseNet block."""
+    nodes = [n for n in m.graph.nodes if isinstance(n.op, Concat)]
+    if not nodes:
+        return
+    node = nodes[m.pick(len(nodes))]
+    axis, y = node.op.axis, node.output  # type: ignore[attr-defined]
+    m.op(Relu(), y)
+    more = [m.pool[-1]] if m.pick(2) else []
+    while len(more) < 2:
+        shape = list(y.shape)
+        shape[axis] = (4, 8, 1, 3)[m.pick(4)]
+        m.op(Expand(tuple(shape)), m.const(*(1 for _ in shape), dtype=y.dtype))
+        more.append(m.op(Relu(), m.pool[-1]))
+        if m.pick(2) and len(shape) == 4:
+            m.graph.set_layout(more[-1], y.layout)
+    if sum(int(np.prod(p.shape)) for p in (*node.inputs, *more)) <= MOST_ELEMENTS:
+        z = m.op(Concat(axis), *node.inputs, *more)
+        if m.pick(3):
+            m.graph.set_layout(z, y.layout)
+        m.op(Relu(), y)
+        m.op(Relu(), z)
+
+
 def _slice(m: Maker, x: Value) -> None:
     starts, ends, steps = [], [], []
     for size in x.shape:
@@ -224,6 +248,7 @@ def _constant(m: Maker, x: Value) -> None:
 
 STEPS: dict[str, Callable[[Maker, Value], None]] = {
     "arithmetic": _arithmetic,
+    "chain": _chain,
     "concat": _concat,
     "constant": _constant,
     "conv": _conv,

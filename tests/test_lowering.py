@@ -362,6 +362,24 @@ def test_a_concat_that_is_an_output_is_written_there() -> None:
     assert [t.outputs[0].offset for t in result.tasks] == [0, 128]
 
 
+def test_chains_of_concats_share_one_buffer() -> None:
+    """The layers of a DenseNet block: each reads all before it."""
+    m = Maker()
+    x = m.input("x", 1, 3, 4, 4)
+    parts = [m.nhwc(m.op(Conv(), x, m.const(8, 3, 1, 1)))]
+    for width in (4, 8, 4):
+        joined = m.nhwc(m.op(Concat(1), *parts)) if len(parts) > 1 else parts[0]
+        weights = m.const(width, joined.shape[1], 1, 1)
+        parts.append(m.nhwc(m.op(Conv(), joined, weights)))
+    m.out("y", m.op(Relu(), m.nhwc(m.op(Concat(1), *parts))))
+    result = lowered(m)
+    assert ops(result) == ["Conv"] * 4 + ["Relu"]
+    whole = result.tasks[-1].inputs[0]
+    assert {t.outputs[0].buffer for t in result.tasks[:-1]} == {whole.buffer}
+    assert [t.outputs[0].offset for t in result.tasks[:-1]] == [0, 32, 48, 80]
+    assert result.tasks[2].inputs[0].spec.strides == whole.spec.strides
+
+
 def test_nested_concats() -> None:
     m = Maker()
     x = m.input("x", 4, 8)
