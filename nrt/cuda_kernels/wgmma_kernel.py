@@ -319,7 +319,7 @@ def _hopper_kernel(
                             parity = u32(parity ^ u32(1))
                     t = u32(t + step)
         else:
-            group = u32(warp >> u32(2))
+            warpgroup = u32(warp >> u32(2))
             acc = cuda.local.array(acc_size, types.float32)
             words = cuda.local.array(words_size, types.uint32)
             staging = u32(ring + u32(ring_bytes) + u32(warp * u32(warp_bytes)))
@@ -340,7 +340,7 @@ def _hopper_kernel(
                 for _kb in range(count):
                     ptx_hopper.mbarrier_wait(u32(full + u32(slot * u32(8))), parity)
                     base = u32(ring + u32(slot * u32(stage_bytes)))
-                    a_start = u32(u32(base + u32(group * u32(64 * BK * 2))) >> u32(4))
+                    a_start = u32(u32(base + u32(warpgroup * u32(64 * BK * 2))) >> u32(4))
                     b_start = u32(u32(base + u32(a_bytes)) >> u32(4))
                     products(
                         acc,
