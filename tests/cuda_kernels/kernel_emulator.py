@@ -2,10 +2,11 @@
 
 `KernelEmulator.run` has the signature of the GPU's runner. Each thread of a block is a generator
 that yields at barriers and shuffles; between two barriers the threads run in a random order, so
-that a missing barrier shows. Every access is checked for bounds and alignment, shared and output
-memory start poisoned, and bytes between an output's elements must survive. Arithmetic is float64:
-rounding, speed and all that concerns instructions is the GPU tests' business. Slow: keep problems
-to thousands of multiply-adds.
+that a missing barrier shows; asynchronous copies arrive when their thread waits for them. Every
+access is checked for bounds and alignment, shared and output memory start poisoned, and bytes
+between an output's elements must survive. Matrix instructions are exchanges within a warp.
+Arithmetic is float64: rounding, speed and all that concerns instructions is the GPU tests'
+business. Slow: keep problems to thousands of multiply-adds.
 """
 
 from __future__ import annotations
@@ -149,10 +150,12 @@ def _store(kind: Any = np.uint32) -> Callable[..., None]:
 class _Shared:
     """The shared memory of a block: arrays in order of declaration, one window of addresses."""
 
-    def __init__(self) -> None:
-        self.memory = Pointer(np.full(1 << 17, 0xFF, np.uint8), "shared memory")
+    def __init__(self, dynamic: int = 0) -> None:
+        # A kernel with dynamic shared memory has no other, and the launch says how much.
+        self.memory = Pointer(np.full(dynamic or 1 << 17, 0xFF, np.uint8), "shared memory")
         self.arrays: list[tuple[Pointer, int]] = []
         self.used = 0
+        self.copies: dict[int, list[list[Callable[[], None]]]] = {}
 
     def array(self, index: int, length: int, kind: Any) -> Pointer:
         if index == len(self.arrays):
@@ -175,7 +178,7 @@ class _Cuda:
     def __init__(self) -> None:
         self.threadIdx = self.blockIdx = self.blockDim = self.gridDim = _Dim(0, 0, 0)
         self.block = _Shared()
-        self.declared = 0
+        self.thread = self.declared = 0
         self.shared = pytypes.SimpleNamespace(array=self._shared)
         self.local = pytypes.SimpleNamespace(array=lambda n, kind: [math.nan] * n)
         self.libdevice = pytypes.SimpleNamespace(
@@ -194,11 +197,24 @@ class _Cuda:
     def in_shared(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda address, *rest: function(Address(self.block.memory, address), *rest)
 
+    def _groups(self) -> list[list[Callable[[], None]]]:
+        """This thread's groups of copies that have not arrived; the last one is still open."""
+        return self.block.copies.setdefault(self.thread, [[]])
+
     def cp_async(self, target: int, source: Address, size: int) -> None:
-        data = np.zeros(16, np.uint8)
-        if size:
-            data[:size] = source.window(16)[:size]
-        Address(self.block.memory, target).window(16)[:] = data
+        window = Address(self.block.memory, target).window(16)
+        data = source.window(16) if size else np.zeros(16, np.uint8)
+
+        def arrive() -> None:
+            window[:size], window[size:] = data[:size], 0
+
+        self._groups()[-1].append(arrive)
+
+    def cp_async_wait(self, pending: int) -> None:
+        groups = self._groups()
+        while len(groups) - 1 > pending:
+            for arrive in groups.pop(0):
+                arrive()
 
     def intrinsics(self) -> dict[str, Callable[..., Any]]:
         """Python functions for the intrinsics of `nrt.cuda_kernels.ptx`."""
@@ -215,8 +231,8 @@ class _Cuda:
             "st_shared_v4": shared(_store()), "st_shared_v2_f32": shared(_store(np.float32)),
             "st_shared_u32": shared(_store()), "st_shared_u16": shared(_store(np.uint16)),
             "st_shared_f32": shared(_store(np.float32)),
-            "cp_async_16": self.cp_async, "cp_async_commit": lambda: None,
-            "cp_async_wait": lambda n: None,
+            "cp_async_16": self.cp_async, "cp_async_commit": lambda: self._groups().append([]),
+            "cp_async_wait": self.cp_async_wait,
             "f32_from_f16": _half, "f16_from_f32": _half_bits,
             "f32_from_bf16": _bf16, "bf16_from_f32": _bf16_bits,
             "f16x2_from_f32": lambda a, b: _half_bits(a) | _half_bits(b) << 16,
@@ -231,8 +247,49 @@ class _Cuda:
         }  # fmt: skip
 
 
+def _ldmatrix(memory: Pointer, addresses: Sequence[int], trans: bool) -> list[tuple[int, ...]]:
+    """What each lane of a warp receives of four 8x8 matrices; lane l has the address of row l."""
+    rows = [Address(memory, a).window(16).view(np.uint16).copy() for a in addresses]
+    matrices = [np.stack(rows[8 * i : 8 * i + 8]) for i in range(4)]
+    if trans:
+        matrices = [m.T for m in matrices]
+    words = [np.ascontiguousarray(m).view(np.uint32).ravel().tolist() for m in matrices]
+    return [tuple(w[lane] for w in words) for lane in range(32)]
+
+
+def _mma_m16n8k16(decode: Callable[[int], float], lanes: Sequence[Any]) -> list[tuple[float, ...]]:
+    """The accumulators of each lane of a warp after ``mma.sync.m16n8k16``.
+
+    ``lanes`` holds ten operands each: four words of a, two of b, four accumulators.
+    """
+    a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
+    for lane, operands in enumerate(lanes):
+        line, pair = lane // 4, lane % 4 * 2
+        for i, word in enumerate(operands[:4]):
+            for half in (0, 1):
+                value = decode(word >> (16 * half) & 0xFFFF)
+                a[line + i % 2 * 8, pair + half + i // 2 * 8] = value
+        for i, word in enumerate(operands[4:6]):
+            for half in (0, 1):
+                b[pair + half + i * 8, line] = decode(word >> (16 * half) & 0xFFFF)
+        for i, value in enumerate(operands[6:]):
+            c[line + i // 2 * 8, pair + i % 2] = value
+    c += a @ b
+    return [
+        tuple(float(c[lane // 4 + i // 2 * 8, lane % 4 * 2 + i % 2]) for i in range(4))
+        for lane in range(32)
+    ]
+
+
+_MMA = {id(ptx.mma_f16): _half, id(ptx.mma_bf16): _bf16}
+"""How the operands of each matrix instruction are read."""
+
+
 class _Barriers(ast.NodeTransformer):
-    """Barriers and shuffles become yields to the block's scheduler."""
+    """Barriers, shuffles and matrix instructions become yields to the block's scheduler.
+
+    A kernel calls the matrix instruction by the name ``mma``.
+    """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -243,6 +300,10 @@ class _Barriers(ast.NodeTransformer):
             if function.attr.startswith("shfl_"):
                 parts: list[ast.expr] = [ast.Constant(function.attr), *node.args[1:]]
                 return ast.Yield(ast.Tuple(parts, ast.Load()))
+            if function.attr in ("ldmatrix_x4", "ldmatrix_x4_trans"):
+                return ast.Yield(ast.Tuple([ast.Constant(function.attr), *node.args], ast.Load()))
+        if isinstance(function, ast.Name) and function.id == "mma":
+            return ast.Yield(ast.Tuple([ast.Constant("mma"), function, *node.args], ast.Load()))
         return node
 
 
@@ -261,6 +322,7 @@ class KernelEmulator:
         table = self.cuda.intrinsics()
         self.ptx = pytypes.SimpleNamespace(**table)
         self.by_id = {id(getattr(ptx, name)): f for name, f in table.items()}
+        self.by_id |= _MMA
         self.by_id |= {id(codegen._min): _minimum, id(codegen._max): _maximum}
         self.functions: dict[int, Any] = {}
 
@@ -317,7 +379,7 @@ class KernelEmulator:
         ]
         for block in np.ndindex(*launch.grid):
             cuda.blockIdx = _Dim(*block)
-            cuda.block = _Shared()
+            cuda.block = _Shared(launch.shared)
             live = {t: kernel(*values) for t in range(threads)}
             declared = dict.fromkeys(live, 0)
             reply: dict[int, Any] = dict.fromkeys(live)
@@ -326,7 +388,7 @@ class KernelEmulator:
                 self.random.shuffle(order)
                 asked: dict[int, Any] = {}
                 for t in order:
-                    cuda.threadIdx, cuda.declared = indices[t], declared[t]
+                    cuda.thread, cuda.threadIdx, cuda.declared = t, indices[t], declared[t]
                     try:
                         asked[t] = live[t].send(reply[t])
                     except StopIteration:
@@ -334,12 +396,14 @@ class KernelEmulator:
                     declared[t] = cuda.declared
                 reply = self._exchange(asked)
 
-    @staticmethod
-    def _exchange(asked: dict[int, Any]) -> dict[int, Any]:
-        """What each thread receives: another lane's value from a shuffle, else nothing."""
+    def _exchange(self, asked: dict[int, Any]) -> dict[int, Any]:
+        """What each thread receives: of a shuffle or a matrix instruction; else nothing."""
         reply: dict[int, Any] = {}
-        if len({request[0] for request in asked.values()}) > 1:
+        names = {request[0] for request in asked.values()}
+        if len(names) > 1:
             raise RuntimeError(f"threads wait at different barriers: {set(asked.values())}")
+        if names and names <= {"ldmatrix_x4", "ldmatrix_x4_trans", "mma"}:
+            return self._matrices(asked)
         for t, (name, *parts) in asked.items():
             if name == "barrier":
                 reply[t] = None
@@ -351,6 +415,21 @@ class KernelEmulator:
                 "shfl_sync": lambda s: s % 32,
             }[name](parts[1])
             reply[t] = asked[warp + other][1]
+        return reply
+
+    def _matrices(self, asked: dict[int, Any]) -> dict[int, Any]:
+        """What each thread receives of a matrix instruction, which whole warps execute."""
+        reply: dict[int, Any] = {}
+        for first in sorted({t - t % 32 for t in asked}):
+            name, *_ = asked[first]
+            requests = [asked[first + lane] for lane in range(32)]
+            if name == "mma":
+                found: Sequence[Any] = _mma_m16n8k16(requests[0][1], [r[2:] for r in requests])
+            else:
+                found = _ldmatrix(
+                    self.cuda.block.memory, [r[1] for r in requests], name.endswith("trans")
+                )
+            reply |= {first + lane: value for lane, value in enumerate(found)}
         return reply
 
     def _kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
