@@ -340,8 +340,8 @@ def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[
     vector = step == 1 and extra.mode != "general"
     if vector and extra.dtype == FP32 and width in (4, 8):
         for part in range(width // 4):
-            words = ", ".join(f"w{index}_{part * 4 + i}" for i in range(4))
-            lines.append(f"{words} = ld4(at({name}, u32({base} + u32({part * 4}))))")
+            quad = ", ".join(f"w{index}_{part * 4 + i}" for i in range(4))
+            lines.append(f"{quad} = ld4(at({name}, u32({base} + u32({part * 4}))))")
         lines += [f"{v} = as_float(w{index}_{j})" for j, v in enumerate(variables)]
         return variables
     if vector and bytes_ in _VECTOR and extra.dtype.name in _UNPACK:

@@ -68,6 +68,7 @@ __all__ = [
     "st_shared_v4",
     "tanh_approx",
     "tf32_from_f32",
+    "with_arity",
 ]
 
 f32 = types.float32
@@ -86,7 +87,7 @@ _LLVM: dict[Any, ir.Type] = {
 }
 
 
-def _with_arity(impl: Callable[..., Any], name: str, count: int, doc: str) -> Any:
+def with_arity(impl: Callable[..., Any], name: str, count: int, doc: str) -> Any:
     """Make a Numba intrinsic of ``impl(typingctx, *args)`` with ``count`` named parameters."""
     names = ["typingctx", *(f"a{i}" for i in range(count))]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -174,7 +175,7 @@ def asm(
 
         return signature, codegen
 
-    return _with_arity(impl, name, len(params) + _immediate_count(text), doc)
+    return with_arity(impl, name, len(params) + _immediate_count(text), doc)
 
 
 def _immediate_count(text: str) -> int:

@@ -106,6 +106,27 @@ def position(t, tiles, tiles_n, group):
     return u32(first + u32(rest - u32(tn * height))), tn
 
 
+_DESCRIPTOR = (1 << 16) | (64 << 32) | (1 << 62)
+"""Of a tile in shared memory: K innermost, 128-byte swizzle, 1024 bytes from 8 rows to the next."""
+
+
+@cuda.jit(device=True, inline="always")
+def describe(address):
+    """Matrix descriptor of a tile at a shared address."""
+    return i64(_DESCRIPTOR) | i64(u32((address >> u32(4)) & u32(0x3FFF)))
+
+
+def _next_slot(stages: int) -> Any:
+    """Device function: the next buffer of the ring and the parity of its phase."""
+
+    def next_slot(slot, parity):
+        following = u32(slot + u32(1))
+        wrapped = following == u32(stages)
+        return u32(0) if wrapped else following, u32(parity ^ u32(1)) if wrapped else parity
+
+    return cuda.jit(device=True, inline="always")(next_slot)
+
+
 def _fetch(base: int, count: int, chunk: int, width: int, operand: int | None) -> Any:
     """Device function: load the residual of ``count`` chunks ahead of the products.
 
@@ -227,6 +248,8 @@ def _hopper_kernel(
     staging_bytes = consumers * 4 * warp_bytes
     producer, arrivals = consumers * 4, consumers * 4
     products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16)
+    two_products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16, 2)
+    next_slot = _next_slot(stages)
     operands = () if split > 1 else extras
     held = held_operand(operands, width) if _has_room(tile) else None
     words_size = chunks * max(1, 16 * (chunk // width) // 32) * 4 if held is not None else 1
@@ -235,8 +258,6 @@ def _hopper_kernel(
     fetch = _fetch(0, first_chunks, chunk, width, held)
     drain0 = _drain(0, first_chunks, chunk, width, store, held is not None)
     drain1 = _drain(_DRAINED, last_chunks, chunk, width, store, held is not None)
-    # Shared-memory descriptor: K innermost, 128-byte swizzle, 1024 bytes from 8 rows to the next.
-    descriptor = (1 << 16) | (64 << 32) | (1 << 62)
 
     def kernel(
         map_x, map_w, y, e0, e1, e2, e3,
@@ -313,13 +334,12 @@ def _hopper_kernel(
                             if s == filter_w:
                                 s = u32(0)
                                 r = u32(r + u32(1))
-                        slot = u32(slot + u32(1))
-                        if slot == u32(stages):
-                            slot = u32(0)
-                            parity = u32(parity ^ u32(1))
+                        slot, parity = next_slot(slot, parity)
                     t = u32(t + step)
         else:
-            warpgroup = u32(warp >> u32(2))
+            # This warpgroup's rows in a buffer, and how far from there the columns are.
+            rows = u32(ring + u32(u32(warp >> u32(2)) * u32(64 * BK * 2)))
+            columns = u32(u32(ring + u32(a_bytes)) - rows)
             acc = cuda.local.array(acc_size, types.float32)
             words = cuda.local.array(words_size, types.uint32)
             staging = u32(ring + u32(ring_bytes) + u32(warp * u32(warp_bytes)))
@@ -337,23 +357,28 @@ def _hopper_kernel(
                 fetch(words, lane, m0, n0, m_count, k_count, y_row, e0, e1, e2, e3)
                 for i in range(acc_size):
                     acc[i] = types.float32(0)
-                for _kb in range(count):
+                for _pair in range(count >> u32(1)):
+                    other, flip = next_slot(slot, parity)
                     ptx_hopper.mbarrier_wait(u32(full + u32(slot * u32(8))), parity)
-                    base = u32(ring + u32(slot * u32(stage_bytes)))
-                    a_start = u32(u32(base + u32(warpgroup * u32(64 * BK * 2))) >> u32(4))
-                    b_start = u32(u32(base + u32(a_bytes)) >> u32(4))
-                    products(
+                    ptx_hopper.mbarrier_wait(u32(full + u32(other * u32(8))), flip)
+                    base = u32(rows + u32(slot * u32(stage_bytes)))
+                    last = u32(rows + u32(other * u32(stage_bytes)))
+                    two_products(
                         acc,
-                        i64(descriptor) | i64(u32(a_start & u32(0x3FFF))),
-                        i64(descriptor) | i64(u32(b_start & u32(0x3FFF))),
-                        u32(1),
-                    )
+                        describe(base), describe(u32(base + columns)),
+                        describe(last), describe(u32(last + columns)),
+                    )  # fmt: skip
                     if lane == u32(0):
                         ptx_hopper.mbarrier_arrive(u32(empty + u32(slot * u32(8))))
-                    slot = u32(slot + u32(1))
-                    if slot == u32(stages):
-                        slot = u32(0)
-                        parity = u32(parity ^ u32(1))
+                        ptx_hopper.mbarrier_arrive(u32(empty + u32(other * u32(8))))
+                    slot, parity = next_slot(other, flip)
+                if count & u32(1):
+                    ptx_hopper.mbarrier_wait(u32(full + u32(slot * u32(8))), parity)
+                    base = u32(rows + u32(slot * u32(stage_bytes)))
+                    products(acc, describe(base), describe(u32(base + columns)))
+                    if lane == u32(0):
+                        ptx_hopper.mbarrier_arrive(u32(empty + u32(slot * u32(8))))
+                    slot, parity = next_slot(slot, parity)
                 drain0(
                     acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
                     y, e0, e1, e2, e3,
