@@ -105,45 +105,41 @@ grid_launch = asm(
 _WGMMA_KINDS = {"fp16": "f32.f16.f16", "bf16": "f32.bf16.bf16"}
 
 
-def wgmma_block(dtype: str, n: int, steps: int, blocks: int = 1) -> Any:
-    """An intrinsic ``(acc, a, b, …)``: K blocks of ``wgmma.mma_async.m64nNk16``, added to ``acc``.
+def wgmma_block(dtype: str, n: int, steps: int) -> Any:
+    """An intrinsic ``(acc, a, b)``: one K block of ``wgmma.mma_async.m64nNk16``, added to ``acc``.
 
-    ``acc`` is a local float32 array of ``n / 2`` elements; per block follow the shared-memory
-    matrix descriptors ``a`` and ``b`` (int64, K innermost, 128-byte swizzle), which advance by 32
-    bytes per step of 16. Fence, products, commit and wait are one statement: a wait that lies in
-    another statement makes ptxas serialize every product (warning C7515). Two blocks in one
-    statement halve the number of times that the tensor cores run dry.
+    ``acc`` is a local float32 array of ``n / 2`` elements, ``a`` and ``b`` are shared-memory matrix
+    descriptors (int64, K innermost, 128-byte swizzle), which advance by 32 bytes per step of 16.
+    Fence, products, commit and wait are one statement: a wait that lies in another statement makes
+    ptxas serialize every product (warning C7515).
 
     Args:
         dtype: ``fp16`` or ``bf16``.
         n: columns, a multiple of 8 up to 256.
         steps: products of depth 16 in a block.
-        blocks: 1 or 2.
     """
     count = n // 2
     registers = ", ".join(f"${i}" for i in range(count))
-    lines = ["{ .reg .pred q; .reg .b64 da, db;", "setp.eq.b32 q, 0, 0;"]
-    lines.append("wgmma.fence.sync.aligned;")
-    for block in range(blocks):
-        first = count + 2 * block
-        lines.append(f"mov.b64 da, ${first}; mov.b64 db, ${first + 1};")
-        for step in range(steps):
-            lines.append(
-                f"wgmma.mma_async.sync.aligned.m64n{n}k16.{_WGMMA_KINDS[dtype]} "
-                f"{{{registers}}}, da, db, q, 1, 1, 0, 0;"
-            )
-            if step + 1 < steps:
-                lines.append("add.s64 da, da, 2; add.s64 db, db, 2;")
+    lines = [
+        "{ .reg .pred q; .reg .b64 da, db; setp.eq.b32 q, 0, 0;",
+        f"mov.b64 da, ${count}; mov.b64 db, ${count + 1};",
+        "wgmma.fence.sync.aligned;",
+    ]
+    for step in range(steps):
+        lines.append(
+            f"wgmma.mma_async.sync.aligned.m64n{n}k16.{_WGMMA_KINDS[dtype]} "
+            f"{{{registers}}}, da, db, q, 1, 1, 0, 0;"
+        )
+        if step + 1 < steps:
+            lines.append("add.s64 da, da, 2; add.s64 db, db, 2;")
     lines.append("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }")
     text = " ".join(lines)
     # Tied operands follow the others, so the descriptors' numbers come right after the results.
-    constraints = [
-        *["=f"] * count, *["l"] * (2 * blocks), *(str(i) for i in range(count)), "~{memory}",
-    ]  # fmt: skip
+    constraints = [*["=f"] * count, "l", "l", *(str(i) for i in range(count)), "~{memory}"]
 
     def impl(typingctx: Any, acc: Any, *descriptors: Any) -> Any:
         del typingctx, descriptors
-        signature = types.void(acc, *[i64] * (2 * blocks))
+        signature = types.void(acc, i64, i64)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             data = context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -161,5 +157,5 @@ def wgmma_block(dtype: str, n: int, steps: int, blocks: int = 1) -> Any:
 
         return signature, codegen
 
-    name = f"wgmma_m64n{n}k16_{dtype}_{blocks}x{steps}"
-    return with_arity(impl, name, 1 + 2 * blocks, "``wgmma.mma_async``; see `wgmma_block`.")
+    name = f"wgmma_m64n{n}k16_{dtype}_x{steps}"
+    return with_arity(impl, name, 3, "``wgmma.mma_async``; see `wgmma_block`.")

@@ -248,7 +248,6 @@ def _hopper_kernel(
     staging_bytes = consumers * 4 * warp_bytes
     producer, arrivals = consumers * 4, consumers * 4
     products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16)
-    two_products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16, 2)
     next_slot = _next_slot(stages)
     operands = () if split > 1 else extras
     held = held_operand(operands, width) if _has_room(tile) else None
@@ -357,22 +356,7 @@ def _hopper_kernel(
                 fetch(words, lane, m0, n0, m_count, k_count, y_row, e0, e1, e2, e3)
                 for i in range(acc_size):
                     acc[i] = types.float32(0)
-                for _pair in range(count >> u32(1)):
-                    other, flip = next_slot(slot, parity)
-                    ptx_hopper.mbarrier_wait(u32(full + u32(slot * u32(8))), parity)
-                    ptx_hopper.mbarrier_wait(u32(full + u32(other * u32(8))), flip)
-                    base = u32(rows + u32(slot * u32(stage_bytes)))
-                    last = u32(rows + u32(other * u32(stage_bytes)))
-                    two_products(
-                        acc,
-                        describe(base), describe(u32(base + columns)),
-                        describe(last), describe(u32(last + columns)),
-                    )  # fmt: skip
-                    if lane == u32(0):
-                        ptx_hopper.mbarrier_arrive(u32(empty + u32(slot * u32(8))))
-                        ptx_hopper.mbarrier_arrive(u32(empty + u32(other * u32(8))))
-                    slot, parity = next_slot(other, flip)
-                if count & u32(1):
+                for _ in range(count):
                     ptx_hopper.mbarrier_wait(u32(full + u32(slot * u32(8))), parity)
                     base = u32(rows + u32(slot * u32(stage_bytes)))
                     products(acc, describe(base), describe(u32(base + columns)))
