@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from nrt.builder import compile
     from nrt.frontend import Network
+    from nrt.passes.bind_io import IOFormat
     from nrt.runtime import Engine
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "Network",
     "Engine",
+    "IOFormat",
     "NrtError",
     "BuildError",
     "CompileError",
@@ -65,7 +67,12 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_LAZY = {"compile": "nrt.builder", "Network": "nrt.frontend", "Engine": "nrt.runtime"}
+_LAZY = {
+    "compile": "nrt.builder",
+    "Network": "nrt.frontend",
+    "Engine": "nrt.runtime",
+    "IOFormat": "nrt.passes.bind_io",
+}
 
 
 def load(path: str | os.PathLike[str]) -> Engine:

@@ -227,8 +227,8 @@ def assemble(
     return Plan(
         name=name,
         target=target,
-        inputs=tuple(IoSpec(n, s.shape, s.dtype.name) for n, s in lowered.inputs),
-        outputs=tuple(IoSpec(n, s.shape, s.dtype.name) for n, s in lowered.outputs),
+        inputs=tuple(_io_spec(n, s) for n, s in lowered.inputs),
+        outputs=tuple(_io_spec(n, s) for n, s in lowered.outputs),
         arena_bytes=assembler.arena.nbytes,
         weights=assembler.blob,
         cubins=tuple(binaries.cubins),
@@ -239,6 +239,12 @@ def assemble(
         ops_after=ops_after,
         versions=versions,
     )
+
+
+def _io_spec(name: str, spec: TensorSpec) -> IoSpec:
+    # Of one name for two orders that are the same memory, the plain one.
+    layout = "nhwc" if spec.is_nhwc and not spec.is_row_major else "row-major"
+    return IoSpec(name, spec.shape, spec.dtype.name, layout)
 
 
 class _Binaries:

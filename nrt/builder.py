@@ -17,6 +17,7 @@ from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.lowering import Lowered, lower
 from nrt.passes.base import PipelineReport, run_pipeline
+from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
 from nrt.runtime import Engine
@@ -60,6 +61,7 @@ def compile(
     target: str = "auto",
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
+    io: Mapping[str, IOFormat] | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -73,6 +75,9 @@ def compile(
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
+        io: name of an input or output -> how it is bound, where that is not as in the model:
+            ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
+            model takes, without a conversion.
         timing_cache: file of measured times, read and updated; two builds with one cache give the
             same plan. Default: one under ``NRT_CACHE_DIR``.
         progress: called with (stage, done, total).
@@ -92,6 +97,7 @@ def compile(
         target=target,
         opt_level=opt_level,
         layers=layers,
+        io=io,
         timing_cache=timing_cache,
         progress=progress,
     )
@@ -111,6 +117,7 @@ def build(
     target: str = "auto",
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
+    io: Mapping[str, IOFormat] | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Build:
@@ -119,7 +126,7 @@ def build(
     graph = _graph(model, shapes)
     before = _op_counts(graph)
     permitted = frozenset([precision] if isinstance(precision, str) else precision)
-    options = PipelineOptions(precision=permitted, layers=dict(layers or {}))
+    options = PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
     report = run_pipeline(graph, pipeline(options))
     lowered = lower(report.graph)
     cache = TimingCache(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nrt.errors import BuildError
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import NHWC, Graph, Node, Value
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Concat,
@@ -112,6 +112,10 @@ def _strides_for(value: Value) -> TensorSpec:
     return TensorSpec.dense(value.shape, value.dtype, value.layout)
 
 
+def _row_major(value: Value) -> TensorSpec:
+    return TensorSpec.dense(value.shape, value.dtype)
+
+
 def _constant_place(value: Value, array: Array) -> Place:
     spec = _strides_for(value)
     return Place(Buffer("constant", spec.nbytes, array=array, label=value.name), 0, spec)
@@ -146,13 +150,13 @@ class _Lowering:
         """Let the producer of an output write into the caller's binding where it can."""
         self.output_buffers: dict[str, Place] = {}
         for index, (name, value) in enumerate(self.graph.outputs.items()):
-            spec = TensorSpec.dense(value.shape, value.dtype)
+            spec = _strides_for(value) if value.layout == NHWC else _row_major(value)
             self.out.outputs.append((name, spec))
             place = Place(Buffer("output", spec.nbytes, index, label=name), 0, spec)
             self.output_buffers[name] = place
             if value.producer is None or value in self.reserved:
                 continue
-            if _strides_for(value).is_row_major:
+            if _same(_strides_for(value), spec):
                 self.reserved[value] = place
 
     def _finish_outputs(self) -> None:

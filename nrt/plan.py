@@ -19,6 +19,7 @@ __all__ = [
     "ForkStep",
     "HostStep",
     "HostTensor",
+    "IO_LAYOUTS",
     "IoSpec",
     "JoinStep",
     "KernelRef",
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 PLAN_VERSION = 1
+
+IO_LAYOUTS: Mapping[str, tuple[int, ...] | None] = {"row-major": None, "nhwc": (0, 2, 3, 1)}
+"""Memory orders of bindings -> dimensions, outermost first; None: as they are."""
 
 
 @dataclass(frozen=True)
@@ -201,19 +205,43 @@ Step = LaunchStep | CopyStep | SetStep | HostStep | ForkStep | JoinStep
 
 @dataclass(frozen=True)
 class IoSpec:
-    """An input or output of the plan: row-major, dense."""
+    """An input or output of the plan: dense.
+
+    Attributes:
+        name: the model's.
+        shape: logical shape; an image is [N, C, H, W] in either layout.
+        dtype: nrt's name.
+        layout: memory order of the bound bytes: ``row-major`` or ``nhwc``.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    layout: str = "row-major"
 
     @property
     def nbytes(self) -> int:
         """Length in bytes."""
         return prod(self.shape) * dtype_from_name(self.dtype).itemsize
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The dimensions in memory order, outermost first."""
+        return IO_LAYOUTS[self.layout] or tuple(range(len(self.shape)))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the bound memory, in elements."""
+        strides = [0] * len(self.shape)
+        step = 1
+        for dim in reversed(self.order):
+            strides[dim] = step
+            step *= self.shape[dim]
+        return tuple(strides)
+
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+        tag = "" if self.layout == "row-major" else f"{{{self.layout}}}"
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{tag}"
 
 
 @dataclass(frozen=True)

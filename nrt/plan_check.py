@@ -13,6 +13,7 @@ from math import isnan, prod
 from nrt.dtypes import dtype_from_name
 from nrt.errors import PlanError, ShapeError
 from nrt.plan import (
+    IO_LAYOUTS,
     BufferRef,
     CopyStep,
     ForkStep,
@@ -111,6 +112,15 @@ class _Checker:
             names.add(spec.name)
             where = f"{what} {spec.name!r}"
             self._shape(where, spec.shape, spec.dtype)
+            _require(
+                spec.layout in IO_LAYOUTS,
+                f"{where} has layout {spec.layout!r}, expected one of {', '.join(IO_LAYOUTS)}",
+            )
+            _require(
+                IO_LAYOUTS[spec.layout] is None or len(spec.shape) == 4,
+                f"{where} has layout {spec.layout!r} and shape {list(spec.shape)}, expected 4 "
+                "dimensions",
+            )
             sizes.append(spec.nbytes)
         return tuple(sizes)
 

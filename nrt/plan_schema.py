@@ -189,7 +189,7 @@ _map = _object(
     swizzle=_u31,
 )
 _tensor = _object(HostTensor, ref=_ref, dtype=_text, shape=_shape, strides=_shape)
-_io = _object(IoSpec, name=_text, shape=_shape, dtype=_text)
+_io = _object(IoSpec, name=_text, shape=_shape, dtype=_text, layout=_text)
 
 _TAGS: dict[type, str] = {
     BufferRef: "buffer",

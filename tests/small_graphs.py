@@ -30,6 +30,7 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.lowering import Buffer, Lowered, Place
+from nrt.problem import TensorSpec
 from nrt.trial import relative_error
 
 __all__ = ["Maker", "Recipe", "feeds", "make", "operands", "recipes", "run_tasks", "worst_error"]
@@ -325,16 +326,22 @@ def _view(memory: dict[Buffer, Any], place: Place) -> Array:
 def _block(lowered: Lowered, place: Place, inputs: Mapping[str, Array]) -> Any:
     buffer = place.buffer
     if buffer.space == "input":
-        return bytearray(inputs[lowered.inputs[buffer.index][0]].tobytes())
+        name, spec = lowered.inputs[buffer.index]
+        return bytearray(_image(inputs[name], spec))
     if buffer.space != "constant":
         return bytearray(b"\xff" * buffer.nbytes)
     assert buffer.array is not None
     assert buffer.array.shape == place.spec.shape
     assert place.offset == 0
-    flat = np.zeros(place.spec.span, place.spec.dtype.numpy)
-    strides = tuple(s * place.spec.dtype.itemsize for s in place.spec.strides)
-    np.lib.stride_tricks.as_strided(flat, place.spec.shape, strides)[...] = buffer.array
-    return bytearray(flat.tobytes())
+    return bytearray(_image(buffer.array, place.spec))
+
+
+def _image(array: Array, spec: TensorSpec) -> bytes:
+    """``array`` as memory with the strides of ``spec``."""
+    flat = np.zeros(spec.span, spec.dtype.numpy)
+    strides = tuple(s * spec.dtype.itemsize for s in spec.strides)
+    np.lib.stride_tricks.as_strided(flat, spec.shape, strides)[...] = array
+    return flat.tobytes()
 
 
 def run_tasks(lowered: Lowered, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -362,7 +369,8 @@ def run_tasks(lowered: Lowered, inputs: Mapping[str, Array]) -> dict[str, Array]
             continue
         assert len(found) == 1, f"output {name} is written in {len(found)} buffers"
         data = np.frombuffer(bytes(memory[found[0]]), spec.dtype.numpy)
-        outputs[name] = data.reshape(spec.shape)
+        steps = tuple(s * spec.dtype.itemsize for s in spec.strides)
+        outputs[name] = np.lib.stride_tricks.as_strided(data, spec.shape, steps)
     return outputs
 
 

@@ -409,9 +409,23 @@ def test_output_that_is_an_input_a_constant_a_view_or_bound_twice() -> None:
     assert [name for name, _ in result.outputs] == list(m.graph.outputs)
 
 
+def test_channels_last_is_bound_as_it_is() -> None:
+    m = Maker()
+    x = m.nhwc(m.input("x", 2, 8, 3, 4))
+    m.out("y", m.nhwc(m.op(Relu(), x)))
+    m.out("same", x)
+    result = lowered(m)
+    assert ops(result) == ["Relu", "Reformat"]
+    spec = TensorSpec.dense((2, 8, 3, 4), FP32, NHWC)
+    assert result.tasks[0].outputs[0].buffer.space == "output"
+    assert result.inputs == [("x", spec)]
+    assert result.outputs == [("y", spec), ("same", spec)]
+
+
 def test_output_in_another_layout_is_written_row_major() -> None:
     m = Maker()
-    x = m.nhwc(m.op(Relu(), m.input("x", 2, 8, 3, 4)))
+    x = m.op(Relu(), m.input("x", 2, 8, 3, 4))
+    m.graph.set_layout(x, (0, 3, 1, 2))
     m.out("y", x)
     result = lowered(m)
     assert ops(result) == ["Relu", "Reformat"]

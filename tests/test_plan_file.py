@@ -358,6 +358,14 @@ ARENA = BufferRef("arena", 0, 256)
         (replace(CPU, inputs=CPU.inputs * 2), "two inputs are called 'x'"),
         (replace(CPU, inputs=(IoSpec("x", (1,), "fp31"),)), "input 'x': dtype 'fp31' is unknown"),
         (replace(CPU, inputs=(IoSpec("x", (1,) * 33, "fp32"),)), "has 33 dimensions"),
+        (
+            replace(CPU, inputs=(IoSpec("x", (1,), "fp32", "chwn"),)),
+            "input 'x' has layout 'chwn', expected one of row-major, nhwc",
+        ),
+        (
+            replace(CPU, outputs=(IoSpec("y", (3, 5), "fp32", "nhwc"),)),
+            r"output 'y' has layout 'nhwc' and shape \[3, 5\], expected 4 dimensions",
+        ),
         (replace(CPU, inputs=(IoSpec("x", (2**40, 2**40), "fp32"),)), "input 'x' has shape"),
         (replace(CPU, steps=CPU.steps[:-1]), "no step writes output 'z'"),
         (replace(CPU, streams=2), "a CPU plan with GPU kernels or more than one stream"),

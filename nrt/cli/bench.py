@@ -45,7 +45,8 @@ def measure_engine(engine: Engine, duration: float, warm_up: float) -> dict[str,
         "name": engine.plan.name,
         "target": {"kind": target.kind, "arch": target.arch, "device": target.device},
         "inputs": [
-            {"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in engine.inputs
+            {"name": s.name, "shape": list(s.shape), "dtype": s.dtype, "layout": s.layout}
+            for s in engine.inputs
         ],
         "runs": host.count,
         "throughput": 1.0 / host.mean,

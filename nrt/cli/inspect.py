@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     built_for = " ".join(filter(None, (target["kind"], target["arch"], target["device"])))
     console.print(f"{report['name']}: built for {built_for}")
     for title in ("inputs", "outputs"):
-        specs = ", ".join(f"{s['name']} {s['dtype']}{s['shape']}" for s in report[title])
+        specs = ", ".join(map(_binding, report[title]))
         console.print(f"{title}: {specs}")
     console.print(
         f"weights {human_bytes(report['weights_bytes'])}, "
@@ -36,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
     _show_ops(report["ops_before"], report["ops_after"])
     show_launches(report["layers"])
     return 0
+
+
+def _binding(spec: Mapping[str, Any]) -> str:
+    tag = "" if spec["layout"] == "row-major" else f"{{{spec['layout']}}}"
+    return f"{spec['name']} {spec['dtype']}{spec['shape']}{tag}"
 
 
 def show_launches(entries: list[dict[str, Any]]) -> None:

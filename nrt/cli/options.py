@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "Merge",
     "input_file",
+    "io_format",
     "layers",
     "positive",
     "precision",
@@ -17,6 +18,10 @@ __all__ = [
     "shapes",
     "tolerance",
 ]
+
+
+_FLOATS = ("fp32", "fp16", "bf16", "fp64")
+_LAYOUTS = ("nchw", "nhwc")
 
 
 class Merge(argparse.Action):
@@ -74,6 +79,29 @@ def layers(text: str) -> dict[str, str]:
             f"{text!r}: expected PATTERN=PRECISION, such as 'head*=fp32'"
         )
     return {pattern: name.strip().lower()}
+
+
+def io_format(text: str) -> dict[str, tuple[str | None, str | None]]:
+    """``NAME:fp16:nhwc``, or without the name, the type or the layout; names may hold colons.
+
+    Returns:
+        Name -> (type, layout); the name is empty where none is given.
+    """
+    *parts, last = text.split(":")
+    layout = last.lower() if last.lower() in _LAYOUTS else None
+    if layout is not None:
+        last = parts.pop() if parts else ""
+    dtype = last.lower() if last.lower() in _FLOATS else None
+    if dtype is None and last:
+        parts.append(last)
+    name = ":".join(parts)
+    if (dtype is None and layout is None) or text.startswith(":"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected NAME:TYPE:LAYOUT, such as input:fp16:nhwc; a type is one of "
+            f"{', '.join(_FLOATS)}, a layout one of {', '.join(_LAYOUTS)}; the name may be left "
+            "out where there is one, and so may either of the two"
+        )
+    return {name: (dtype, layout)}
 
 
 def input_file(text: str) -> tuple[str, str]:

@@ -10,7 +10,17 @@ from nrt.cli import options
 
 __all__ = ["BUILD_OPTIONS", "make_parser"]
 
-BUILD_OPTIONS = ("target", "shapes", "precision", "opt_level", "layers", "timing_cache")
+BUILD_OPTIONS = (
+    "target",
+    "shapes",
+    "precision",
+    "opt_level",
+    "layers",
+    "input_format",
+    "output_format",
+    "tuning_seconds",
+    "timing_cache",
+)
 """Options that say how a model is compiled; None when they were not given."""
 
 
@@ -141,5 +151,20 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         type=options.layers,
         metavar="PATTERN=P",
         help="precision of the layers whose names match, 'head*=fp32'; repeat",
+    )
+    for what in ("input", "output"):
+        group.add_argument(
+            f"--{what}-format",
+            action=options.Merge,
+            type=options.io_format,
+            metavar="NAME:TYPE:LAYOUT",
+            help=f"how an {what} is bound, {what}:fp16:nhwc; the name may be left out where there "
+            "is one; repeat",
+        )
+    group.add_argument(
+        "--tuning-seconds",
+        type=options.seconds,
+        metavar="S",
+        help="start no measurement after S seconds of tuning; the rest take the best estimate",
     )
     group.add_argument("--timing-cache", metavar="FILE", help="read and write measured times here")

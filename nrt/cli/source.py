@@ -57,7 +57,7 @@ def build_engine(model: Any, args: argparse.Namespace) -> Engine:
     from nrt.builder import compile as compile_model
 
     with progress_bar() as progress:
-        return compile_model(model, progress=progress, **_chosen(args))
+        return compile_model(model, progress=progress, **_build_arguments(args))
 
 
 def build_plan(model: str, args: argparse.Namespace) -> Plan:
@@ -65,7 +65,7 @@ def build_plan(model: str, args: argparse.Namespace) -> Plan:
     from nrt.builder import build
 
     with progress_bar() as progress:
-        return build(model, progress=progress, **_chosen(args)).plan
+        return build(model, progress=progress, **_build_arguments(args)).plan
 
 
 def open_engine(path: str, args: argparse.Namespace) -> Engine:
@@ -122,6 +122,31 @@ def read_inputs(
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The build options that were given."""
     return {k: v for k in BUILD_OPTIONS if (v := getattr(args, k, None)) is not None}
+
+
+def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """`build`'s keyword arguments for the build options that were given.
+
+    Raises:
+        BuildError: one name has an input's and an output's format.
+    """
+    chosen = _chosen(args)
+    given = {what: chosen.pop(f"{what}_format", {}) for what in ("input", "output")}
+    if any(given.values()):
+        from nrt.passes.bind_io import ONLY_INPUT, ONLY_OUTPUT, IOFormat
+
+        both = sorted(given["input"].keys() & given["output"].keys() - {""})
+        if both:
+            raise BuildError(
+                f"{both[0]!r} is given to --input-format and to --output-format; an input and an "
+                "output cannot share a name: leave one out"
+            )
+        chosen["io"] = {
+            name or stand_in: IOFormat(*parts)
+            for what, stand_in in (("input", ONLY_INPUT), ("output", ONLY_OUTPUT))
+            for name, parts in given[what].items()
+        }
+    return chosen
 
 
 def _refuse_build_options(path: str, args: argparse.Namespace) -> None:

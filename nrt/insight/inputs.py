@@ -10,6 +10,7 @@ import numpy as np
 from nrt.dtypes import dtype_from_name
 from nrt.errors import InputError
 from nrt.plan import IoSpec
+from nrt.runtime.arrays import laid_out
 
 __all__ = ["check_inputs", "random_inputs"]
 
@@ -22,6 +23,7 @@ def random_inputs(specs: Sequence[IoSpec], seed: int = 0) -> dict[str, Array]:
     Floats lie in the range of an image as networks are fed; white noise around zero, which no
     network meets, shows rounding errors many times larger (ResNet-50 in fp16: 2e-2 against 1e-3). 0
     and 1 are valid as token, segment and mask, where larger integers may index past a table.
+    Arrays lie in memory as the bindings do.
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
@@ -31,7 +33,7 @@ def random_inputs(specs: Sequence[IoSpec], seed: int = 0) -> dict[str, Array]:
             values: Array = rng.random(spec.shape)
         else:
             values = rng.integers(0, 2, spec.shape)
-        arrays[spec.name] = np.asarray(values, dtype=dtype.numpy)
+        arrays[spec.name] = laid_out(spec, np.asarray(values, dtype=dtype.numpy))
     return arrays
 
 

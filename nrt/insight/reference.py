@@ -14,6 +14,12 @@ __all__ = ["run_reference"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_ORT_FLOATS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+
 
 def run_reference(
     model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
@@ -22,7 +28,7 @@ def run_reference(
 
     Args:
         model: path of the ONNX file.
-        inputs: input name -> array.
+        inputs: input name -> array; floats of another type than the model's are cast.
         outputs: names of the outputs wanted.
 
     Returns:
@@ -36,6 +42,16 @@ def run_reference(
     return _run_onnxruntime(model, inputs, outputs)
 
 
+def _as_the_model(inputs: Mapping[str, Array], types: Mapping[str, Any]) -> dict[str, Array]:
+    """Inputs that are bound in another float type than the model's, in the model's."""
+    cast = {}
+    for name, array in inputs.items():
+        dtype = types.get(name)
+        floats = dtype is not None and np.dtype(dtype).kind not in "biu"
+        cast[name] = array.astype(dtype) if floats and array.dtype.kind not in "biu" else array
+    return cast
+
+
 def _run_onnxruntime(
     model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
 ) -> tuple[str, dict[str, Array]]:
@@ -46,7 +62,8 @@ def _run_onnxruntime(
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        results = session.run(list(outputs), dict(inputs))
+        types = {v.name: _ORT_FLOATS.get(v.type) for v in session.get_inputs()}
+        results = session.run(list(outputs), _as_the_model(inputs, types))
     except (
         ValueError,  # inputs that are missing
         ort_errors.Fail,
@@ -67,6 +84,11 @@ def _run_onnx_reference(
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    results = ReferenceEvaluator(model).run(list(outputs), dict(inputs))
+    evaluator = ReferenceEvaluator(model)
+    types = {
+        name: onnx.helper.tensor_dtype_to_np_dtype(type_.tensor_type.elem_type)
+        for name, type_ in zip(evaluator.input_names, evaluator.input_types, strict=True)
+    }
+    results = evaluator.run(list(outputs), _as_the_model(inputs, types))
     name = f"onnx.reference {onnx.__version__}"
     return name, {n: np.asarray(r) for n, r in zip(outputs, results, strict=True)}

@@ -97,4 +97,9 @@ def _launch(plan: Plan, step: WorkStep) -> dict[str, Any]:
 
 
 def _io(spec: IoSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+    return {
+        "name": spec.name,
+        "shape": list(spec.shape),
+        "dtype": spec.dtype,
+        "layout": spec.layout,
+    }

@@ -10,7 +10,8 @@
 
 Shapes stay logical (N, C, H, W); only `Value.layout` changes. One walk in topological order:
 windowed ops want channels last, elementwise and piecewise ops follow their inputs, everything else
-wants row-major, as do the graph's inputs and outputs. A Reformat stands where the two ends of an
+wants row-major, as do the graph's outputs; inputs, and outputs that bind-io reordered, stay as
+they are bound. A Reformat stands where the two ends of an
 edge differ, one per value and layout, and none where both are the same memory. A Transpose or
 Reshape that can be had as a change of layout alone is: its result gets the layout that moves no
 element, where its readers can take that.
@@ -88,6 +89,12 @@ def _is_matrix_layout(shape: tuple[int, ...], layout: Layout | None) -> bool:
         return True
     innermost = next((d for d in reversed(layout) if shape[d] != 1), len(shape) - 1)
     return innermost >= len(shape) - 2
+
+
+def _orders_output(graph: Graph, node: Node) -> bool:
+    """Whether the node gives a graph output the memory order in which bind-io binds it."""
+    x, y = node.inputs[0], node.outputs[0]
+    return isinstance(node.op, Reformat) and x.dtype is y.dtype and graph.is_output(y)
 
 
 def _follows(node: Node) -> bool:
@@ -212,6 +219,8 @@ class _Walk:
             return slot == 0 and layout == NHWC
         if isinstance(node.op, MatMul):
             return slot < 2 and _is_matrix_layout(value.shape, layout)
+        if _orders_output(self.graph, node):
+            return True
         if isinstance(node.op, Transpose):
             after = transposed_layout(layout, node.op.perm)
         elif isinstance(node.op, Reshape):
@@ -261,6 +270,8 @@ class _Walk:
         return True
 
     def finish_output(self, name: str, value: Value) -> None:
+        if value.producer is not None and _orders_output(self.graph, value.producer):
+            return
         if is_row_major(value):
             # Another name for the same memory; users see plain arrays.
             if value.layout is not None and value.producer is not None:

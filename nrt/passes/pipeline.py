@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from nrt.errors import BuildError
 from nrt.passes.assign_layout import AssignLayout
 from nrt.passes.base import Pass, Phase
+from nrt.passes.bind_io import BindIo, IOFormat
 from nrt.passes.common_subexpressions import CommonSubexpressions
 from nrt.passes.dead_code import DeadCode
 from nrt.passes.fold_batch_norm import FoldBatchNorm
@@ -44,6 +45,7 @@ PASSES: tuple[type[Pass], ...] = (
     SinkScale,
     FuseConvEpilogue,
     FuseMatMulEpilogue,
+    BindIo,
     SelectPrecision,
     AssignLayout,
     FoldLayoutIntoWeights,
@@ -59,12 +61,14 @@ class PipelineOptions:
     Attributes:
         precision: permitted precisions; see `SelectPrecision`.
         layers: name pattern -> the one precision of the layers that it matches.
+        io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
     layers: Mapping[str, str] = field(default_factory=dict)
+    io: Mapping[str, IOFormat] = field(default_factory=dict)
     channels_last: bool = True
     disabled: frozenset[str] = frozenset()
 
@@ -118,6 +122,12 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
             "casts once per fused layer and not once per step.",
         ),
         Phase(
+            "bindings",
+            (BindIo(options.io),),
+            "After fusion, which is to see no cast that precision will make superfluous, and "
+            "before precision, whose casts meet those of the bindings.",
+        ),
+        Phase(
             "precision",
             (SelectPrecision(options.precision, options.layers), DeadCode()),
             "Before layout: a Reformat that casts is there to be merged with one that reorders.",
@@ -130,8 +140,9 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
         ),
         Phase(
             "borders",
-            (MergeReformats(), RemoveIdentities(), DeadCode()),
-            "Last: cleans up what precision and layout put in, each without a look at the other.",
+            (BindIo(options.io), MergeReformats(), RemoveIdentities(), DeadCode()),
+            "Last: cleans up what bindings, precision and layout put in, each without a look at "
+            "the others; an output that the layout reordered is first bound again.",
         ),
     )
     return tuple(

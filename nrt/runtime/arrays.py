@@ -12,7 +12,18 @@ from nrt.errors import InputError, ShapeError
 from nrt.plan import IoSpec
 from nrt.runtime.dlpack import view_dlpack
 
-__all__ = ["Array", "aligned_bytes", "check_names", "check_type", "host_array", "index_of", "pair"]
+__all__ = [
+    "Array",
+    "aligned_bytes",
+    "check_names",
+    "check_type",
+    "host_array",
+    "index_of",
+    "laid_out",
+    "logical_view",
+    "memory_view",
+    "pair",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -27,10 +38,35 @@ def aligned_bytes(nbytes: int) -> Array:
     return block[start : start + nbytes]
 
 
-def host_array(spec: IoSpec, value: Any) -> Array:
-    """A contiguous NumPy array with the binding's shape and dtype: ``value`` itself, or a copy.
+def logical_view(spec: IoSpec, data: Array) -> Array:
+    """``data``, the bytes of a binding, with its dtype, logical shape and the layout's strides."""
+    flat = data.reshape(-1).view(dtype_from_name(spec.dtype).numpy)
+    return _logical(spec, flat.reshape([spec.shape[d] for d in spec.order]))
 
-    Accepts NumPy arrays, DLPack objects in host memory and what `numpy.asarray` takes.
+
+def _logical(spec: IoSpec, memory: Array) -> Array:
+    return memory.transpose([spec.order.index(d) for d in range(len(spec.shape))])
+
+
+def memory_view(spec: IoSpec, array: Array) -> Array:
+    """The inverse of `logical_view`: a contiguous array, dimensions in memory order.
+
+    ``array`` itself is viewed where it lies as the binding does; any other strides are copied.
+    """
+    shape = [spec.shape[d] for d in spec.order]
+    return np.ascontiguousarray(array.transpose(spec.order)).reshape(shape)
+
+
+def laid_out(spec: IoSpec, array: Array) -> Array:
+    """``array`` with the strides of the binding: itself where it has them, or a copy."""
+    return _logical(spec, memory_view(spec, array))
+
+
+def host_array(spec: IoSpec, value: Any) -> Array:
+    """A contiguous NumPy array that holds a binding's bytes: a view of ``value``, or a copy.
+
+    Accepts NumPy arrays, DLPack objects in host memory and what `numpy.asarray` takes, all with the
+    logical shape and any strides. The result's dimensions are in memory order.
 
     Raises:
         InputError: the shape or dtype is another one, or the memory is a GPU's.
@@ -53,7 +89,7 @@ def host_array(spec: IoSpec, value: Any) -> Array:
             ) from error
     name = array.dtype.name if array.dtype.isnative else array.dtype.str
     check_type(spec, array.shape, _name_of(array), name)
-    return np.ascontiguousarray(array).reshape(spec.shape)
+    return memory_view(spec, array)
 
 
 def _on_device(spec: IoSpec, value: Any) -> InputError:

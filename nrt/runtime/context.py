@@ -185,7 +185,7 @@ class Context:
             assert isinstance(results, Ticket)
             return self._runner.outputs(results, device)
         self._refuse(device)
-        return [array.copy() for array in results]
+        return [array.copy(order="K") for array in results]
 
     def _refuse(self, device: bool) -> None:
         if device:

@@ -9,6 +9,7 @@ import numpy as np
 from nrt.dtypes import dtype_from_name
 from nrt.errors import DeviceError
 from nrt.plan import IoSpec
+from nrt.runtime.arrays import logical_view
 from nrt.runtime.buffers import DeviceBuffer
 from nrt.runtime.cuda import CudaDevice
 from nrt.runtime.dlpack import CUDA, export_dlpack
@@ -17,7 +18,7 @@ __all__ = ["DeviceTensor"]
 
 
 class DeviceTensor:
-    """Dense, row-major data in device memory that belongs to the caller.
+    """Dense data in device memory that belongs to the caller.
 
     ``torch.from_dlpack(t)``, ``cupy.from_dlpack(t)`` and ``cupy.asarray(t)`` take it without a copy
     and keep the memory alive. The data may still be on its way: both protocols order the consumer's
@@ -25,7 +26,8 @@ class DeviceTensor:
 
     Attributes:
         name: the output.
-        shape: shape.
+        shape: logical shape.
+        strides: in elements; those of the output's layout.
         dtype: nrt's name of the element type.
         ptr: device address.
         nbytes: length.
@@ -34,8 +36,10 @@ class DeviceTensor:
     def __init__(
         self, spec: IoSpec, buffer: DeviceBuffer, device: CudaDevice, ready: Any, stream: Any
     ) -> None:
+        self._spec = spec
         self.name = spec.name
         self.shape = spec.shape
+        self.strides = spec.strides
         self.dtype = spec.dtype
         self.ptr = buffer.ptr
         self.nbytes = spec.nbytes
@@ -47,7 +51,8 @@ class DeviceTensor:
     def numpy(self) -> np.ndarray[Any, Any]:
         """A copy on the host; waits."""
         self._device.synchronize(self._ready)
-        return self._device.download(self._buffer, self.shape, dtype_from_name(self.dtype).numpy)
+        data = self._device.download(self._buffer, (self.nbytes,), np.dtype(np.uint8))
+        return logical_view(self._spec, data)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (CUDA, self._device.info.index)
@@ -76,7 +81,7 @@ class DeviceTensor:
             consumer = self._device.foreign_stream(1 if stream in (None, 0) else stream)
             self._device.wait(consumer, self._ready)
         return export_dlpack(
-            self._buffer, self.ptr, self.shape, self.dtype, self.__dlpack_device__()
+            self._buffer, self.ptr, self.shape, self.dtype, self.__dlpack_device__(), self.strides
         )
 
     @property
@@ -94,7 +99,11 @@ class DeviceTensor:
             "shape": self.shape,
             "typestr": dtype.str,
             "data": (self.ptr if self.nbytes else 0, False),
-            "strides": None,
+            "strides": (
+                None
+                if self._spec.layout == "row-major"
+                else tuple(s * dtype.itemsize for s in self.strides)
+            ),
             "version": 3,
             "stream": int(self._stream.handle),
         }

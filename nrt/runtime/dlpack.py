@@ -118,13 +118,16 @@ class ArrayView:
     @property
     def contiguous(self) -> bool:
         """Whether it is dense and row-major; dimensions of size 1 do not count."""
-        if 0 in self.shape:
-            return True
-        want = _dense(self.shape)
-        return all(d == 1 or s == w for d, s, w in zip(self.shape, self.strides, want, strict=True))
+        return self.lies_as(_dense(self.shape))
+
+    def lies_as(self, strides: tuple[int, ...]) -> bool:
+        """Whether its elements lie as ``strides`` say; dimensions of size 1 do not count."""
+        return 0 in self.shape or all(
+            d == 1 or s == w for d, s, w in zip(self.shape, self.strides, strides, strict=True)
+        )
 
     def to_numpy(self) -> np.ndarray[Any, Any]:
-        """A contiguous copy of host memory."""
+        """A dense copy of host memory that keeps the order of its dimensions."""
         dtype = dtype_from_name(self.dtype).numpy
         if 0 in self.shape:
             return np.empty(self.shape, dtype)
@@ -133,7 +136,7 @@ class ArrayView:
         steps = tuple(s * dtype.itemsize for s in self.strides)
         memory = np.ctypeslib.as_array(block)
         view: np.ndarray[Any, Any] = np.ndarray(self.shape, dtype, memory, strides=steps)
-        return np.array(view, order="C", copy=True)
+        return np.array(view, order="K", copy=True)
 
 
 def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -201,21 +204,27 @@ def view_cuda_array(name: str, value: Any, device: int) -> tuple[ArrayView, int 
 
 
 def export_dlpack(
-    owner: Any, ptr: int, shape: tuple[int, ...], dtype: str, device: tuple[int, int]
+    owner: Any,
+    ptr: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    device: tuple[int, int],
+    strides: tuple[int, ...] | None = None,
 ) -> Any:
     """A capsule ``dltensor`` over dense memory; ``owner`` lives until the consumer is done.
 
     Args:
         owner: keeps the memory alive.
         ptr: its address.
-        shape: row-major shape.
+        shape: logical shape.
         dtype: nrt's name.
         device: DLPack's ``(type, ordinal)``.
+        strides: in elements; row-major by default.
     """
     code, bits = _CODES[dtype]
     rank = len(shape)
     dims = (ctypes.c_int64 * max(rank, 1))(*shape)
-    strides = (ctypes.c_int64 * max(rank, 1))(*_dense(shape))
+    steps = (ctypes.c_int64 * max(rank, 1))(*(_dense(shape) if strides is None else strides))
     managed = _Managed(
         tensor=_Tensor(
             data=ptr,
@@ -223,12 +232,12 @@ def export_dlpack(
             ndim=rank,
             dtype=_DataType(code, bits, 1),
             shape=ctypes.cast(dims, ctypes.POINTER(ctypes.c_int64)),
-            strides=ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64)),
+            strides=ctypes.cast(steps, ctypes.POINTER(ctypes.c_int64)),
             byte_offset=0,
         ),
         context=None,
         deleter=_DELETER,
     )
     address = ctypes.addressof(managed)
-    _exported[address] = (managed, dims, strides, owner)
+    _exported[address] = (managed, dims, steps, owner)
     return _capsule_new(address, _NAME, _DESTRUCTOR)

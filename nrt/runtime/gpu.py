@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import dtype_from_name
 from nrt.errors import InputError
 from nrt.plan import (
     BufferRef,
@@ -25,7 +24,7 @@ from nrt.plan import (
     StepArg,
     TensorMapArg,
 )
-from nrt.runtime.arrays import Array, check_type, host_array
+from nrt.runtime.arrays import Array, check_type, host_array, logical_view, memory_view
 from nrt.runtime.buffers import DeviceBuffer
 from nrt.runtime.cuda import CudaDevice, Graph, LaunchArg
 from nrt.runtime.device_tensor import DeviceTensor
@@ -197,10 +196,12 @@ class CudaRunner:
                 f"input {spec.name!r}: lies on CUDA device {view.device}, the engine is on "
                 f"{self._device.info.index}; move it there"
             )
-        if not view.contiguous:
+        if not view.lies_as(spec.strides):
+            last = spec.layout == "nhwc"
             raise InputError(
                 f"input {spec.name!r}: {type(value).__name__} has strides {view.strides}, expected "
-                "dense row-major memory; pass x.contiguous() or its like"
+                f"dense {'channels-last' if last else 'row-major'} memory; pass "
+                f"x.contiguous({'memory_format=torch.channels_last' if last else ''}) or its like"
             )
         return view
 
@@ -320,7 +321,7 @@ class CudaRunner:
                 return self._fetch(ticket.slot)
             assert ticket.saved is not None
             if not device:
-                return [array.copy() for array in ticket.saved]
+                return [array.copy(order="K") for array in ticket.saved]
             return [self._lift(s, a) for s, a in zip(self._plan.outputs, ticket.saved, strict=True)]
 
     @property
@@ -338,9 +339,7 @@ class CudaRunner:
         device.record(self._down, slot.downloaded)
         device.synchronize(slot.downloaded)
         return [
-            np.array(landing.array, copy=True)
-            .view(dtype_from_name(spec.dtype).numpy)
-            .reshape(spec.shape)
+            logical_view(spec, np.array(landing.array, copy=True))
             for spec, landing in zip(self._plan.outputs, slot.landing, strict=True)
         ]
 
@@ -360,7 +359,7 @@ class CudaRunner:
 
     def _lift(self, spec: IoSpec, array: Array) -> DeviceTensor:
         buffer = self._device.alloc(spec.nbytes)
-        self._device.upload(buffer, array)
+        self._device.upload(buffer, memory_view(spec, array))
         ready = self._device.event()  # never recorded: nobody waits, the upload did
         return DeviceTensor(spec, buffer, self._device, ready, self._down)
 

@@ -11,7 +11,7 @@ import numpy as np
 from nrt.dtypes import dtype_from_name
 from nrt.errors import InputError, PlanTargetError
 from nrt.plan import BufferRef, CopyStep, HostStep, HostTensor, Plan, SetStep
-from nrt.runtime.arrays import Array, aligned_bytes, host_array
+from nrt.runtime.arrays import Array, aligned_bytes, host_array, logical_view
 
 __all__ = ["HostBind", "HostCall", "HostProgram", "HostRunner"]
 
@@ -154,13 +154,9 @@ class HostRunner:
         return self._results
 
     def _execute(self, inputs: list[Array], seconds: list[float] | None = None) -> list[Array]:
-        outputs = []
-        for spec in self._plan.outputs:
-            block = aligned_bytes(spec.nbytes)
-            outputs.append(block.view(dtype_from_name(spec.dtype).numpy).reshape(spec.shape))
         bases = {
             "input": [a.reshape(-1).view(np.uint8) for a in inputs],
-            "output": [a.reshape(-1).view(np.uint8) for a in outputs],
+            "output": [aligned_bytes(spec.nbytes) for spec in self._plan.outputs],
         }
         for views, position, tensor in self._late:
             views[position] = self._view(tensor, bases[tensor.ref.space][tensor.ref.index])
@@ -176,7 +172,9 @@ class HostRunner:
         finally:
             for views, position, _ in self._late:
                 views[position] = None  # the caller's arrays are not ours to keep alive
-        return outputs
+        return [
+            logical_view(s, b) for s, b in zip(self._plan.outputs, bases["output"], strict=True)
+        ]
 
     def step_seconds(self, inputs: Sequence[Any], repeats: int) -> list[float]:
         """Median host seconds of each step."""

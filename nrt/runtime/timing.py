@@ -12,6 +12,7 @@ import numpy as np
 from nrt.dtypes import dtype_from_name
 from nrt.errors import InputError
 from nrt.plan import IoSpec
+from nrt.runtime.arrays import laid_out
 from nrt.runtime.context import Context
 from nrt.runtime.engine import Engine
 
@@ -77,5 +78,5 @@ def _runs(context: Context, inputs: Mapping[str, Any], duration: float) -> list[
 def _random(spec: IoSpec, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     dtype = dtype_from_name(spec.dtype)
     if dtype.is_float:
-        return rng.standard_normal(spec.shape).astype(dtype.numpy)
-    return rng.integers(0, 2, spec.shape).astype(dtype.numpy)
+        return laid_out(spec, rng.standard_normal(spec.shape).astype(dtype.numpy))
+    return laid_out(spec, rng.integers(0, 2, spec.shape).astype(dtype.numpy))

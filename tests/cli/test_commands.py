@@ -22,6 +22,7 @@ from nrt.plan import Plan
 from .support import Array, Cli, FakeEngine
 
 Patch = pytest.MonkeyPatch
+X = {"name": "x", "shape": [2, 8], "dtype": "fp32", "layout": "row-major"}
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_bench_json(cli: Cli, loaded: FakeEngine, monkeypatch: Patch) -> None:
     assert calls == [(loaded, 0.5, 0.0)]
     data = json.loads(result.out)
     assert data["target"] == {"kind": "cpu", "arch": "x86_64", "device": ""}
-    assert data["inputs"] == [{"name": "x", "shape": [2, 8], "dtype": "fp32"}]
+    assert data["inputs"] == [X]
     assert data["device"] is None
     assert data["runs"] == 4
     assert data["throughput"] == pytest.approx(400)
@@ -136,7 +137,7 @@ def test_inspect_json(cli: Cli, loaded: FakeEngine) -> None:
     assert data["ops_before"] == {"Conv": 1, "Relu": 2}
     assert data["ops_after"] == {"Conv": 1, "Pointwise": 1}
     assert (data["arena_bytes"], data["weights_bytes"]) == (96, 256)
-    assert data["inputs"] == [{"name": "x", "shape": [2, 8], "dtype": "fp32"}]
+    assert data["inputs"] == [X]
     assert data["target"]["kind"] == "cpu"
     assert [(e["name"], e["part"], e["parts"]) for e in data["layers"]] == [
         ("conv", 1, 2),

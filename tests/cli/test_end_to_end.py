@@ -76,7 +76,8 @@ def test_inspect_model_and_plan(cli: Cli, model_file: Path, plan_file: Path) -> 
     assert of_plan["ops_before"]["Conv"] == 1
     assert sum(of_plan["ops_before"].values()) == 5
     assert sum(of_plan["ops_after"].values()) <= 5
-    assert of_plan["inputs"] == [{"name": "image", "shape": list(SHAPE), "dtype": "fp32"}]
+    image = {"name": "image", "shape": list(SHAPE), "dtype": "fp32", "layout": "row-major"}
+    assert of_plan["inputs"] == [image]
     origins = {origin for entry in of_plan["layers"] for origin in entry["origins"]}
     assert {"conv", "relu", "pool", "fc"} <= origins
     for entry in of_plan["layers"]:
