@@ -26,7 +26,7 @@ from nrt.cuda_kernels.conv_common import extra_types
 from nrt.dtypes import UINT8, DType
 from nrt.ir.pointwise import Program
 
-__all__ = ["BK", "HopperTile", "shared_bytes", "threads"]
+__all__ = ["BK", "HopperTile", "has_room", "shared_bytes", "threads"]
 
 u16 = types.uint16
 u32 = types.uint32
@@ -80,7 +80,7 @@ def shared_bytes(tile: HopperTile) -> int:
     return tile.stages * _stage_bytes(tile) + staging + tile.stages * 16 + 1024
 
 
-def _has_room(tile: HopperTile) -> bool:
+def has_room(tile: HopperTile) -> bool:
     """Whether a residual's words (BN / 4 registers) fit beside the accumulators (BN / 2).
 
     A quarter of the SM has 16384 registers for its share of the warps; about 48 are for the rest.
@@ -250,7 +250,7 @@ def _hopper_kernel(
     products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16)
     next_slot = _next_slot(stages)
     operands = () if split > 1 else extras
-    held = held_operand(operands, width) if _has_room(tile) else None
+    held = held_operand(operands, width) if has_room(tile) else None
     words_size = chunks * max(1, 16 * (chunk // width) // 32) * 4 if held is not None else 1
     store = make_store(None if split > 1 else program, operands, out_dtype, width, held)
     first_chunks, last_chunks = min(chunks, _DRAINED), max(chunks - _DRAINED, 0)
