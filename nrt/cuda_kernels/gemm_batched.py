@@ -110,7 +110,12 @@ class GemmBatched(Variant):
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         shape = MatMulShape.of(problem)
-        fitting = [t for t in TILES if shared_bytes(t) <= device.shared_per_block]
+        # Tiles of 16 rows read b most often: they are for products with few rows.
+        fitting = [
+            t
+            for t in TILES
+            if shared_bytes(t) <= device.shared_per_block and (t.bm > 16 or shape.m <= 32)
+        ]
         return sorted(fitting, key=lambda t: _seconds(shape, t, device))[:MAX_CONFIGS]
 
     def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:

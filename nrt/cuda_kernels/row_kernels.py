@@ -74,7 +74,7 @@ class RowTask:
 
 
 def block_threads(threads: int) -> int:
-    """Threads of a block: several warps that each have a row, or one row's threads."""
+    """Threads of a block: several rows, each of a warp or a part of one; or one row's threads."""
     return THREADS if threads <= 32 else threads
 
 
@@ -87,7 +87,7 @@ def _share_lines(value: str, combine: str, threads: int, part: str) -> list[str]
     if threads == 1:
         return []
     lines = []
-    shift = 16
+    shift = min(threads, 32) // 2
     while shift:
         lines.append(f"other = cuda.shfl_xor_sync(0xffffffff, {value}, {shift})")
         lines.append(f"{value} = {combine.format(a=value, v='other')}")

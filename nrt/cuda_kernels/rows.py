@@ -146,6 +146,9 @@ def resident_configs(found: Rows) -> list[tuple[int, int, int]]:
     width = _row_width(found)
     groups = -(-found.inner.size // width)
     configs = []
+    if groups <= 16:
+        # Several rows share a warp, which would idle in half of its lanes or more.
+        configs.append((1 << max(0, groups - 1).bit_length(), 1, width))
     for threads in (32, 64, 128, 256, 512, 1024):
         vectors = -(-groups // threads)
         if vectors * width <= _RESIDENT and (vectors - 1) * threads < groups:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.gemm_batched import TILES, GemmBatched
 from nrt.cuda_kernels.mma_kernel import Tile
 from nrt.dtypes import BF16, FP16, FP32
@@ -16,6 +17,9 @@ from .harness import assert_right, compiled
 from .plain_cases import assert_emulated, conv, matmul, refusal
 
 LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2}
+
+ARCHES = ("sm_80", "sm_87", "sm_90a")
+SLOW = pytest.mark.slow
 
 BATCHED = GemmBatched()
 SMALL, WIDE, DEEP = Tile(32, 32, 64, 1, 2, 4), Tile(64, 64, 32, 2, 2, 4), Tile(64, 64, 64, 2, 2, 3)
@@ -71,16 +75,21 @@ CASES = [
     # A constant with leading dimensions is read as it is.
     (matmul((2, 9, 24), (2, 24, 10), FP16, constant=True), SMALL),
 ]  # fmt: skip
-PROBLEMS = list(dict.fromkeys(task for task, _ in CASES))
-LARGE = [
+SCORES, CONTEXT, UNALIGNED = (
     scores(12, 128, 64, (128, 128)),
     context(12, 128, 64),
-    scores(12, 197, 64),
     context(12, 197, 64),
-    scores(16, 197, 80, dtype=BF16),
-    matmul((3, 300, 260), (3, 260, 136), BF16),
-    matmul((5, 264, 136), (5, 200, 264), FP16, trans_a=True, trans_b=True),
-]
+)
+TRANSPOSED = matmul((5, 264, 136), (5, 200, 264), FP16, trans_a=True, trans_b=True)
+# Every tile in one case or more.
+LARGE = [
+    (SCORES, TILES[5]), (SCORES, TILES[8]), (CONTEXT, TILES[3]), (CONTEXT, TILES[7]),
+    (scores(12, 197, 64), TILES[4]), (scores(12, 197, 64), TILES[6]),
+    (UNALIGNED, TILES[5]), (UNALIGNED, TILES[10]), (UNALIGNED, TILES[2]),
+    (scores(16, 197, 80, dtype=BF16), TILES[1]), (TRANSPOSED, TILES[0]), (TRANSPOSED, TILES[9]),
+    (matmul((3, 300, 260), (3, 260, 136), BF16), TILES[4]),
+    (matmul((2, 500, 1030), (2, 1030, 77), FP16), TILES[0]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("task", "tile"), CASES, ids=str)
@@ -98,7 +107,99 @@ def test_every_tile_emulated(tile: Tile) -> None:
     assert_emulated(BATCHED, transposed, LIMIT, tile)
 
 
+class _Fixed(GemmBatched):
+    """The variant with one configuration: every further one takes seconds to compile."""
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Tile]:
+        del problem, device
+        return [self.tile]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", [*PROBLEMS, *LARGE], ids=str)
-def test_right_on_gpu(task: Problem, cuda_runner: Any) -> None:
-    assert_right(cuda_runner, BATCHED, task, LIMIT)
+@pytest.mark.parametrize(("task", "tile"), CASES, ids=str)
+def test_right_on_gpu(task: Problem, tile: Tile, cuda_runner: Any) -> None:
+    assert_right(cuda_runner, _Fixed(tile), task, LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("task", "tile"), LARGE, ids=str)
+def test_large_right_on_gpu(task: Problem, tile: Tile, cuda_runner: Any) -> None:
+    assert_right(cuda_runner, _Fixed(tile), task, LIMIT)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", *(pytest.param(a, marks=SLOW) for a in ARCHES[1:])])
+def test_attention_compiles_without_spills(arch: str) -> None:
+    for task in (SCORES, CONTEXT, UNALIGNED):
+        assert all(c.spills == 0 for c in compiled(BATCHED, task, arch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_compiles_without_spills(arch: str, tile: Tile) -> None:
+    for task in (SCORES, CONTEXT, UNALIGNED, TRANSPOSED):
+        assert all(c.spills == 0 for c in compiled(BATCHED, task, arch, tile))
+
+
+def test_configurations_fit_the_device() -> None:
+    for arch in ("sm_80", "sm_87", "sm_89", "sm_90a"):
+        device = ARCHS[arch]
+        for task in (SCORES, CONTEXT, UNALIGNED, TRANSPOSED):
+            configs = BATCHED.configs(task, device)
+            assert 1 <= len(configs) == len(set(configs))
+            for config in configs:
+                (launch,) = BATCHED.emit(task, config, device).launches
+                assert launch.shared <= device.shared_per_block
+                assert BATCHED.estimate(task, config, device) >= task.nbytes / device.bandwidth
+
+
+def test_elements_one_by_one_are_expected_to_be_slower() -> None:
+    tile, device = DEEP, ARCHS["sm_90a"]
+    aligned, single = context(48, 200, 64), context(48, 197, 64)
+    assert BATCHED.estimate(single, tile, device) > BATCHED.estimate(aligned, tile, device)
+
+
+def test_large_tiles_are_for_large_batches() -> None:
+    device = ARCHS["sm_90a"]
+    few, many = (BATCHED.configs(scores(n, 512, 64), device)[0] for n in (1, 96))
+    assert Tile(*few).bm * Tile(*few).bn < Tile(*many).bm * Tile(*many).bn
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (conv((1, 8, 3, 3), (8, 8, 1, 1), FP16), "op is Conv, expected MatMul"),
+        (matmul((2, 8, 8), (2, 8, 8)), "operands are fp32, expected fp16 or bf16"),
+        (
+            matmul((8, 8), (8, 8), FP16, constant=True),
+            "b is a constant matrix, which other kernels read packed",
+        ),
+        (
+            matmul((65536, 8, 8), (65536, 8, 8), FP16),
+            "65536 matrices do not fit the launch grid (65535)",
+        ),
+        (
+            matmul((2, 8, 8), (2, 8, 8), FP16, strides=((256, 32, 2), None, None)),
+            "a has strides (32, 2), expected 1 along rows or depth",
+        ),
+        (
+            matmul((2, 8, 8), (2, 8, 8), FP16, strides=(None, (256, 32, 2), None)),
+            "b has strides (32, 2), expected 1 along depth or columns",
+        ),
+        (
+            matmul((2, 8, 8), (2, 8, 8), FP16, strides=(None, None, (64, 1, 8))),
+            "columns of the output are not adjacent",
+        ),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_refusals(task: Problem, reason: str) -> None:
+    assert refusal(BATCHED, task) == reason
+
+
+def test_old_architecture_is_refused() -> None:
+    reason = refusal(BATCHED, SCORES, ARCHS["sm_75"])
+    assert reason == "sm_75 has no cp.async, expected sm_80 or later"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.softmax import VARIANTS, SoftmaxResident, SoftmaxStrided
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64
 from nrt.ir.ops import LogSoftmax, Softmax
@@ -71,6 +72,17 @@ def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
 @pytest.mark.gpu
 def test_long_rows_on_the_gpu(cuda_runner: Any) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, LONG)
+
+
+@pytest.mark.parametrize(("length", "threads"), [(8, 1), (24, 4), (64, 8), (128, 16), (136, 32)])
+def test_short_rows_share_a_warp(length: int, threads: int) -> None:
+    problem = task(Softmax(), rows(37, length, dtype=FP16))
+    variant = SoftmaxResident()
+    config = variant.configs(problem, ARCHS["sm_80"])[0]
+    assert config == (threads, 1, 8)
+    (launch,) = variant.emit(problem, config, ARCHS["sm_80"]).launches
+    assert launch.grid[0] * (256 // threads) - 37 in range(256 // threads)
+    assert_emulates(VARIANTS, problem)
 
 
 def test_infinities() -> None:
