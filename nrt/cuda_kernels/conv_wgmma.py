@@ -9,6 +9,7 @@ import numpy as np
 from nrt.cuda_kernels import mma_tile, wgmma_tile
 from nrt.cuda_kernels.conv_common import (
     ConvShape,
+    Epilogue,
     conv_epilogue,
     extra_args,
     refuse_conv,
@@ -115,9 +116,14 @@ def _gemm(problem: Problem) -> HopperGemm:
         m=s.m, k=s.k, blocks_c=rounded(s.c, BK) // BK, taps=s.r * s.s,
         dtype=s.dtype, out_dtype=s.out_dtype,
         y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)) if s.m > 1 else s.k,
-        x_map=x_map, im2col=not plain, filter_w=s.s, out_h=s.p, out_w=s.q,
+        x_map=x_map, im2col=not plain, residual=_has_residual(conv_epilogue(problem)),
+        filter_w=s.s, out_h=s.p, out_w=s.q,
         stride=s.stride, pad=s.pad, dilation=s.dilation,
     )  # fmt: skip
+
+
+def _has_residual(epilogue: Epilogue) -> bool:
+    return any(extra.mode == "same" for extra in epilogue.extras)
 
 
 VARIANTS: tuple[Variant, ...] = (ConvWgmma(),)

@@ -139,7 +139,10 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     # L2 to shared memory: about 64 bytes per clock and SM at 1.7 GHz.
     loads = (tile.bm + tile.bn) * tile.bk * 2.0 * steps * resident / 1.1e11
     latency = 0.8e-6 + steps * 0.25e-6 / resident
-    seconds = rounds * max(compute, loads, latency) + 2e-6
+    # An SM's epilogues finish 3 to 5 elements a nanosecond (1x1, 64 to 256 channels, with and
+    # without a residual).
+    epilogue = tile.bm * tile.bn * resident / 4e9
+    seconds = rounds * (max(compute, loads, latency) + epilogue) + 2e-6
     if tile.split > 1:
         seconds += 2e-6 + gemm.m * gemm.k * 4.0 * (tile.split + 1) / device.bandwidth
     return seconds
