@@ -102,7 +102,7 @@ def _io_options(model: onnx.ModelProto, precision: str, wanted: str) -> dict[str
         for value in model.graph.input
         if len(value.type.tensor_type.shape.dim) == 4
     }
-    return {"io_formats": images} if images else {}
+    return {"io": images} if images else {}
 
 
 def _add_peers(
