@@ -6,10 +6,10 @@ buffers; pieces outside the matrices are zero-filled, a piece across the edge is
 count. A tile lies in shared memory as its operand does in global memory: lines along K, which
 ldmatrix reads as they are, or lines along rows of a or columns of b (P V of attention), which
 ``ldmatrix.trans`` turns. Either way the pieces of a line are swizzled so that eight lines below
-each other occupy all 32 banks. Lines that do not start at multiples of 16 bytes are loaded element
-by element. Bytes per block and step: (BM + BN) * BK * 2; flops 2 * BM * BN * BK. The results go
-through a private stretch of shared memory per warp, so that the epilogue sees up to 8 neighbouring
-columns and stores 16 bytes.
+each other occupy all 32 banks. Lines that do not start at multiples of 16 bytes (sequences of odd
+length) are loaded in aligned pairs of elements, shifted and stored. Bytes per block and step:
+(BM + BN) * BK * 2; flops 2 * BM * BN * BK. The results go through a private stretch of shared
+memory per warp, so that the epilogue sees up to 8 neighbouring columns and stores 16 bytes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from nrt.ir.pointwise import Program
 __all__ = ["Access", "shared_bytes"]
 
 u32 = types.uint32
+u64 = types.uint64
 f32 = types.float32
 
 
@@ -38,11 +39,11 @@ class Access(NamedTuple):
 
     Attributes:
         along_k: its lines run along K; otherwise along the rows of a or the columns of b.
-        single: lines are not aligned to 16 bytes: elements are loaded one by one.
+        pairs: lines do not start at multiples of 16 bytes; pairs of elements are loaded instead.
     """
 
     along_k: bool
-    single: bool
+    pairs: bool
 
 
 def _pitch(tile: Tile) -> int:
@@ -74,7 +75,7 @@ def _swizzle(length: int) -> Any:
 
 
 @functools.cache
-def _copier(count: int, length: int, nt: int, single: bool) -> Any:
+def _copier(count: int, length: int, nt: int, pairs: bool) -> Any:
     """Device function: ``nt`` threads copy a tile of ``count`` lines of ``length`` halves.
 
     Its parameters: shared address of the tile, pointer, offset of the matrix, thread, first line,
@@ -84,7 +85,7 @@ def _copier(count: int, length: int, nt: int, single: bool) -> Any:
     pieces = length // 8
     step = nt // pieces
     loads = count // step
-    held = loads * 4
+    held = loads * 5
     swizzle = _swizzle(length)
 
     def copy(target, source, matrix, tid, line, lines, position, end, pitch):
@@ -103,40 +104,44 @@ def _copier(count: int, length: int, nt: int, single: bool) -> Any:
                 u32(size * u32(2)),
             )
 
-    def copy_single(target, source, matrix, tid, line, lines, position, end, pitch):
+    def copy_pairs(target, source, matrix, tid, line, lines, position, end, pitch):
         row = u32(tid // u32(pieces))
         piece = u32(tid % u32(pieces))
         first = u32(position + u32(piece * u32(8)))
         left = u32(end - first) if first < end else u32(0)
-        words = cuda.local.array(held, types.uint32)
+        masks = cuda.local.array(4, types.uint32)
+        for v in range(4):
+            low = u32(0xFFFF) if u32(2 * v) < left else u32(0)
+            masks[v] = u32(0xFFFFFFFF) if u32(2 * v + 1) < left else low
+        # Outside, the last elements of the last line are loaded and masked: no load has a branch.
+        last = u32(end - u32(1))
+        inner = first if first < end else last
+        raw = cuda.local.array(held, types.uint32)
+        odd = cuda.local.array(loads, types.uint32)
         for i in range(loads):
             mine = u32(line + row + u32(i * step))
-            size = left if mine < lines else u32(0)
-            offset = u32(u32(matrix + u32(mine * pitch)) + first)
-            for v in range(4):
-                # Element 0 stands in for those outside: a load without a branch.
-                low_ok = u32(2 * v) < size
-                high_ok = u32(2 * v + 1) < size
-                low = u32(
-                    ptx.ld_global_nc_u16(
-                        ptx.at(source, u32(offset + u32(2 * v)) if low_ok else u32(0))
-                    )
-                )
-                high = u32(
-                    ptx.ld_global_nc_u16(
-                        ptx.at(source, u32(offset + u32(2 * v + 1)) if high_ok else u32(0))
-                    )
-                )
-                low = low if low_ok else u32(0)
-                high = high if high_ok else u32(0)
-                words[4 * i + v] = u32(low | u32(high << u32(16)))
+            base = u32(matrix + u32((mine if mine < lines else u32(lines - u32(1))) * pitch))
+            odd[i] = u32(u32(base + inner) & u32(1))
+            start = u32(u32(base + inner) - odd[i])
+            stop = u32(u32(base + last) & u32(0xFFFFFFFE))
+            for v in range(5):
+                pair = u32(start + u32(2 * v))
+                raw[5 * i + v] = ptx.ld_global_nc_u32(ptx.at(source, pair if pair < stop else stop))
+        words = cuda.local.array(4, types.uint32)
         for i in range(loads):
+            live = u32(line + row + u32(i * step)) < lines
+            keep = u32(0xFFFFFFFF) if live else u32(0)
+            for v in range(4):
+                # An odd line's elements are the upper half of one pair, the lower of the next.
+                both = u64(u64(raw[5 * i + v]) | u64(u64(raw[5 * i + v + 1]) << u64(32)))
+                word = u32(u64(both >> u64(u32(odd[i] * u32(16)))))
+                words[v] = u32(word & masks[v] & keep)
             ptx.st_shared_v4(
                 u32(target + swizzle(u32(row + u32(i * step)), piece)),
-                words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3],
+                words[0], words[1], words[2], words[3],
             )  # fmt: skip
 
-    return cuda.jit(device=True, inline="always")(copy_single if single else copy)
+    return cuda.jit(device=True, inline="always")(copy_pairs if pairs else copy)
 
 
 def _batched_kernel(
@@ -152,11 +157,11 @@ def _batched_kernel(
     """The kernel; ``width`` neighbouring columns are stored at a time."""
     bm, bn, bk, wm, wn, stages, _ = tile
     nt = threads(tile)
-    a_along, a_single = a_access
-    b_along, b_single = b_access
+    a_along, a_pairs = a_access
+    b_along, b_pairs = b_access
     a_length, b_length = bk if a_along else bm, bk if b_along else bn
-    copy_a = _copier(bm if a_along else bk, a_length, nt, a_single)
-    copy_b = _copier(bn if b_along else bk, b_length, nt, b_single)
+    copy_a = _copier(bm if a_along else bk, a_length, nt, a_pairs)
+    copy_b = _copier(bn if b_along else bk, b_length, nt, b_pairs)
     swizzle_a, swizzle_b = _swizzle(a_length), _swizzle(b_length)
     warp_m, warp_n = bm // wm, bn // wn
     mi_count, ni_count = warp_m // 16, warp_n // 8
@@ -219,7 +224,8 @@ def _batched_kernel(
             b_line = u32(lane & u32(15))
             b_piece = u32(u32(warp_col // u32(8)) + upper)
 
-        for step in range(u32(count + u32(stages - 1))):
+        for turn in range(u32(count + u32(stages - 1))):
+            step = u32(turn)
             # Load block ``step`` (if there is one), then compute block ``step - (stages - 1)``.
             if step >= u32(stages - 1):
                 ptx.cp_async_wait(pending)

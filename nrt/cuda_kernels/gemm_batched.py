@@ -69,7 +69,7 @@ def _lines(rows: int, k: int, row_step: int, k_step: int, batches: Sequence[int]
         _Lines(Access(along_k, any(v % 8 for v in (pitch, *batches))), pitch)
         for along_k, pitch in found
     ]
-    return min(lines, key=lambda x: x.access.single, default=None)
+    return min(lines, key=lambda x: x.access.pairs, default=None)
 
 
 def _operands(shape: MatMulShape) -> tuple[_Lines | None, _Lines | None]:
@@ -157,8 +157,8 @@ class GemmBatched(Variant):
 def _seconds(shape: MatMulShape, tile: Tile, device: DeviceSpec) -> float:
     """Expected seconds: waves of blocks, each bound by tensor cores, loads or waiting.
 
-    The rates are those that `mma_tile` found. Operands that are loaded element by element take four
-    times as long to load, and a step waits for them before it computes.
+    The rates are those that `mma_tile` found. Operands that are loaded in pairs of elements take
+    about three times as long to load, and a step waits for them before it computes.
     """
     blocks = ceil_div(shape.m, tile.bm) * ceil_div(shape.n, tile.bn) * shape.batches
     by_shared = device.shared_per_sm // (shared_bytes(tile) + 1024)
@@ -169,18 +169,17 @@ def _seconds(shape: MatMulShape, tile: Tile, device: DeviceSpec) -> float:
     if rounds < 4:
         rounds = float(math.ceil(rounds))
     steps = ceil_div(shape.k, tile.bk)
-    singles = [x is not None and x.access.single for x in _operands(shape)]
+    pairs = [x is not None and x.access.pairs for x in _operands(shape)]
     rate = 0.4 * device.fp16_flops / device.multiprocessors * (0.75 if resident == 1 else 1.0)
     warps = max(0.25, min(1.0, threads(tile) // 32 * resident / 8))
     compute = 2.0 * tile.bm * tile.bn * tile.bk * steps * resident / (rate * warps)
     lines = sum(
-        size * (4 if single else 1)
-        for size, single in zip((tile.bm, tile.bn), singles, strict=True)
+        size * (3 if slow else 1) for size, slow in zip((tile.bm, tile.bn), pairs, strict=True)
     )
     # L2 to shared memory: about 64 bytes per clock and SM at 1.7 GHz.
     loads = lines * tile.bk * 2.0 * steps * resident / 1.1e11
     # A step that the ring has not loaded ahead waits for memory; the tile's end takes its turn too.
-    wait = 0.25e-6 + 0.5e-6 * any(singles)
+    wait = 0.25e-6 + 0.4e-6 * any(pairs)
     latency = 0.8e-6 + steps * wait / resident + tile.bm * tile.bn / threads(tile) * 5e-9
     return rounds * max(compute, loads, latency) + 2e-6
 
