@@ -37,6 +37,7 @@ __all__ = [
     "float_bits",
     "bits_float",
     "ld_global_nc_u16",
+    "ld_global_nc_u16_if",
     "ld_global_nc_u32",
     "ld_global_nc_v2",
     "ld_global_nc_v4",
@@ -236,6 +237,13 @@ ld_global_nc_u32 = asm(
 ld_global_nc_u16 = asm(
     "ld_global_nc_u16", "ld.global.nc.u16 $0, [$1];", [u16], [i64], pure=True,
     doc="``ld.global.nc.u16``: 2 bytes of read-only data.",
+)  # fmt: skip
+ld_global_nc_u16_if = asm(
+    "ld_global_nc_u16_if",
+    "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.u16 $0, 0; @p ld.global.nc.u16 $0, [$1]; }",
+    [u16], [i64, u32], memory=False,
+    doc="``ld.global.nc.u16``: 2 bytes of read-only data, or 0 where the second operand is 0. It "
+    "stays where it stands, so that it may run far ahead of its use.",
 )  # fmt: skip
 ld_global_v4 = asm(
     "ld_global_v4", "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", [u32] * 4, [i64],

@@ -29,7 +29,7 @@ SM75 = {
     "st_global_u16": "gh>", "st_global_u32": "gr>", "st_global_v2": "grr>",
     "st_global_v4": "grrrr>", "st_shared_f32": "sf>", "st_shared_u16": "sh>",
     "st_shared_u32": "sr>", "st_shared_v2_f32": "sff>", "st_shared_v4": "srrrr>",
-    "tanh_approx": "f>f",
+    "tanh_approx": "f>f", "ld_global_nc_u16_if": "gr>h",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",

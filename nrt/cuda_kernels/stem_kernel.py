@@ -1,0 +1,452 @@
+"""The first-layer kernel: tensor cores on an image of up to four channels, without padding them.
+
+Recipe. Blocks are persistent: one takes tile after tile of TH x TW output pixels. It holds all
+weights of its channels in shared memory, and two buffers with the input patch of a tile, pixels
+adjacent as ``[row][column][channel]``, zero outside the image. While it computes one tile, the
+elements of the next are on their way in registers (2-byte loads with any strides; a warp reads a
+line); they go to the other buffer afterwards, so that one barrier a tile is enough.
+
+The reduction runs over filter rows, and in a row over its S*C halves, which lie next to each other
+in the patch whatever C is. Eight of them are a *piece*, two pieces are one k16 step of m16n8k16
+(a row of the 7x7x3 filter has 21 halves, so 3 pieces; all 7 rows are 10.5 steps). Lane (g, t) of a
+warp loads its pair of halves of a piece, 2t and 2t + 1, for pixel g: 4 bytes at pixel * stride * C
++ 2t, a multiple of 4 where stride * C is even. Where it is odd, one channel of zeros is added. What
+a row's last piece reads past the filter row is masked: it may be infinite. A piece serves all
+output rows of the warp that see its input row, so that mi rows need (mi - 1) * stride + R lines of
+pieces, not mi * R.
+
+Weights are packed in the order of the registers that the instruction takes (`packed_weights`): 16
+bytes a lane and pair of n8 tiles, free of bank conflicts. Columns are dealt out so that the
+accumulators of four n8 tiles are 8 neighbouring channels of a lane: results go from registers to
+the epilogue's 16-byte stores, four lanes filling 64 bytes, with no way through shared memory.
+
+Bytes: the image and the output once, the patches' overlap from L2. Shared memory per warp and tile
+in cycles of 128 bytes: 2 per piece and input line, plus steps * 4 per n16; tensor cores take 1.6
+cycles of an SM per m16n8k16.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels import ptx
+from nrt.cuda_kernels.codegen import Extra, make_store, pointer
+from nrt.cuda_kernels.conv_common import ceil_div, extra_types, rounded
+from nrt.cuda_kernels.simt_tile import compile_text
+from nrt.dtypes import BF16, FP16, DType
+from nrt.ir.op import Array
+from nrt.ir.pointwise import Program
+
+__all__ = ["Patch", "StemTile", "packed_weights"]
+
+u32 = types.uint32
+
+NUMBERS = (
+    "tiles", "per_image", "per_row", "K", "H", "W", "P", "Q", "pt", "pl",
+    "xn", "xc", "xh", "xw", "yn", "yk", "yp", "yq",
+)  # fmt: skip
+"""The kernel's scalar parameters, after the seven pointers."""
+
+
+class StemTile(NamedTuple):
+    """A configuration.
+
+    Attributes:
+        th, tw: output rows and columns of a tile; tw is a multiple of 16.
+        bn: output channels of a block, a multiple of 32 * wn.
+        mi: output rows of a warp, each of 16 pixels.
+        wn: warps that share the channels of the same pixels.
+        per_sm: blocks on an SM at a time that registers are left for.
+    """
+
+    th: int
+    tw: int
+    bn: int
+    mi: int
+    wn: int
+    per_sm: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.th // self.mi * (self.tw // 16) * self.wn * 32
+
+
+class Patch(NamedTuple):
+    """The fixed geometry of a layer, and what follows from it.
+
+    Attributes:
+        channels: of the image.
+        r, s: filter height and width.
+        sh, sw: strides.
+        planar: neighbours in memory are pixels of one channel, not channels of one pixel.
+    """
+
+    channels: int
+    r: int
+    s: int
+    sh: int
+    sw: int
+    planar: bool
+
+    @property
+    def cell(self) -> int:
+        """Halves per pixel in shared memory, so that every output pixel starts at a pair."""
+        return self.channels + self.channels * self.sw % 2
+
+    @property
+    def pieces(self) -> int:
+        """Runs of 8 halves in a filter row."""
+        return ceil_div(self.s * self.cell, 8)
+
+    @property
+    def steps(self) -> int:
+        """k16 steps of a dot product."""
+        return ceil_div(self.r * self.pieces, 2)
+
+    def rows(self, tile: StemTile) -> int:
+        """Input rows of a tile."""
+        return (tile.th - 1) * self.sh + self.r
+
+    def columns(self, tile: StemTile) -> int:
+        """Input columns of a tile."""
+        return (tile.tw - 1) * self.sw + self.s
+
+    def pitch(self, tile: StemTile) -> int:
+        """Halves per row of the buffer: all that is read, and one to write what nobody reads."""
+        read = (tile.tw - 1) * self.sw * self.cell + self.pieces * 8
+        return rounded(max(read, self.columns(tile) * self.cell + 1), 8)
+
+    def lines(self, tile: StemTile) -> tuple[int, int]:
+        """(lines that warps read, elements in each): rows, or rows of one channel."""
+        rows, columns = self.rows(tile), self.columns(tile)
+        return (rows * self.channels, columns) if self.planar else (rows, columns * self.channels)
+
+    def held(self, tile: StemTile) -> int:
+        """Registers of a thread for the elements on their way."""
+        lines, length = self.lines(tile)
+        return ceil_div(lines, tile.threads // 32) * ceil_div(length, 32)
+
+    def registers(self, tile: StemTile) -> int:
+        """Registers of a thread for accumulators, elements on their way and pieces in use."""
+        lines = (tile.mi - 1) * self.sh + 1
+        return tile.mi * tile.bn // tile.wn // 2 + self.held(tile) + 2 * lines * self.pieces
+
+    def weight_bytes(self, tile: StemTile) -> int:
+        """Shared memory of the weights."""
+        return self.steps * tile.bn * 32
+
+    def shared_bytes(self, tile: StemTile) -> int:
+        """Dynamic shared memory: weights and two patches."""
+        return self.weight_bytes(tile) + 4 * self.rows(tile) * self.pitch(tile)
+
+
+def packed_weights(array: Array, patch: Patch, bn: int) -> Array:
+    """Weights in the order of the instruction's registers.
+
+    Args:
+        array: ``[K, C, R, S]``.
+        patch: the layer's geometry.
+        bn: channels of a block.
+
+    Returns:
+        ``[blocks, steps, bn / 16, lane g, lane t, n8 tile of the pair, piece of the step, half of
+        the pair]``, zero where K, a filter row or the last step ends early. Column g of n8 tile i
+        is channel ``i / 4 * 32 + g / 2 * 8 + i % 4 * 2 + g % 2``.
+    """
+    k, c = array.shape[:2]
+    blocks = ceil_div(k, bn)
+    taps = np.zeros((blocks * bn, patch.r, patch.s, patch.cell), array.dtype)
+    taps[:k, :, :, :c] = array.transpose(0, 2, 3, 1)
+    row = patch.s * patch.cell
+    pieces = np.zeros((blocks * bn, patch.r, patch.pieces * 8), array.dtype)
+    pieces[:, :, :row] = taps.reshape(blocks * bn, patch.r, row)
+    flat = np.zeros((blocks * bn, patch.steps * 16), array.dtype)
+    flat[:, : patch.r * patch.pieces * 8] = pieces.reshape(blocks * bn, -1)
+    # Channel: block, group of 32, t of the output (= g / 2), tile of the group (2 x 2), g % 2.
+    # Position: step, piece of the step, t, half.
+    split = flat.reshape(blocks, bn // 32, 4, 2, 2, 2, patch.steps, 2, 4, 2)
+    order = split.transpose(0, 6, 1, 3, 2, 5, 8, 4, 7, 9)
+    return np.ascontiguousarray(order).reshape(blocks, -1)
+
+
+def _fetch_text(patch: Patch, tile: StemTile) -> list[str]:
+    """Lines that load the patch of tile ``item`` to registers ``v{line}_{group}``.
+
+    Loads are predicated, not branched around: all are in flight at once. (Branches would also cost
+    Numba seconds to compile.)
+    """
+    lines, length = patch.lines(tile)
+    warps = tile.threads // 32
+    text = [
+        "fn = u32(item // per_image)",
+        "rest = u32(item - u32(fn * per_image))",
+        "fp = u32(rest // per_row)",
+        f"top = u32(u32(fp * u32({tile.th * patch.sh})) - pt)",
+        "fq = u32(rest - u32(fp * per_row))",
+        f"left = u32(u32(fq * u32({tile.tw * patch.sw})) - pl)",
+        "image = u32(u32(fn * xn) + u32(left * xw))",
+        "live = item < tiles",
+    ]
+    groups = ceil_div(length, 32)
+    for j in range(groups):
+        guard = f" & (u32(lane + u32({32 * j})) < u32({length}))" if 32 * (j + 1) > length else ""
+        text.append(f"ok{j} = u32(live & (u32(left + col{j}) < W){guard})")
+    for i in range(ceil_div(lines, warps)):
+        row, channel = _line(patch, f"u32(warp + u32({i * warps}))")
+        guard = (
+            f" & (u32(warp + u32({i * warps})) < u32({lines}))" if (i + 1) * warps > lines else ""
+        )
+        start = f"u32(h{i} * xh)"
+        if channel:
+            start += f" + u32({channel} * xc)"
+        text += [
+            f"h{i} = u32(top + {row})",
+            f"good{i} = u32((h{i} < H){guard})",
+            f"start{i} = u32(image + {start})",
+        ]
+        for j in range(groups):
+            text += [
+                f"v{i}_{j} = ptx.ld_global_nc_u16_if("
+                f"ptx.at(x, u32(start{i} + off{j})), u32(good{i} & ok{j}))",
+            ]
+    return text
+
+
+def _line(patch: Patch, line: str) -> tuple[str, str]:
+    """Row and channel (empty: all of them) of a line, as texts."""
+    if not patch.planar:
+        return line, ""
+    row = f"u32({line} // u32({patch.channels}))"
+    return row, f"u32({line} % u32({patch.channels}))"
+
+
+def _commit_text(patch: Patch, tile: StemTile) -> list[str]:
+    """Lines that store the fetched registers to the patch at ``target``."""
+    lines, length = patch.lines(tile)
+    warps = tile.threads // 32
+    text = []
+    for i in range(ceil_div(lines, warps)):
+        row, channel = _line(patch, f"u32(warp + u32({i * warps}))")
+        spot = f"u32(target + u32({row} * u32({2 * patch.pitch(tile)}))"
+        spot += f" + u32({channel} * u32(2)))" if channel else ")"
+        stores = [
+            f"spot{i} = {spot}",
+            *(
+                f"ptx.st_shared_u16(u32(spot{i} + pos{j}), v{i}_{j})"
+                for j in range(ceil_div(length, 32))
+            ),
+        ]
+        if (i + 1) * warps > lines:
+            text.append(f"if u32(warp + u32({i * warps})) < u32({lines}):")
+            stores = [f"    {line}" for line in stores]
+        text += stores
+    return text
+
+
+def _setup_text(patch: Patch, tile: StemTile) -> list[str]:
+    """Lines for what a thread keeps: its columns of a line, its places in the patch."""
+    _, length = patch.lines(tile)
+    rows_of_warps = tile.tw // 16 * tile.wn
+    text = []
+    for j in range(ceil_div(length, 32)):
+        text.append(f"e = u32(lane + u32({32 * j}))")
+        if patch.planar:
+            text += [f"col{j} = e", "c = u32(0)"]
+        else:
+            text += [
+                f"col{j} = u32(e // u32({patch.channels}))",
+                f"c = u32(e - u32(col{j} * u32({patch.channels})))",
+            ]
+        text += [
+            f"off{j} = u32(u32(col{j} * xw) + u32(c * xc))",
+            # Where nothing is to be kept, the zero goes to the place that is there for it.
+            f"place = u32(u32(col{j} * u32({patch.cell})) + c)",
+            f"place = place if e < u32({length}) else u32({patch.columns(tile) * patch.cell})",
+            f"pos{j} = u32(place * u32(2))",
+        ]
+    # Halves 2t and 2t + 1 of a filter row's last piece: which belong to the row.
+    inside = patch.s * patch.cell - 8 * (patch.pieces - 1)
+    text += [
+        f"mask = u32(0xFFFFFFFF) if u32(t * u32(2) + u32(1)) < u32({inside}) else "
+        f"(u32(0xFFFF) if u32(t * u32(2)) < u32({inside}) else u32(0))",
+        f"my_row = u32(u32(warp // u32({rows_of_warps})) * u32({tile.mi}))",
+        f"my_col = u32(u32(u32(warp // u32({tile.wn})) % u32({tile.tw // 16})) * u32(16) + g)",
+        f"my_n = u32(u32(warp % u32({tile.wn})) * u32({tile.bn // tile.wn}))",
+        f"a_at = u32(shared + u32({patch.weight_bytes(tile)}) + "
+        f"u32(my_row * u32({2 * patch.sh * patch.pitch(tile)})) + "
+        f"u32(my_col * u32({2 * patch.sw * patch.cell})) + u32(t * u32(4)))",
+        "b_at = u32(shared + u32(my_n * u32(32)) + u32(lane * u32(16)))",
+    ]
+    return text
+
+
+def _product_text(patch: Patch, tile: StemTile) -> list[str]:
+    """Lines that compute the warp's accumulators from the patch ``shift`` bytes past the first."""
+    n8 = tile.bn // tile.wn // 8
+    pitch = 2 * patch.pitch(tile)
+    half = 2 * 8 * patch.sw * patch.cell
+    ragged = patch.s * patch.cell % 8 != 0
+    text = [
+        f"for z in range({tile.mi * n8 * 4}):",
+        "    acc[z] = f32(0)",
+        "a_now = u32(a_at + shift)",
+    ]
+    loaded: set[str] = set()
+
+    def piece(row: int, j: int) -> tuple[str, str]:
+        """Registers of pixels g and g + 8 for piece ``j`` of an input row, loaded once."""
+        names = (f"a{row}_{j}_0", f"a{row}_{j}_1")
+        for side, name in enumerate(names):
+            if name not in loaded:
+                loaded.add(name)
+                value = f"ptx.ld_shared_u32(u32(a_now + u32({row * pitch + 16 * j + side * half})))"
+                last = ragged and j == patch.pieces - 1
+                text.append(f"{name} = u32({value} & mask)" if last else f"{name} = {value}")
+        return names
+
+    for step in range(patch.steps):
+        products = []
+        for i in range(tile.mi):
+            parts: list[str] = []
+            for index in (2 * step, 2 * step + 1):
+                r, j = divmod(index, patch.pieces)
+                parts += piece(i * patch.sh + r, j) if r < patch.r else ("u32(0)", "u32(0)")
+            # Of a piece's two registers the instruction wants pixels g, then g + 8, then the next.
+            for side in range(2):
+                at = [f"z + {i * n8 * 4 + side * 4 + e}" for e in range(4)]
+                accs = ", ".join(f"acc[{e}]" for e in at)
+                products.append(
+                    f"    {accs} = mma({', '.join(parts)}, b{2 * side}, b{2 * side + 1}, {accs})"
+                )
+        text += [
+            f"for v in range({n8 // 2}):",
+            "    b0, b1, b2, b3 = ptx.ld_shared_v4("
+            f"u32(b_at + u32({step * tile.bn * 32}) + u32(v * 512)))",
+            "    z = v * 8",
+            *products,
+        ]
+    return text
+
+
+def _store_text(tile: StemTile, width: int) -> list[str]:
+    """Lines that hand the accumulators of the tile (on, op, oq) to the epilogue."""
+    n8 = tile.bn // tile.wn // 8
+    text = [
+        f"q0 = u32(u32(oq * u32({tile.tw})) + my_col)",
+        f"p0 = u32(u32(op * u32({tile.th})) + my_row)",
+        "on_y = u32(on * yn)",
+        "on_p = u32(on * P)",
+        f"for i in range({tile.mi}):",
+        "    p = u32(p0 + u32(i))",
+        "    for side in range(2):",
+        "        q = u32(q0 + u32(8 * side))",
+        "        if p < P and q < Q:",
+        "            m = u32(u32(u32(on_p + p) * Q) + q)",
+        "            pixel = u32(on_y + u32(p * yp) + u32(q * yq))",
+        f"            for b in range({n8 // 4}):",
+        "                k0 = u32(n0 + u32(b * 32))",
+    ]
+    for first in range(0, 8, width):
+        values = ", ".join(
+            f"acc[(i * {n8} + b * 4 + {e // 2}) * 4 + 2 * side + {e % 2}]"
+            for e in range(first, first + width)
+        )
+        offset = "k" if width > 1 else "u32(k * yk)"
+        text += [
+            f"                k = u32(k0 + u32({first}))",
+            "                if k < K:",
+            f"                    store({values}, m, k, u32(pixel + {offset}), y, e0, e1, e2, e3)",
+        ]
+    return text
+
+
+def _kernel(
+    tile: tuple[int, ...],
+    patch: tuple[Any, ...],
+    dtype: DType,
+    out_dtype: DType,
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    width: int,
+) -> tuple[Any, Any]:
+    """The kernel; filter, stride and channels are constants, all other sizes scalars.
+
+    Block x takes tiles x, x + gridDim.x, ... in order of (image, rows, columns); block y is the
+    block of channels. A tile's number past the last fetches zeros that nobody reads.
+    """
+    shape, layer = StemTile(*tile), Patch(*patch)
+    n8 = shape.bn // shape.wn // 8
+    weights, patches = layer.weight_bytes(shape), 2 * layer.rows(shape) * layer.pitch(shape)
+    body = [
+        "shared = ptx.shared_address(cuda.shared.array(0, u8))",
+        "tid = u32(cuda.threadIdx.x)",
+        "lane = tid & u32(31)",
+        "warp = tid >> u32(5)",
+        "g = lane >> u32(2)",
+        "t = lane & u32(3)",
+        f"w0 = u32(u32(cuda.blockIdx.y) * u32({weights // 2}))",
+        f"for piece in range(tid, u32({weights // 16}), u32({shape.threads})):",
+        "    ptx.cp_async_16(u32(shared + u32(piece * 16)), "
+        "ptx.at(w, u32(w0 + u32(piece * 8))), u32(16))",
+        "ptx.cp_async_commit()",
+    ]
+    if layer.cell > layer.channels:
+        body += [
+            f"for word in range(tid, u32({patches // 2}), u32({shape.threads})):",
+            f"    ptx.st_shared_u32(u32(shared + u32({weights}) + u32(word * 4)), u32(0))",
+            "cuda.syncthreads()",
+        ]
+    body += [
+        *_setup_text(layer, shape),
+        f"n0 = u32(u32(u32(cuda.blockIdx.y) * u32({shape.bn})) + my_n + u32(t * u32(8)))",
+        f"acc = cuda.local.array({shape.mi * n8 * 4}, f32)",
+        "shift = u32(0)",
+        "now = u32(cuda.blockIdx.x)",
+        "item = now",
+        "on = op = oq = u32(0)",
+        "ready = False",
+        "while now < tiles:",
+    ]
+    loop = [
+        *_fetch_text(layer, shape),
+        "if ready:",
+        *(f"    {line}" for line in _product_text(layer, shape)),
+        *(f"    {line}" for line in _store_text(shape, width)),
+        "    now = item",
+        "else:",
+        "    ptx.cp_async_wait(0)",
+        "    ready = True",
+        f"shift = u32(u32({patches}) - shift)",
+        f"target = u32(shared + u32({weights}) + shift)",
+        *_commit_text(layer, shape),
+        # The patch is complete, and all have read the other one.
+        "cuda.syncthreads()",
+        "on = fn",
+        "op = fp",
+        "oq = fq",
+        "item = u32(now + u32(cuda.gridDim.x))",
+    ]
+    params = ", ".join(("x", "w", "y", "e0", "e1", "e2", "e3", *NUMBERS))
+    text = "\n".join(
+        [f"def kernel({params}):", *(f"    {s}" for s in body), *(f"        {s}" for s in loop), ""]
+    )
+    namespace = {
+        "cuda": cuda,
+        "ptx": ptx,
+        "u8": types.uint8,
+        "u16": types.uint16,
+        "u32": u32,
+        "f32": types.float32,
+        "mma": {FP16: ptx.mma_f16, BF16: ptx.mma_bf16}[dtype],
+        "store": make_store(program, extras, out_dtype, width),
+    }
+    signature = types.void(
+        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras),
+        *[u32] * len(NUMBERS),
+    )  # fmt: skip
+    return compile_text(text, namespace), signature

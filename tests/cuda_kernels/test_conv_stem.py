@@ -1,0 +1,185 @@
+"""Tensor-core convolution of images with few channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrt.cuda_kernels.conv_simt import ConvSimt
+from nrt.cuda_kernels.conv_stem import ConvStem
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.stem_kernel import Patch, StemTile, packed_weights
+from nrt.dtypes import BF16, FP16, FP32
+from nrt.problem import Problem, TensorSpec
+from nrt.trial import random_inputs, relative_error
+
+from .harness import assert_right, compiled
+from .kernel_emulator import KernelEmulator
+from .plain_cases import NCHW, conv, refusal
+
+LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2}
+
+PAD1, PAD3 = (1, 1, 1, 1), (3, 3, 3, 3)
+
+
+def spaced(task: Problem, pixel: int, extra: int) -> Problem:
+    """``task`` with an image of ``pixel`` elements a pixel, lines ``extra`` elements apart."""
+    x = task.inputs[0]
+    n, _, h, w = x.shape
+    line = w * pixel + extra
+    strides = (h * line, 1, line, pixel)
+    return replace(task, inputs=(TensorSpec((n, *x.shape[1:]), x.dtype, strides), *task.inputs[1:]))
+
+
+# One tile for each case of the emulator; every shape of a tile and every kind of filter occurs.
+CASES = [
+    (conv((1, 3, 13, 15), (8, 3, 3, 3), FP16, strides=(2, 2), pads=PAD1),
+     StemTile(4, 16, 32, 1, 1, 4)),
+    (conv((2, 3, 9, 37), (40, 3, 7, 7), FP16, strides=(2, 2), pads=PAD3, end="residual", pitch=48),
+     StemTile(8, 16, 64, 4, 2, 2)),
+    (conv((1, 3, 10, 18), (72, 3, 3, 3), BF16, pads=(1, 0, 2, 1), end="relu"),
+     StemTile(8, 16, 64, 2, 1, 3)),
+    (conv((1, 1, 7, 35), (10, 1, 5, 5), FP16, x_order=NCHW, y_order=NCHW),
+     StemTile(8, 32, 32, 2, 1, 1)),
+    (conv((1, 2, 9, 50), (12, 2, 3, 1), FP16, strides=(1, 3), out_dtype=FP32),
+     StemTile(4, 16, 32, 1, 1, 4)),
+    (conv((3, 4, 6, 11), (36, 4, 1, 3), FP16, strides=(2, 1), x_order=NCHW, end="relu"),
+     StemTile(4, 32, 64, 2, 1, 3)),
+    (conv((1, 3, 21, 30), (24, 3, 11, 11), FP16, strides=(4, 4), pads=(2, 2, 2, 2)),
+     StemTile(8, 16, 32, 1, 1, 2)),
+    (conv((1, 3, 18, 19), (33, 3, 3, 3), FP16, strides=(1, 1), x_order=NCHW, end="none"),
+     StemTile(16, 16, 64, 4, 2, 1)),
+    (spaced(conv((1, 3, 19, 10), (16, 3, 2, 4), FP16, strides=(3, 2), pads=(0, 1, 1, 2)), 5, 7),
+     StemTile(16, 16, 32, 2, 1, 1)),
+    (conv((4, 3, 9, 9), (32, 3, 3, 3), FP16, strides=(2, 2), end="relu"),
+     StemTile(4, 16, 32, 1, 1, 4)),
+    (conv((1, 3, 1, 1), (8, 3, 1, 1), FP16), StemTile(4, 16, 32, 1, 1, 4)),
+    (conv((1, 3, 12, 18), (60, 3, 3, 3), FP16, strides=(1, 2), pads=PAD1),
+     StemTile(8, 16, 64, 2, 2, 2)),
+]  # fmt: skip
+PROBLEMS = [
+    *(task for task, _ in CASES),
+    conv((2, 3, 224, 224), (64, 3, 7, 7), FP16, strides=(2, 2), pads=PAD3, end="relu"),
+    conv((2, 3, 111, 97), (64, 3, 7, 7), FP16, strides=(2, 2), pads=PAD3, x_order=NCHW),
+    conv((1, 3, 224, 224), (64, 3, 3, 3), FP16, pads=PAD1, end="relu"),
+    conv((3, 3, 224, 224), (32, 3, 3, 3), BF16, strides=(2, 2), pads=PAD1, end="relu"),
+    conv((1, 3, 299, 299), (32, 3, 3, 3), FP16, strides=(2, 2), end="relu"),
+    conv((9, 3, 65, 63), (96, 3, 11, 11), FP16, strides=(4, 4), pads=(2, 2, 2, 2), end="residual"),
+    conv((17, 1, 28, 28), (200, 1, 5, 5), FP16, pads=(2, 2, 2, 2)),
+]
+VGG = conv((32, 3, 224, 224), (64, 3, 3, 3), FP16, pads=PAD1, end="relu")
+MOBILENET = conv((32, 3, 224, 224), (32, 3, 3, 3), FP16, strides=(2, 2), pads=PAD1, end="relu")
+RESNET = conv((32, 3, 224, 224), (64, 3, 7, 7), FP16, strides=(2, 2), pads=PAD3, end="relu")
+
+
+def emulated(task: Problem, tile: StemTile, inputs: list[Any]) -> Any:
+    """The output of the kernel run thread by thread on a GPU so small that blocks take turns."""
+    device = replace(ARCHS["sm_80"], multiprocessors=1)
+    assert refusal(ConvStem(), task, device) == ""
+    emulator = KernelEmulator(device, seed=int(np.random.default_rng().integers(1 << 30)))
+    return emulator.run(ConvStem(), task, tile, inputs)[0]
+
+
+@pytest.mark.parametrize(("task", "tile"), CASES, ids=str)
+def test_emulated(task: Problem, tile: StemTile) -> None:
+    inputs = random_inputs(task, np.random.default_rng())
+    (expected,) = task.op.reference(*(a.astype(np.float64) for a in inputs))
+    assert relative_error(emulated(task, tile, inputs), expected) <= LIMIT[task.y.dtype.name]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_infinity_stays_where_it_belongs(stride: int) -> None:
+    """No output sees a pixel outside its window, not even times zero."""
+    task = conv((1, 3, 6, 21), (8, 3, 3, 3), FP16, strides=(stride, stride))
+    inputs = random_inputs(task, np.random.default_rng())
+    inputs[0][0, 1, 2, 7] = np.inf
+    with np.errstate(invalid="ignore"):
+        out = emulated(task, StemTile(4, 16, 32, 1, 1, 4), inputs)
+        (expected,) = task.op.reference(*(a.astype(np.float64) for a in inputs))
+    assert np.array_equal(np.isfinite(out), np.isfinite(expected))
+    assert 0 < np.isfinite(out).mean() < 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", PROBLEMS, ids=str)
+def test_right_on_gpu(task: Problem, cuda_runner: Any) -> None:
+    assert_right(cuda_runner, ConvStem(), task, LIMIT)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_87", marks=pytest.mark.slow), "sm_90a"])
+def test_compiles_without_spills(arch: str) -> None:
+    for task in (CASES[0][0], CASES[3][0]):
+        assert all(c.spills == 0 for c in compiled(ConvStem(), task, arch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_87", "sm_90a"])
+@pytest.mark.parametrize("task", [RESNET, *PROBLEMS[-6:-1]], ids=str)
+def test_every_tile_compiles_without_spills(arch: str, task: Problem) -> None:
+    variant = ConvStem()
+    for tile in variant.configs(task, ARCHS[arch]):
+        assert all(c.spills == 0 for c in compiled(variant, task, arch, tile)), tile
+
+
+def test_tiles_are_consistent() -> None:
+    device = ARCHS["sm_90a"]
+    for task in PROBLEMS:
+        for tile in ConvStem._tiles(task, device):
+            assert tile.th % tile.mi == tile.tw % 16 == tile.bn % (32 * tile.wn) == 0
+            assert tile.threads * tile.per_sm <= 512
+
+
+def test_packed_weights_lie_as_the_instruction_takes_them() -> None:
+    patch = Patch(3, 3, 3, 2, 2, False)
+    weights = np.arange(40 * 27, dtype=np.float64).reshape(40, 3, 3, 3) + 1
+    packed = packed_weights(weights, patch, 64).reshape(1, 3, 4, 8, 4, 2, 2, 2)
+    # Lane g = 5, t = 1 of n8 tile 2, second piece of the second step: row 1, halves 10 and 11,
+    # of which the row has 9; first piece of it: row 1, halves 2 and 3.
+    channel = 5 // 2 * 8 + 2 * 2 + 1
+    row = weights[channel].transpose(1, 2, 0)[1].ravel()
+    assert packed[0, 1, 1, 5, 1, 0, 0].tolist() == row[2:4].tolist()
+    assert packed[0, 1, 1, 5, 0, 0, 1].tolist() == [row[8], 0]
+    assert packed[0, 1, 1, 5, 1, 0, 1].tolist() == [0, 0]
+    # Channels from 40 on do not exist.
+    assert not packed[0, :, 2:, 2:].any()
+    assert packed[0, 0, 2, :2].any()
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_estimate_is_below_that_of_the_ordinary_cores(arch: str) -> None:
+    device = ARCHS[arch]
+    for task in (RESNET, VGG, MOBILENET):
+        own = min(ConvStem().estimate(task, c, device) for c in ConvStem().configs(task, device))
+        other = min(ConvSimt().estimate(task, c, device) for c in ConvSimt().configs(task, device))
+        assert task.nbytes / device.bandwidth < own < other, task
+
+
+def test_refusals() -> None:
+    variant = ConvStem()
+    x, w = (1, 3, 9, 9), (8, 3, 3, 3)
+    assert refusal(variant, conv(x, w, FP16), ARCHS["sm_75"]) == (
+        "sm_75 has no m16n8k16, expected sm_80 or later"
+    )
+    assert refusal(variant, conv(x, w)) == "operands are fp32, expected fp16 or bf16"
+    assert refusal(variant, conv((1, 5, 9, 9), (8, 5, 3, 3), FP16)) == (
+        "the input has 5 channels, expected 4 at most"
+    )
+    assert refusal(variant, conv(x, w, FP16, dilations=(2, 1))) == (
+        "groups=1, dilations=(2, 1): expected 1 and (1, 1)"
+    )
+    grouped = conv((1, 4, 9, 9), (8, 2, 3, 3), FP16, groups=2)
+    assert refusal(variant, grouped) == "groups=2, dilations=(1, 1): expected 1 and (1, 1)"
+    assert refusal(variant, conv((1, 3, 20, 9), (8, 3, 12, 3), FP16)) == (
+        "filter (12, 3) at strides (1, 1), expected at most 11 and 4"
+    )
+    assert refusal(variant, conv(x, w, FP16, strides=(1, 5))) == (
+        "filter (3, 3) at strides (1, 5), expected at most 11 and 4"
+    )
+    assert refusal(variant, conv(x, w, FP16, constant=False)).startswith("weights are computed")
+    tiny = replace(ARCHS["sm_80"], shared_per_block=4096)
+    assert refusal(variant, conv(x, w, FP16), tiny) == (
+        "no tile's weights and patch fit sm_80's shared memory"
+    )
