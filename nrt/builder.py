@@ -62,6 +62,7 @@ def compile(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -78,6 +79,8 @@ def compile(
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
+        tuning_seconds: start no measurement after so many seconds of tuning; layers that are not
+            measured by then take their best estimate, the least expensive ones first.
         timing_cache: file of measured times, read and updated; two builds with one cache give the
             same plan. Default: one under ``NRT_CACHE_DIR``.
         progress: called with (stage, done, total).
@@ -98,6 +101,7 @@ def compile(
         opt_level=opt_level,
         layers=layers,
         io=io,
+        tuning_seconds=tuning_seconds,
         timing_cache=timing_cache,
         progress=progress,
     )
@@ -118,6 +122,7 @@ def build(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Build:
@@ -142,6 +147,7 @@ def build(
         "opt_level": opt_level,
         "cache": cache,
         "progress": progress,
+        "tuning_seconds": tuning_seconds,
         # The first layer of those that share a problem.
         "names": {task.problem: task.name for task in reversed(lowered.tasks)},
     }
@@ -223,7 +229,9 @@ def _for_cuda(
 
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
-        bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], bench, **tuning))
+        found = tune([t.problem for t in lowered.tasks], bench, **tuning)
+        bench.prepare((c.variant, problem, c.config) for problem, c in found.items())
+        bound, choices = _bind(lowered, found)
         target = Target("cuda", device.arch, device.name)
         plan = assemble(
             lowered, bound, target=target, device=device, binary=bench.binary, **arguments

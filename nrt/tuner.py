@@ -1,14 +1,19 @@
 """Chooses a kernel for every problem: prune, compile, check, time, remember.
 
-Layers with equal problems are tuned once. Candidates are ranked by each variant's analytic
+Layers with equal problems are tuned once, those first that take most of the network's time by their
+estimates, and among them whichever is compiled. Candidates are ranked by each variant's analytic
 estimate; ``opt_level`` says how many are measured (0: none, the best estimate is taken). A
 candidate is first checked against the family's reference on fresh random data; a wrong one is
 reported by name and can never win. Ties within the clock's noise go to the simpler variant. Times
-are kept in a cache, so that a second build with the same cache makes the same choices.
+are kept in a cache, so that a second build with the same cache makes the same choices. A budget of
+seconds ends measuring early: what is not known by then takes its best estimate.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,7 +40,7 @@ class Candidate:
 
     Attributes:
         variant: name.
-        config: as text.
+        config: as text; of those that opt_level leaves out, how many there are.
         seconds: measured median; None if it was not timed.
         note: refusal, 'wrong result: …', or why it was not timed.
     """
@@ -74,8 +79,19 @@ class Bench(Protocol):
     def timing_key(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> str:
         """Content address of the measurement: device, toolchain, sources, problem, config."""
 
-    def prepare(self, jobs: Iterable[tuple[Any, Problem, tuple[Any, ...]]]) -> None:
-        """Start compiling in the background."""
+    def prepare(
+        self, jobs: Iterable[tuple[Any, Problem, tuple[Any, ...]]], *, check: bool = False
+    ) -> None:
+        """Start compiling in the background; with ``check``, also what `measure` compares with."""
+
+    def next_ready(self, problems: Sequence[Problem], seconds: float | None) -> int | None:
+        """Index of the first problem of which everything that was prepared is compiled.
+
+        Waits until there is one; None after ``seconds`` without.
+        """
+
+    def abandon(self) -> None:
+        """Drop what was prepared and has not begun; it may be prepared again."""
 
     def measure(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> Timing:
         """Check, then time."""
@@ -96,6 +112,8 @@ def tune(
     cache: TimingCache | None = None,
     progress: Progress | None = None,
     names: Mapping[Problem, str] | None = None,
+    tuning_seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[Problem, Choice]:
     """A choice per distinct problem.
 
@@ -106,36 +124,75 @@ def tune(
         cache: of timings; updated in place.
         progress: called with ``("tune", done, total)``.
         names: of a layer per problem, for errors.
+        tuning_seconds: start no measurement after so many seconds; None: no limit. Known times cost
+            none and always count.
+        clock: seconds, for that limit.
 
     Raises:
-        BuildError: a problem that no variant supports, or opt_level out of range.
+        BuildError: a problem that no variant supports, or an option out of range.
         TuningError: every candidate of a problem gave a wrong result.
     """
     if type(opt_level) is not int or opt_level not in _TOP:
         raise BuildError(f"opt_level={opt_level!r}: expected a whole number from 0 to 5")
-    unique = list(dict.fromkeys(problems))
-    labels = {p: f"layer '{names[p]}', {p}" if names and p in names else str(p) for p in unique}
-    tables = {p: _rank(p, bench, opt_level, labels[p]) for p in unique}
+    _check_seconds(tuning_seconds)
+    counts = Counter(problems)
+    labels = {p: f"layer '{names[p]}', {p}" if names and p in names else str(p) for p in counts}
+    tables = {p: _rank(p, bench, opt_level, labels[p]) for p in counts}
+    # Where the network spends its time comes first, in case that the budget ends.
+    waiting = sorted(counts, key=lambda p: -tables[p][0][0].estimate * counts[p])
+    budget = _Budget(tuning_seconds, clock)
     timed = bench.can_measure and opt_level > 0
-    jobs = []
-    for problem, (ranked, _) in tables.items():
-        wanted = ranked if timed else ranked[:1]
-        for r in wanted:
-            known = cache is not None and bench.timing_key(r.variant, problem, r.config) in cache
-            if not known or not timed:
-                jobs.append((r.variant, problem, r.config))
-    bench.prepare(jobs)
-    choices = {}
-    for done, (problem, (ranked, refused)) in enumerate(tables.items()):
+    for problem in waiting:
+        ranked = tables[problem][0]
+        if not timed:
+            bench.prepare([(r.variant, problem, r.config) for r in ranked[:1]])
+        elif not budget.spent():
+            unknown = [r for r in ranked if _known(r, problem, bench, cache) is None]
+            if unknown:
+                bench.prepare([(r.variant, problem, r.config) for r in unknown], check=True)
+    choices: dict[Problem, Choice] = {}
+    abandoned = False
+    while waiting:
         if progress is not None:
-            progress("tune", done, len(tables))
-        found = _choose(problem, ranked, refused, bench, timed, cache)
+            progress("tune", len(choices), len(tables))
+        ready = bench.next_ready(waiting, budget.left()) if timed and not budget.spent() else None
+        if timed and ready is None and not abandoned:
+            bench.abandon()
+            abandoned = True
+        problem = waiting.pop(ready or 0)
+        found = _choose(problem, tables[problem], bench, timed, cache, budget)
         if isinstance(found, str):
             raise TuningError(f"no kernel gives a right result for {labels[problem]}: {found}")
         choices[problem] = found
     if progress is not None:
         progress("tune", len(tables), len(tables))
-    return choices
+    return {problem: choices[problem] for problem in counts}
+
+
+class _Budget:
+    """Seconds that measuring may take; once spent it stays so."""
+
+    def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self.clock = clock
+        self.end = None if seconds is None else clock() + seconds
+        self.over = False
+
+    def left(self) -> float | None:
+        """None without a limit."""
+        return None if self.end is None else max(0.0, self.end - self.clock())
+
+    def spent(self) -> bool:
+        self.over = self.over or self.left() == 0.0
+        return self.over
+
+
+def _check_seconds(seconds: float | None) -> None:
+    valid = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is not None and not (valid and math.isfinite(seconds) and seconds >= 0):
+        raise BuildError(
+            f"tuning_seconds={seconds!r}: expected a number of at least 0, or None for no limit"
+        )
 
 
 def _rank(
@@ -145,11 +202,15 @@ def _rank(
     refused: list[Candidate] = []
     ranked: list[_Ranked] = []
     reference: list[_Ranked] = []
+    left_out: Counter[str] = Counter()
     for variant, refusal in bench.variants(problem):
         if refusal is not None:
             refused.append(Candidate(variant.name, "", None, refusal.reason))
             continue
-        configs = list(bench.configs(variant, problem))[: _PER_VARIANT[opt_level]]
+        known = list(bench.configs(variant, problem))
+        configs = known[: _PER_VARIANT[opt_level]]
+        if not variant.reference:
+            left_out[variant.name] = len(known) - len(configs)
         entries = [_Ranked(variant, c, bench.estimate(variant, problem, c)) for c in configs]
         (reference if variant.reference else ranked).extend(entries)
     ranked.sort(key=lambda r: r.estimate)
@@ -159,30 +220,47 @@ def _rank(
         raise BuildError(f"no kernel solves {label}: {why}")
     if opt_level == 5 and ranked:
         chosen = [*chosen, *reference]
-    return chosen, refused
+    left_out.update(r.variant.name for r in ranked if r not in chosen)
+    cut = [
+        Candidate(name, f"{count} configuration(s)", None, f"left out at opt_level={opt_level}")
+        for name, count in left_out.items()
+        if count > 0
+    ]
+    return chosen, [*cut, *refused]
 
 
 def _choose(
     problem: Problem,
-    ranked: list[_Ranked],
-    refused: list[Candidate],
+    table: tuple[list[_Ranked], list[Candidate]],
     bench: Bench,
     timed: bool,
     cache: TimingCache | None,
+    budget: _Budget,
 ) -> Choice | str:
     """The choice, or what went wrong with every candidate."""
-    first = ranked[0]
+    ranked, refused = table
     if not timed:
         reason = "the only candidate" if len(ranked) == 1 else "best estimate, not timed"
         rows = [Candidate(r.variant.name, _text(r.config), None, "not timed") for r in ranked]
+        first = ranked[0]
         return Choice(first.variant, first.config, None, reason, (*rows, *refused))
+    spent = f"tuning_seconds={budget.seconds:g} spent" if budget.seconds is not None else ""
     rows = []
     good: list[tuple[float, _Ranked]] = []
+    unknown: list[_Ranked] = []
     for r in ranked:
-        timing = _timing(r, problem, bench, cache)
+        timing = _timing(r, problem, bench, cache, budget)
+        if timing is None:
+            unknown.append(r)
+            timing = Timing(None, f"not timed: {spent}")
         rows.append(Candidate(r.variant.name, _text(r.config), timing.seconds, timing.note))
         if timing.seconds is not None:
             good.append((timing.seconds, r))
+    if not good and unknown:
+        first = unknown[0]
+        bench.prepare([(first.variant, problem, first.config)])
+        reason = f"best estimate, {spent}"
+        return Choice(first.variant, first.config, None, reason, (*rows, *refused))
     if not good:
         return _all_wrong(problem, rows, refused, bench)
     best = min(seconds for seconds, _ in good)
@@ -191,17 +269,30 @@ def _choose(
     reason = "the only candidate" if len(ranked) == 1 else f"fastest of {len(good)} measured"
     if seconds > best:
         reason = f"simplest of {len(tied)} within {_NOISE:.0%} of the fastest of {len(good)}"
+    if unknown:
+        reason += f", {spent}"
     return Choice(winner.variant, winner.config, seconds, reason, (*rows, *refused))
 
 
-def _timing(r: _Ranked, problem: Problem, bench: Bench, cache: TimingCache | None) -> Timing:
-    key = bench.timing_key(r.variant, problem, r.config)
-    if cache is not None and key in cache:
-        return cache[key]
+def _known(r: _Ranked, problem: Problem, bench: Bench, cache: TimingCache | None) -> Timing | None:
+    if cache is not None:
+        key = bench.timing_key(r.variant, problem, r.config)
+        if key in cache:
+            return cache[key]
+    return None
+
+
+def _timing(
+    r: _Ranked, problem: Problem, bench: Bench, cache: TimingCache | None, budget: _Budget
+) -> Timing | None:
+    """What is known or measured now; None where the budget leaves no time to."""
+    known = _known(r, problem, bench, cache)
+    if known is not None or budget.spent():
+        return known
     timing = bench.measure(r.variant, problem, r.config)
     # What a kernel computes will not change; a compiler that was killed may do better next time.
     if cache is not None and (timing.seconds is not None or timing.note.startswith("wrong result")):
-        cache[key] = timing
+        cache[bench.timing_key(r.variant, problem, r.config)] = timing
     return timing
 
 

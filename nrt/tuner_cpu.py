@@ -60,8 +60,20 @@ class CpuBench:
         parts = [self._machine, _source_hash(), variant.name, repr(config), problem.key]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def prepare(self, jobs: Iterable[tuple[HostVariant, Problem, tuple[Any, ...]]]) -> None:
+    def prepare(
+        self,
+        jobs: Iterable[tuple[HostVariant, Problem, tuple[Any, ...]]],
+        *,
+        check: bool = False,
+    ) -> None:
         """Nothing to do ahead: binding compiles."""
+
+    def next_ready(self, problems: Sequence[Problem], seconds: float | None) -> int | None:
+        del problems, seconds
+        return 0
+
+    def abandon(self) -> None:
+        """Nothing was begun ahead."""
 
     def measure(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> Timing:
         inputs, expected = self._reference(problem)

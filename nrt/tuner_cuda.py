@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from nrt.cuda_kernels.compiler import Cubin, kernel_key
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.variant import KernelSpec, Variant
-from nrt.cuda_runner import CudaRunner
+from nrt.cuda_runner import CudaRunner, Operands
 from nrt.errors import CompileError, TuningError
 from nrt.ir.op import Array
 from nrt.problem import Problem, Refusal
@@ -25,6 +28,9 @@ __all__ = ["CudaBench"]
 
 # Relative error against the reference kernel on the same stored inputs, per layer.
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-10}
+
+_SLOW = 1.5
+_BRIEFLY = f"timed briefly: over {_SLOW} times the best"
 
 
 class CudaBench:
@@ -42,6 +48,9 @@ class CudaBench:
         self.pool = pool
         self.can_measure = runner is not None
         self._data: tuple[Problem, list[Array], list[Array]] | None = None
+        self._operands = Operands()
+        self._best = math.inf
+        self._compiling: dict[Problem, list[Future[Cubin]]] = {}
 
     def variants(self, problem: Problem) -> Sequence[tuple[Variant, Refusal | None]]:
         return variants_for(problem, self.device)
@@ -64,10 +73,37 @@ class CudaBench:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def prepare(self, jobs: Iterable[tuple[Variant, Problem, tuple[Any, ...]]]) -> None:
+    def prepare(
+        self, jobs: Iterable[tuple[Variant, Problem, tuple[Any, ...]]], *, check: bool = False
+    ) -> None:
         for variant, problem, config in jobs:
-            for launch in variant.emit(problem, config, self.device).launches:
-                self.pool.submit(launch.kernel)
+            futures = self._compiling.setdefault(problem, [])
+            if check and not futures:
+                futures += self._submit(*self._reference_kernel(problem))
+            futures += self._submit(variant, problem, config)
+
+    def _submit(
+        self, variant: Variant, problem: Problem, config: tuple[Any, ...]
+    ) -> list[Future[Cubin]]:
+        launches = variant.emit(problem, config, self.device).launches
+        return self.pool.submit_all(launch.kernel for launch in launches)
+
+    def next_ready(self, problems: Sequence[Problem], seconds: float | None) -> int | None:
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            open_: list[Future[Cubin]] = []
+            for index, problem in enumerate(problems):
+                running = [f for f in self._compiling.get(problem, ()) if not f.done()]
+                if not running:
+                    return index
+                open_ += running
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not wait(open_, left, FIRST_COMPLETED).done:
+                return None
+
+    def abandon(self) -> None:
+        self.pool.cancel()
+        self._compiling.clear()
 
     def binary(self, spec: KernelSpec) -> Cubin:
         """The cubin of ``spec``; waits for the pool."""
@@ -78,7 +114,9 @@ class CudaBench:
             raise TuningError("no GPU to measure on")
         inputs, expected = self._reference(problem)
         try:
-            outputs = self.runner.run(variant, problem, config, inputs, self.binary)
+            outputs = self.runner.run(
+                variant, problem, config, inputs, self.binary, operands=self._operands
+            )
         except (CompileError, TuningError) as error:
             return Timing(None, str(error).splitlines()[0])
         for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
@@ -86,7 +124,12 @@ class CudaBench:
             limit = TOLERANCE.get(spec.dtype.name, 0.0)
             if not error_ <= limit:
                 return Timing(None, f"wrong result: relative error {error_:.2e}, limit {limit:.0e}")
-        return Timing(self.runner.seconds(variant, problem, config, inputs, self.binary))
+        limit = self._best * _SLOW
+        seconds = self.runner.seconds(
+            variant, problem, config, inputs, self.binary, operands=self._operands, limit=limit
+        )
+        self._best = min(self._best, seconds)
+        return Timing(seconds, _BRIEFLY if seconds > limit else "")
 
     def _reference(self, problem: Problem) -> tuple[list[Array], list[Array]]:
         """Random inputs and the reference variant's outputs; kept for the current problem."""
@@ -94,13 +137,18 @@ class CudaBench:
             assert self.runner is not None
             rng = np.random.default_rng(int(problem.key[:16], 16))
             inputs = random_inputs(problem, rng)
-            reference = next(
-                (v for v, refusal in self.variants(problem) if v.reference and refusal is None),
-                None,
+            reference, _, config = self._reference_kernel(problem)
+            self._operands, self._best = Operands(), math.inf
+            outputs = self.runner.run(
+                reference, problem, config, inputs, self.binary, operands=self._operands
             )
-            if reference is None:
-                raise TuningError(f"{problem}: no reference variant supports it")
-            config = reference.configs(problem, self.device)[0]
-            outputs = self.runner.run(reference, problem, config, inputs, self.binary)
             self._data = (problem, inputs, outputs)
         return self._data[1], self._data[2]
+
+    def _reference_kernel(self, problem: Problem) -> tuple[Variant, Problem, tuple[Any, ...]]:
+        reference = next(
+            (v for v, refusal in self.variants(problem) if v.reference and refusal is None), None
+        )
+        if reference is None:
+            raise TuningError(f"{problem}: no reference variant supports it")
+        return reference, problem, reference.configs(problem, self.device)[0]

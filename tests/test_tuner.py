@@ -51,8 +51,16 @@ class FakeBench:
     def timing_key(self, variant: Fake, problem: Problem, config: tuple[Any, ...]) -> str:
         return f"{variant.name} {config} {problem.key}"
 
-    def prepare(self, jobs: Iterable[tuple[Fake, Problem, tuple[Any, ...]]]) -> None:
+    def prepare(
+        self, jobs: Iterable[tuple[Fake, Problem, tuple[Any, ...]]], *, check: bool = False
+    ) -> None:
         self.prepared += [(v.name, c) for v, _, c in jobs]
+
+    def next_ready(self, problems: Sequence[Problem], seconds: float | None) -> int | None:
+        return 0
+
+    def abandon(self) -> None:
+        raise AssertionError("no budget was given")
 
     def measure(self, variant: Fake, problem: Problem, config: tuple[Any, ...]) -> Timing:
         self.measured.append((variant.name, config))

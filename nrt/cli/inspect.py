@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nrt.cli.console import cut_cell, human_bytes, human_time, make_table, output, write_json
-from nrt.cli.source import open_plan
+from nrt.cli.source import build_report, is_plan, open_plan
+from nrt.errors import BuildError
 from nrt.insight.report import plan_report
 
-__all__ = ["run", "show_launches"]
+__all__ = ["run", "show_candidates", "show_launches"]
 
 WIDE = 140
 """Columns of a terminal that has room for the configurations."""
@@ -18,7 +19,7 @@ WIDE = 140
 
 def run(args: argparse.Namespace) -> int:
     """Show ``args.source``."""
-    report = plan_report(open_plan(args.source, args))
+    report = _report(args)
     if args.json:
         write_json(report)
         return 0
@@ -35,7 +36,35 @@ def run(args: argparse.Namespace) -> int:
     )
     _show_ops(report["ops_before"], report["ops_after"])
     show_launches(report["layers"])
+    if args.candidates:
+        show_candidates(report["layers"])
     return 0
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.candidates:
+        return plan_report(open_plan(args.source, args))
+    if is_plan(args.source):
+        raise BuildError(
+            f"--candidates: {args.source} is a plan, which holds the winners only; give the model"
+        )
+    built = build_report(args.source, args)
+    return plan_report(built.plan, built.choices)
+
+
+def show_candidates(entries: list[dict[str, Any]]) -> None:
+    """A table per layer of what its kernel was chosen from, the fastest first."""
+    console = output()
+    for entry in entries:
+        if entry["part"] > 1:
+            continue
+        console.print(f"{entry['name']}: {entry['op']}, {entry['variant']} ({entry['reason']})")
+        table = make_table("variant", "config", "time", "", right=("time",), cut=("config", ""))
+        rows = sorted(entry["candidates"], key=lambda c: (c["seconds"] is None, c["seconds"] or 0))
+        for row in rows:
+            time, note = human_time(row["seconds"]), cut_cell(row["note"])
+            table.add_row(row["variant"], cut_cell(row["config"]), time, note)
+        console.print(table)
 
 
 def _binding(spec: Mapping[str, Any]) -> str:

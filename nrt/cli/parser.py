@@ -78,6 +78,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", "Show what a model was compiled to, launch by launch.")
     inspect.add_argument("source", metavar="PLAN|MODEL", help="a plan, or an ONNX file to compile")
+    inspect.add_argument(
+        "--candidates",
+        action="store_true",
+        help="show what each layer's kernel was chosen from (MODEL only)",
+    )
     _json_option(inspect)
     _build_options(inspect)
 

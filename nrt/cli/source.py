@@ -15,12 +15,14 @@ from nrt.errors import BuildError, InputError, PlanError
 from nrt.insight.inputs import check_inputs, random_inputs
 
 if TYPE_CHECKING:
+    from nrt.builder import Build
     from nrt.plan import IoSpec, Plan
     from nrt.runtime import Engine
 
 __all__ = [
     "build_engine",
     "build_plan",
+    "build_report",
     "is_plan",
     "open_engine",
     "open_plan",
@@ -60,12 +62,17 @@ def build_engine(model: Any, args: argparse.Namespace) -> Engine:
         return compile_model(model, progress=progress, **_build_arguments(args))
 
 
-def build_plan(model: str, args: argparse.Namespace) -> Plan:
+def build_report(model: str, args: argparse.Namespace) -> Build:
     """As `build_engine`, but stops at the plan: its device need not be in this machine."""
     from nrt.builder import build
 
     with progress_bar() as progress:
-        return build(model, progress=progress, **_build_arguments(args)).plan
+        return build(model, progress=progress, **_build_arguments(args))
+
+
+def build_plan(model: str, args: argparse.Namespace) -> Plan:
+    """The plan of `build_report`."""
+    return build_report(model, args).plan
 
 
 def open_engine(path: str, args: argparse.Namespace) -> Engine:

@@ -52,9 +52,14 @@ class CompilePool:
 
     def submit(self, spec: KernelSpec) -> Future[Cubin]:
         """The cubin of ``spec``, to come; its exception is a CompileError."""
-        if spec not in self._futures:
+        if spec not in self._futures or self._futures[spec].cancelled():
             self._futures[spec] = self._threads.submit(self._compile, spec)
         return self._futures[spec]
+
+    def cancel(self) -> None:
+        """Drop what no worker has begun; it may be submitted again."""
+        for future in self._futures.values():
+            future.cancel()
 
     def submit_all(self, specs: Iterable[KernelSpec]) -> list[Future[Cubin]]:
         return [self.submit(spec) for spec in specs]

@@ -6,9 +6,14 @@ The dictionary is the schema of ``nrt inspect --json``; keys are added, never re
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from nrt.plan import CopyStep, HostStep, IoSpec, LaunchStep, Plan, SetStep
+
+if TYPE_CHECKING:
+    from nrt.tuner import Choice
 
 __all__ = ["launch_entries", "plan_report"]
 
@@ -22,8 +27,17 @@ _KINDS: dict[type[Any], str] = {
 }
 
 
-def plan_report(plan: Plan) -> dict[str, Any]:
-    """Everything that ``nrt inspect`` shows."""
+def plan_report(plan: Plan, choices: Mapping[str, Choice] | None = None) -> dict[str, Any]:
+    """Everything that ``nrt inspect`` shows.
+
+    Args:
+        plan: what was built.
+        choices: layer -> what it was chosen from; each layer then has the key ``candidates``.
+    """
+    layers = launch_entries(plan)
+    if choices is not None:
+        for entry in layers:
+            entry["candidates"] = [asdict(c) for c in choices[entry["name"]].candidates]
     return {
         "name": plan.name,
         "target": {
@@ -35,7 +49,7 @@ def plan_report(plan: Plan) -> dict[str, Any]:
         "outputs": [_io(spec) for spec in plan.outputs],
         "ops_before": dict(plan.ops_before),
         "ops_after": dict(plan.ops_after),
-        "layers": launch_entries(plan),
+        "layers": layers,
         "arena_bytes": plan.arena_bytes,
         "weights_bytes": len(plan.weights),
         "streams": plan.streams,

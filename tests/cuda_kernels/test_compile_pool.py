@@ -67,6 +67,21 @@ def test_a_spec_is_compiled_once(tmp_path: Path) -> None:
     assert len(list(marks.iterdir())) == 1
 
 
+def test_what_is_cancelled_may_be_submitted_again(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with CompilePool(SM80, 1) as pool:
+        first = pool.submit(spec("_shared", 11))
+        waiting = pool.submit_all([spec("_scale", FP16, 3.0), spec("_counting", str(marks))])
+        pool.cancel()
+        assert all(f.cancelled() for f in waiting)
+        assert not any(marks.iterdir())
+        again = pool.submit(spec("_counting", str(marks)))
+        again.result(SECONDS)
+        assert first.cancelled() or first.result(SECONDS)
+    assert len(list(marks.iterdir())) == 1
+
+
 def test_errors_in_a_worker_come_back_and_it_goes_on() -> None:
     with CompilePool(SM80, 2) as pool:
         bad = pool.submit_all([spec("_raising", str(i)) for i in range(4)])
