@@ -28,7 +28,7 @@ MAX_STRIDE = 4
 
 # Registers for addresses, conditions, weights and the epilogue; with what `Patch.registers` counts,
 # the tiles that fit a thread's share by this figure compiled without spills.
-_OTHER_REGISTERS = 52
+_OTHER_REGISTERS = 50
 
 # (rows, columns, output rows of a warp, warps along the channels, blocks on an SM at 64 and at 32
 # channels).
