@@ -69,7 +69,8 @@ class Context:
         Args:
             inputs: NumPy arrays, or (also in device memory, on the CUDA target) DLPack objects and
                 objects with ``__cuda_array_interface__``. Shapes and dtypes are the plan's; nothing
-                is cast. Host arrays need not be contiguous.
+                is cast. Shapes are logical in either layout; host arrays may have any strides,
+                device memory must be dense in the binding's layout.
             device: return `DeviceTensor` instead of NumPy arrays (CUDA target only).
 
         Returns:

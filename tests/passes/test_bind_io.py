@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_graphs import run_tasks
 
 from nrt.dtypes import FP16, FP32, FP64, INT64, dtype_from_name
 from nrt.errors import BuildError
@@ -13,14 +16,18 @@ from nrt.ir.layout import same_memory
 from nrt.ir.op import Array
 from nrt.ir.ops import Add, Concat, Conv, Gather, Mul, Pointwise, Reformat, Relu, Softmax, Transpose
 from nrt.ir.verify import verify
+from nrt.lowering import lower
 from nrt.passes.base import run_pipeline
 from nrt.passes.bind_io import ONLY_INPUT, ONLY_OUTPUT, BindIo, IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.trial import relative_error
 
 from .support import Net, densenet_like, mobilenet_like, ops, resnet_like
+from .test_random_graphs import build, graphs
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
+SMALLEST = 2.0**-23
+"""Twice the smallest number of fp16: below it a relative error says nothing."""
 HALF_LAST = IOFormat("fp16", "nhwc")
 
 
@@ -198,6 +205,40 @@ def _with_ids() -> Net:
 def test_impossible_formats(io: dict[str, IOFormat], message: str) -> None:
     with pytest.raises(BuildError, match=message):
         run_pipeline(_with_ids().graph, pipeline(PipelineOptions(io=io)))
+
+
+formats = st.builds(
+    IOFormat, st.sampled_from([None, "fp32", "fp16"]), st.sampled_from([None, "nchw", "nhwc"])
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=graphs, wanted=st.lists(formats, min_size=11, max_size=11), half=st.booleans())
+def test_random_graphs_keep_their_values_down_to_memory(
+    steps: list[tuple[str, int, bool]], wanted: list[IOFormat], half: bool
+) -> None:
+    net = build(steps)
+    values = {v.name: v for v in net.graph.inputs} | dict(net.graph.outputs)
+    io = {
+        name: wish if len(value.shape) == 4 else IOFormat(wish.dtype)
+        for (name, value), wish in zip(values.items(), wanted, strict=False)
+        if value.dtype.is_float
+    }
+    precision = frozenset({"fp16", "fp32"} if half else {"fp32"})
+    report = run_pipeline(net.graph, pipeline(PipelineOptions(precision, io=io)), verify=True)
+    assert max(r.iteration for r in report.records) < 6
+    result = lower(report.graph)
+    for name, spec in (*result.inputs, *result.outputs):
+        wish = io.get(name, IOFormat())
+        assert wish.dtype in (None, spec.dtype.name)
+        assert spec.is_nhwc if wish.layout == "nhwc" else spec.is_row_major
+    x = net.random(2, 4, 6, 5).astype(np.float16).astype(np.float32)
+    bound = {n: x.astype(s.dtype.numpy) for n, s in result.inputs}
+    found, exact = run_tasks(result, bound), evaluate(net.graph, {"x": x})
+    limit = TOLERANCE["fp16"] * (3 if half else 1)
+    for name, array in exact.items():
+        difference = np.linalg.norm(found[name].astype(np.float64) - array)
+        assert difference <= limit * np.linalg.norm(array) + SMALLEST * np.sqrt(array.size)
 
 
 def test_a_format_as_text() -> None:
