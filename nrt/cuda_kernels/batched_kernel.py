@@ -317,6 +317,8 @@ def _batched_kernel(
                     if width == 8:
                         out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
                         out[4], out[5], out[6], out[7] = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
+                    elif width == 4:
+                        out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
                     else:
                         for v in range(width):
                             out[v] = ptx.ld_shared_f32(u32(cell + u32(v * 4)))

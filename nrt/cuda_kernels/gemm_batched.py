@@ -130,7 +130,9 @@ class GemmBatched(Variant):
         assert b is not None
         epilogue = matmul_epilogue(problem)
         y = matrix_output(problem)
-        width = store_width(epilogue, y, len(y.shape) - 1, 8)
+        # 16 bytes of a result; sums of 8 columns at most are at hand.
+        want = min(8, 16 // y.dtype.itemsize)
+        width = store_width(epilogue, y, len(y.shape) - 1, want)
         spec = KernelSpec(
             "nrt.cuda_kernels.batched_kernel:_batched_kernel",
             (
@@ -178,10 +180,12 @@ def _seconds(shape: MatMulShape, tile: Tile, device: DeviceSpec) -> float:
     )
     # L2 to shared memory: about 64 bytes per clock and SM at 1.7 GHz.
     loads = lines * tile.bk * 2.0 * steps * resident / 1.1e11
-    # A step that the ring has not loaded ahead waits for memory; the tile's end takes its turn too.
+    # Pairs wait for memory before they go on to shared memory.
     wait = 0.25e-6 + 0.4e-6 * any(pairs)
-    latency = 0.8e-6 + steps * wait / resident + tile.bm * tile.bn / threads(tile) * 5e-9
-    return rounds * max(compute, loads, latency) + 2e-6
+    latency = 0.8e-6 + steps * wait / resident
+    # An SM's epilogues finish about 4 elements a nanosecond.
+    epilogue = tile.bm * tile.bn * resident / 4e9
+    return rounds * (max(compute, loads, latency) + epilogue) + 2e-6
 
 
 VARIANTS: tuple[Variant, ...] = (GemmBatched(),)

@@ -76,6 +76,8 @@ CASES = [
         SMALL,
     ),
     (matmul((2, 65, 48), (2, 48, 66), FP16, out_dtype=FP32), Tile(128, 128, 32, 2, 4, 4)),
+    (matmul((2, 17, 24), (2, 24, 44), BF16, extras=((44,), (2, 17, 44)), out_dtype=FP32), SMALL),
+    (matmul((2, 17, 24), (2, 24, 30), FP16, extras=((2, 1, 30),)), SMALL),
     # Vectors, single rows, no depth.
     (matmul((40,), (3, 40, 16), FP16), SMALL),
     (matmul((3, 9, 40), (40,), FP16), SMALL),
