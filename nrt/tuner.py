@@ -102,6 +102,12 @@ class _Ranked:
     variant: Any
     config: tuple[Any, ...]
     estimate: float
+    key: str = ""
+
+    def timing_key(self, problem: Problem, bench: Bench) -> str:
+        """Made once: it emits the kernels."""
+        self.key = self.key or bench.timing_key(self.variant, problem, self.config)
+        return self.key
 
 
 def tune(
@@ -276,7 +282,7 @@ def _choose(
 
 def _known(r: _Ranked, problem: Problem, bench: Bench, cache: TimingCache | None) -> Timing | None:
     if cache is not None:
-        key = bench.timing_key(r.variant, problem, r.config)
+        key = r.timing_key(problem, bench)
         if key in cache:
             return cache[key]
     return None
@@ -292,7 +298,7 @@ def _timing(
     timing = bench.measure(r.variant, problem, r.config)
     # What a kernel computes will not change; a compiler that was killed may do better next time.
     if cache is not None and (timing.seconds is not None or timing.note.startswith("wrong result")):
-        cache[bench.timing_key(r.variant, problem, r.config)] = timing
+        cache[r.timing_key(problem, bench)] = timing
     return timing
 
 
