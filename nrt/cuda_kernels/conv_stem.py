@@ -13,7 +13,7 @@ from nrt.cuda_kernels.conv_common import (
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.stem_kernel import Patch, StemTile, packed_weights
+from nrt.cuda_kernels.stem_tile import Patch, StemTile, packed_weights
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.dtypes import BF16, FP16
 from nrt.ir.op import Array
@@ -135,7 +135,7 @@ class ConvStem(Variant):
         return Emission((launch,))
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
-        """Weights as `packed_weights` has them."""
+        """Weights as `stem_tile.packed_weights` has them."""
         if slot != 1:
             return array
         return packed_weights(array, _patch(problem), StemTile(*config).bn)
@@ -161,8 +161,13 @@ class ConvStem(Variant):
         shape, patch = ConvShape.of(problem), _patch(problem)
         tiles = _blocks(shape, tile)[0] * ceil_div(shape.k, tile.bn)
         per_sm = max(1, _per_sm(patch, tile, device))
-        # In nanoseconds at 1.7 GHz. mma.sync reaches half of the matrix peak at best.
-        rate = 0.5 * device.fp16_flops / device.multiprocessors * 1e-9
+        # In nanoseconds at 1.7 GHz. mma.sync reaches half of Hopper's matrix peak at best.
+        rate = (
+            (0.5 if device.cc >= (9, 0) else 0.8)
+            * device.fp16_flops
+            / device.multiprocessors
+            * 1e-9
+        )
         flops = 2.0 * tile.th * tile.tw * tile.bn * patch.steps * 16
         warps = tile.threads // 32
         pieces = 2 * patch.pieces * ((tile.mi - 1) * patch.sh + patch.r)

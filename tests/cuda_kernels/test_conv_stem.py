@@ -12,7 +12,7 @@ import pytest
 from nrt.cuda_kernels.conv_simt import ConvSimt
 from nrt.cuda_kernels.conv_stem import ConvStem
 from nrt.cuda_kernels.device import ARCHS
-from nrt.cuda_kernels.stem_kernel import Patch, StemTile, packed_weights
+from nrt.cuda_kernels.stem_tile import Patch, StemTile, packed_weights
 from nrt.dtypes import BF16, FP16, FP32
 from nrt.problem import Problem, TensorSpec
 from nrt.trial import random_inputs, relative_error
