@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from nrt.errors import BuildError
-from nrt.ir.graph import NHWC, Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Concat,
@@ -30,12 +30,11 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
+from nrt.ir.value import NHWC, Node, Value
 from nrt.problem import Problem, TensorSpec, dense_strides
+from nrt.strides import ALIGN, is_aligned, reshaped_strides, same_strides
 
 __all__ = ["Buffer", "Lowered", "Place", "Task", "lower"]
-
-_ALIGN = 16
-"""Bytes: a slice of a buffer is handed to kernels only where their widest access stays aligned."""
 
 
 @dataclass(eq=False)
@@ -156,7 +155,7 @@ class _Lowering:
             self.output_buffers[name] = place
             if value.producer is None or value in self.reserved:
                 continue
-            if _same(_strides_for(value), spec):
+            if same_strides(_strides_for(value), spec):
                 self.reserved[value] = place
 
     def _finish_outputs(self) -> None:
@@ -226,7 +225,7 @@ class _Lowering:
         elif isinstance(op, Reformat):
             source = self._place(node.inputs[0])
             want = _strides_for(node.output)
-            if want.dtype == source.spec.dtype and _same(source.spec, want):
+            if want.dtype == source.spec.dtype and same_strides(source.spec, want):
                 self._alias(node.output, replace(source, spec=want))
             else:
                 self._task(node, op)
@@ -277,10 +276,10 @@ class _Lowering:
     def _reshape(self, node: Node) -> None:
         source = self._place(node.inputs[0])
         shape = node.output.shape
-        strides = _reshaped(source.spec, shape)
+        strides = reshaped_strides(source.spec, shape)
         if strides is None:
             place = self._new_place(node.output)
-            back = _reshaped(place.spec, source.spec.shape)
+            back = reshaped_strides(place.spec, source.spec.shape)
             if back is not None:
                 spec = TensorSpec(source.spec.shape, source.spec.dtype, back)
                 self._copy(node.name, node.origin, source, replace(place, spec=spec))
@@ -307,7 +306,7 @@ class _Lowering:
         start = source.offset + offset * value.dtype.itemsize if spec.size else 0
         view = Place(source.buffer, start, spec)
         want = _strides_for(value)
-        if _same(spec, want) and view.offset % _ALIGN == 0:
+        if same_strides(spec, want) and view.offset % ALIGN == 0:
             self._alias(value, replace(view, spec=want))
         else:
             self._copy(node.name, node.origin, view, self._new_place(value))
@@ -339,7 +338,7 @@ class _Lowering:
         if longest is not node:
             whole = self._concat_place(longest)
             front = TensorSpec(node.output.shape, node.output.dtype, whole.spec.strides)
-            if _aligned(front):
+            if is_aligned(front):
                 place = Place(whole.buffer, whole.offset, front)
         self.reserved[node.output] = place
         return place
@@ -395,8 +394,8 @@ class _Lowering:
             start = sum(v.shape[axis] for v in node.inputs[:slot])
             part = _slice_place(whole, value, axis, start)
             # A dense slice is no worse than a tensor of its own.
-            aligned = part.offset % _ALIGN == 0 and (
-                _same(part.spec, _strides_for(value)) or _aligned(part.spec)
+            aligned = part.offset % ALIGN == 0 and (
+                same_strides(part.spec, _strides_for(value)) or is_aligned(part.spec)
             )
             if aligned and value.layout == target.layout and value.dtype == target.dtype:
                 return part
@@ -407,64 +406,6 @@ def _slice_place(whole: Place, value: Value, axis: int, start: int) -> Place:
     offset = start * whole.spec.strides[axis] * whole.spec.dtype.itemsize
     spec = TensorSpec(value.shape, whole.spec.dtype, whole.spec.strides)
     return Place(whole.buffer, whole.offset + offset, spec)
-
-
-def _aligned(spec: TensorSpec) -> bool:
-    """Whether every step but those to the next element keeps the widest access aligned."""
-    return all(
-        s == 1 or s * spec.dtype.itemsize % _ALIGN == 0
-        for d, s in zip(spec.shape, spec.strides, strict=True)
-        if d > 1
-    )
-
-
-def _same(a: TensorSpec, b: TensorSpec) -> bool:
-    """Whether two specs touch the same memory in the same order."""
-    return a.shape == b.shape and all(
-        d == 1 or s == t for d, s, t in zip(a.shape, a.strides, b.strides, strict=True)
-    )
-
-
-def _reshaped(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of ``spec`` viewed with ``shape``; None where strides cannot say it.
-
-    Dimensions that lie in memory like one are merged; each new dimension must divide what is left
-    of its run.
-    """
-    if spec.size == 0:
-        return dense_strides(shape)
-    if spec.is_row_major:
-        return dense_strides(shape)
-    groups = _merge_groups(spec)
-    strides = [0] * len(shape)
-    index = len(groups) - 1
-    room, step = groups[index]
-    for dim in range(len(shape) - 1, -1, -1):
-        size = shape[dim]
-        if size == 1:
-            continue
-        while room == 1 and index > 0:
-            index -= 1
-            room, step = groups[index]
-        if room % size:
-            return None
-        strides[dim] = step
-        step *= size
-        room //= size
-    return tuple(strides)
-
-
-def _merge_groups(spec: TensorSpec) -> list[tuple[int, int]]:
-    """(size, innermost stride) of runs of dimensions that lie in memory like one."""
-    groups: list[tuple[int, int]] = []
-    for size, stride in zip(spec.shape, spec.strides, strict=True):
-        if size == 1:
-            continue
-        if groups and groups[-1][1] == size * stride:
-            groups[-1] = (groups[-1][0] * size, stride)
-        else:
-            groups.append((size, stride))
-    return groups or [(1, 1)]
 
 
 def _plain_matmul(op: MatMul, places: list[Place]) -> tuple[MatMul, list[Place]]:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from nrt.dtypes import FP16, FP32, DType
-from nrt.ir.graph import NHWC, Graph, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Add,
@@ -29,6 +29,7 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
+from nrt.ir.value import NHWC, Value
 from nrt.lowering import Buffer, Lowered, Place
 from nrt.problem import TensorSpec
 from nrt.trial import relative_error

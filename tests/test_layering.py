@@ -32,6 +32,7 @@ _TIES = {
 }
 _BELOW_BUILDER = (
     _KERNELS
+    | {"strides"}
     | _PLAN
     | {"frontend", "passes", "quantization", "cuda_kernels", "cpu_kernels", "runtime"}
     | _TIES
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "passes": _IR | {"quantization"},
     "quantization": _IR,
     "problem": _IR,
+    "strides": _IR | {"problem"},
     "cuda_kernels": _KERNELS,
     "cpu_kernels": _KERNELS,
     "plan": _BASE,

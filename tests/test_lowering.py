@@ -14,7 +14,6 @@ from small_graphs import Maker, Recipe, feeds, make, operands, recipes, run_task
 from nrt.dtypes import FP16, FP32
 from nrt.errors import BuildError
 from nrt.ir.evaluate import evaluate
-from nrt.ir.graph import NHWC, Value
 from nrt.ir.ops import (
     Concat,
     Conv,
@@ -30,8 +29,10 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.ir.text import to_text
-from nrt.lowering import Lowered, Task, _reshaped, lower
+from nrt.ir.value import NHWC, Value
+from nrt.lowering import Lowered, Task, lower
 from nrt.problem import TensorSpec, dense_strides
+from nrt.strides import reshaped_strides
 
 # The same references on the same data; only transposed products round differently.
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3}
@@ -99,7 +100,7 @@ def test_reshape_is_a_view_where_numpy_has_one(case: tuple[TensorSpec, tuple[int
         wanted = np.reshape(array, shape, copy=False)
     except ValueError:
         wanted = None
-    strides = _reshaped(spec, shape)
+    strides = reshaped_strides(spec, shape)
     if strides is None:
         assert wanted is None
         return
@@ -109,7 +110,7 @@ def test_reshape_is_a_view_where_numpy_has_one(case: tuple[TensorSpec, tuple[int
 
 
 def test_reshape_of_an_empty_tensor_is_dense() -> None:
-    assert _reshaped(TensorSpec((2, 0, 3), FP32, (7, 3, 1)), (0, 5)) == dense_strides((0, 5))
+    assert reshaped_strides(TensorSpec((2, 0, 3), FP32, (7, 3, 1)), (0, 5)) == dense_strides((0, 5))
 
 
 # -- views -----------------------------------------------------------------------------------------

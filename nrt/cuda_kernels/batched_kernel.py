@@ -21,8 +21,9 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import Extra, make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
+from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.mma_kernel import Tile, threads
 from nrt.dtypes import BF16, FP16, DType
 from nrt.ir.pointwise import Program

@@ -10,8 +10,9 @@ from typing import Any
 
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, epilogue_extras, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras
 from nrt.cuda_kernels.variant import Arg, In, Null
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, DType
 from nrt.ir.ops import Conv, ConvTranspose
@@ -68,7 +69,7 @@ def acc_type(dtype: DType) -> Any:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The end of a kernel, as `codegen.make_store` takes it: a program and its operands."""
+    """The end of a kernel, as `epilogue.make_store` takes it: a program and its operands."""
 
     program: Program | None
     extras: tuple[Extra, ...]

@@ -14,7 +14,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, device_function, make_store, pointer
+from nrt.cuda_kernels.codegen import device_function, pointer
 from nrt.cuda_kernels.conv_common import (
     ConvShape,
     ceil_div,
@@ -26,6 +26,7 @@ from nrt.cuda_kernels.conv_common import (
     waves,
 )
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import divide, masked_loader, vector_loader, widest
 from nrt.dtypes import BF16, FP16, FP32, DType

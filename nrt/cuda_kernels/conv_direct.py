@@ -13,7 +13,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import Extra, loader, make_store, pointer
+from nrt.cuda_kernels.codegen import loader, pointer
 from nrt.cuda_kernels.conv_common import (
     INDEX_LIMIT,
     ConvShape,
@@ -26,6 +26,7 @@ from nrt.cuda_kernels.conv_common import (
     refuse_conv,
 )
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import divide
 from nrt.dtypes import DType

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import Extra, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import (
     INDEX_LIMIT,
     ConvShape,
@@ -29,6 +29,7 @@ from nrt.cuda_kernels.conv_common import (
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import Extra
 from nrt.cuda_kernels.simt_choice import ranked_tiles, tile_seconds
 from nrt.cuda_kernels.simt_reduce import reduce_launch
 from nrt.cuda_kernels.simt_tile import (

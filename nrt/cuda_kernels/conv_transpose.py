@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import Extra, loader, make_store, pointer
+from nrt.cuda_kernels.codegen import loader, pointer
 from nrt.cuda_kernels.conv_common import (
     INDEX_LIMIT,
     ConvShape,
@@ -32,6 +32,7 @@ from nrt.cuda_kernels.conv_common import (
 )
 from nrt.cuda_kernels.conv_simt import MIN_GROUP, PARAMS, pixels, weights
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.simt_choice import ranked_tiles, tile_seconds
 from nrt.cuda_kernels.simt_tile import (
     Tile,

@@ -15,9 +15,10 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import ceil_div, extra_args, extra_types, waves
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
 from nrt.cuda_kernels.matmul_common import (
     MatMulShape,
     matmul_epilogue,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nrt.cuda_kernels.codegen import epilogue_extras
 from nrt.cuda_kernels.conv_common import Epilogue, check_floats, operand_strides, refuse_epilogue
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import epilogue_extras
 from nrt.dtypes import BF16, FP16, FP32, FP64, DType
 from nrt.ir.ops import MatMul
 from nrt.problem import Problem, Refusal, TensorSpec

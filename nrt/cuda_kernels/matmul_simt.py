@@ -9,9 +9,10 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import matmul_tiled
-from nrt.cuda_kernels.codegen import Extra, loader, make_store, pointer
+from nrt.cuda_kernels.codegen import loader, pointer
 from nrt.cuda_kernels.conv_common import INDEX_LIMIT, acc_type, ceil_div, extra_args, extra_types
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.matmul_common import MatMulShape, matmul_epilogue, refuse_matmul
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import divide

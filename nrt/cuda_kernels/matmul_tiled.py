@@ -12,7 +12,7 @@ from typing import Any
 
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import Extra, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import (
     INDEX_LIMIT,
     Epilogue,
@@ -22,6 +22,7 @@ from nrt.cuda_kernels.conv_common import (
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import Extra
 from nrt.cuda_kernels.matmul_common import (
     MatMulShape,
     matmul_epilogue,

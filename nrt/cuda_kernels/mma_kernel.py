@@ -19,8 +19,9 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import Extra, make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
+from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.dtypes import BF16, FP16, FP32, DType
 from nrt.ir.pointwise import Program
 

@@ -6,9 +6,9 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.cuda_kernels.mma_kernel import Tile, shared_bytes, threads
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Scalar, Work
 from nrt.dtypes import FP32, DType

@@ -12,8 +12,9 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, extra_types
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
 from nrt.cuda_kernels.simt_tile import compile_text
 from nrt.cuda_kernels.variant import Arg, KernelSpec, Launch, Scalar, Work
 from nrt.cuda_kernels.vector import divide, row_offset, row_params, vector_loader

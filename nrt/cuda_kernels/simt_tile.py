@@ -22,7 +22,8 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import MAX_EXTRAS, Extra, device_function, make_store
+from nrt.cuda_kernels.codegen import device_function
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
 from nrt.cuda_kernels.vector import divide, row_offset
 from nrt.dtypes import DType
 from nrt.ir.pointwise import Program

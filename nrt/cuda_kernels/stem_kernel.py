@@ -34,8 +34,9 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import Extra, make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import ceil_div, extra_types
+from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.simt_tile import compile_text
 from nrt.cuda_kernels.stem_tile import Patch, StemTile
 from nrt.dtypes import BF16, FP16, DType

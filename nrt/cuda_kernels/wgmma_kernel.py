@@ -21,8 +21,9 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx, ptx_hopper
-from nrt.cuda_kernels.codegen import Extra, held_operand, make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
+from nrt.cuda_kernels.epilogue import Extra, held_operand, make_store
 from nrt.dtypes import UINT8, DType
 from nrt.ir.pointwise import Program
 

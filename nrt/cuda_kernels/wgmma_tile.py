@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.cuda_kernels.mma_tile import part_width, reduce_launch
 from nrt.cuda_kernels.variant import (
     Arg,

@@ -10,8 +10,9 @@ import numpy as np
 from nrt.dtypes import BOOL, DType, dtype_from_name
 from nrt.errors import GraphError, ShapeError
 from nrt.ir import ops
-from nrt.ir.graph import Graph, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
+from nrt.ir.value import Value
 
 __all__ = ["Layers", "Operand", "Pair", "Tensor", "as_dtype", "pair"]
 

@@ -20,7 +20,8 @@ from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.frontend.onnx_shapes import input_types
 from nrt.frontend.onnx_table import canonical_domain, converter
 from nrt.frontend.onnx_tensor import read_tensor
-from nrt.ir.graph import Graph, Value
+from nrt.ir.graph import Graph
+from nrt.ir.value import Value
 
 __all__ = ["import_model"]
 

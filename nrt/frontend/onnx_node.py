@@ -15,8 +15,9 @@ import numpy as np
 
 from nrt.errors import ImportModelError
 from nrt.ir import ops
-from nrt.ir.graph import Graph, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
+from nrt.ir.value import Value
 
 __all__ = ["ELEMENT_LIMIT", "WINDOW_LIMIT", "Converted", "NodeContext", "RefusedNodeError"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from nrt.dtypes import dtype_from_onnx
 from nrt.errors import ImportModelError
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
-from nrt.ir.graph import Value
 from nrt.ir.op import Array
+from nrt.ir.value import Value
 
 __all__ = ["constant", "constant_of_shape", "eye_like", "non_zero", "range_", "shape", "size"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from nrt.errors import ImportModelError
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
-from nrt.ir.graph import Value
 from nrt.ir.op import Op
+from nrt.ir.value import Value
 
 __all__ = ["average_pool", "conv", "conv_transpose", "max_pool"]
 

@@ -8,8 +8,8 @@ from nrt.dtypes import FP8E4M3, DType, dtype_from_onnx
 from nrt.errors import ImportModelError, ShapeError
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
-from nrt.ir.graph import Value
 from nrt.ir.op import Op
+from nrt.ir.value import Value
 
 __all__ = [
     "bias_gelu",

@@ -9,7 +9,7 @@ import numpy as np
 from nrt.errors import ImportModelError
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
-from nrt.ir.graph import Value
+from nrt.ir.value import Value
 
 __all__ = [
     "concat",

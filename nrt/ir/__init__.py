@@ -1,7 +1,8 @@
 """The intermediate representation: a graph of ops on values.
 
 ============= ============================================================================
-graph         `Graph`, `Node`, `Value`: the only way to change a network
+graph         `Graph`: the only way to change a network
+value         `Node`, `Value`: what it is made of
 op            `Op`, `TensorType`: what an operation is
 ops           the vocabulary, one class per operation
 pointwise     `Program`, `Builder`: elementwise code, shared by ops, epilogues and kernels
@@ -21,10 +22,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nrt.ir.graph import NHWC, Graph, Layout, Node, Value
+    from nrt.ir.graph import Graph
     from nrt.ir.op import Op, TensorType
     from nrt.ir.pointwise import Builder, Program
     from nrt.ir.text import to_text
+    from nrt.ir.value import NHWC, Layout, Node, Value
 
 __all__ = [
     "NHWC",
@@ -40,11 +42,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "NHWC": "graph",
+    "NHWC": "value",
     "Graph": "graph",
-    "Layout": "graph",
-    "Node": "graph",
-    "Value": "graph",
+    "Layout": "value",
+    "Node": "value",
+    "Value": "value",
     "Op": "op",
     "TensorType": "op",
     "Builder": "pointwise",

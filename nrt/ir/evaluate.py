@@ -9,8 +9,9 @@ import numpy as np
 
 from nrt.dtypes import dtype_from_numpy
 from nrt.errors import GraphError, InputError, ShapeError
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array, TensorType
+from nrt.ir.value import Node, Value
 
 __all__ = ["evaluate"]
 

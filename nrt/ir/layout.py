@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
-from nrt.ir.graph import Layout, Node, Value
 from nrt.ir.ops.movement import Reshape, Transpose
+from nrt.ir.value import Layout, Node, Value
 
 __all__ = [
     "is_row_major",

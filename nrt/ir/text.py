@@ -15,9 +15,10 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from nrt.ir.graph import NHWC, Graph, Layout, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Op
 from nrt.ir.pointwise import Program
+from nrt.ir.value import NHWC, Layout, Node, Value
 
 __all__ = ["node_text", "op_text", "to_text"]
 

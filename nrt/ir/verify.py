@@ -8,7 +8,8 @@ import networkx as nx
 
 from nrt.dtypes import dtype_from_numpy
 from nrt.errors import GraphError, NrtError
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
+from nrt.ir.value import Node, Value
 
 __all__ = ["verify", "violations"]
 

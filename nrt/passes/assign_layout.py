@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nrt.ir.graph import NHWC, Graph, Layout, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.layout import (
     is_row_major,
     normalized,
@@ -55,6 +55,7 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
+from nrt.ir.value import NHWC, Layout, Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 
 __all__ = ["AssignLayout"]

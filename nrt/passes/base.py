@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nrt.errors import BuildError, NrtError, PassError
-from nrt.ir.graph import Graph, Node
+from nrt.ir.graph import Graph
+from nrt.ir.value import Node
 from nrt.ir.verify import verify as verify_graph
 from nrt.settings import settings
 

@@ -24,9 +24,10 @@ from typing import ClassVar
 
 from nrt.dtypes import BF16, FP16, FP32, FP64, DType
 from nrt.errors import BuildError
-from nrt.ir.graph import NHWC, Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.layout import same_memory
 from nrt.ir.ops import Elementwise, Pointwise, Reformat
+from nrt.ir.value import NHWC, Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fusion import own_program
 

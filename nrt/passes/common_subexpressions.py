@@ -18,7 +18,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
+from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 
 __all__ = ["CommonSubexpressions"]

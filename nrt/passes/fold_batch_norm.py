@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nrt.dtypes import DType
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Add, BatchNormalization, Conv, ConvTranspose, MatMul, Pointwise
 from nrt.ir.pointwise import Builder
+from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Const, Match, Operand, Pat, Rest, Rule, RulePass, Var
 
 __all__ = ["FoldBatchNorm"]

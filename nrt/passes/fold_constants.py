@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nrt.ir.graph import Graph, Node
+from nrt.ir.graph import Graph
+from nrt.ir.value import Node
 from nrt.passes.base import Note, Pass, PassResult
 
 __all__ = ["FoldConstants"]

@@ -19,9 +19,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from nrt.ir.graph import NHWC, Graph, Node
+from nrt.ir.graph import Graph
 from nrt.ir.layout import is_row_major
 from nrt.ir.ops import MatMul, Reformat, Reshape, Transpose
+from nrt.ir.value import NHWC, Node
 from nrt.passes.pattern import Const, Match, Pat, Rest, Rule, RulePass, Var
 
 __all__ = ["FoldLayoutIntoWeights"]

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nrt.errors import ShapeError
-from nrt.ir.graph import Graph, Value
+from nrt.ir.graph import Graph
 from nrt.ir.ops import (
     Abs,
     AveragePool,
@@ -41,6 +41,7 @@ from nrt.ir.ops import (
     Sqrt,
     Transpose,
 )
+from nrt.ir.value import Value
 from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass, Var
 
 __all__ = ["FoldPad", "never_negative"]

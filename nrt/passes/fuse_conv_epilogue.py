@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nrt.ir.graph import Node
 from nrt.ir.ops import Conv, ConvTranspose, Elementwise
+from nrt.ir.value import Node
 from nrt.passes.fusion import BiasIntoEpilogue, FuseEpilogue, FusionLimits
 from nrt.passes.pattern import Anywhere, Pat, Rest, Rule, Var
 

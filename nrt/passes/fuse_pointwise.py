@@ -19,10 +19,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.ops import Elementwise, Pointwise
 from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Program, identity
+from nrt.ir.value import Node, Value
 from nrt.passes.fusion import FusionLimits, joined, own_program, too_large, unsafe_intermediate
 from nrt.passes.pattern import Anywhere, Match, Pat, Rest, Rule
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from nrt.dtypes import FP8E4M3, FP64, INT8, INT16, UINT8, UINT16, UINT32, UINT64, DType
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.ops import Reshape
 from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Builder, Program, identity
+from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Match, Rule, RulePass
 
 __all__ = [

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from nrt.dtypes import DType
-from nrt.ir.graph import Graph, Layout, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.layout import is_view, same_memory
 from nrt.ir.op import Op
 from nrt.ir.ops import (
@@ -33,6 +33,7 @@ from nrt.ir.ops import (
     Reshape,
     Transpose,
 )
+from nrt.ir.value import Layout, Node, Value
 from nrt.passes.base import Note, PassResult
 from nrt.passes.fusion import own_program
 from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass, Var

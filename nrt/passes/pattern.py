@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Op
+from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 
 __all__ = ["Anywhere", "Const", "Match", "Pat", "Rest", "Rule", "RulePass", "Var", "matches"]

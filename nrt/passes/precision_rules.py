@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 
 from nrt.dtypes import BF16, FP16, FP32, DType
 from nrt.errors import BuildError
-from nrt.ir.graph import Graph, Node
+from nrt.ir.graph import Graph
+from nrt.ir.value import Node
 
 __all__ = ["STORAGE", "LayerRules"]
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.layout import same_memory
 from nrt.ir.op import Op
 from nrt.ir.ops import (
@@ -44,6 +44,7 @@ from nrt.ir.ops import (
     Sub,
     Transpose,
 )
+from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass, Var
 
 __all__ = ["RemoveIdentities"]

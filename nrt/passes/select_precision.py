@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nrt.dtypes import BF16, FP16, FP32, FP64, DType
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Concat,
@@ -49,6 +49,7 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.ir.pointwise import Builder, Program
+from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fusion import own_program
 from nrt.passes.precision_rules import STORAGE, LayerRules

@@ -17,8 +17,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nrt.ir.graph import Graph, Value
+from nrt.ir.graph import Graph
 from nrt.ir.ops import Elementwise, MatMul, Pointwise, Reshape
+from nrt.ir.value import Value
 from nrt.passes.pattern import Anywhere, Match, Pat, Rest, Rule, RulePass
 
 __all__ = ["SinkReshape"]

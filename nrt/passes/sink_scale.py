@@ -16,9 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from nrt.ir.graph import Graph, Node
+from nrt.ir.graph import Graph
 from nrt.ir.ops import MatMul, Pointwise
 from nrt.ir.pointwise import Instr, compose, identity
+from nrt.ir.value import Node
 from nrt.passes.pattern import Anywhere, Match, Pat, Rule, RulePass, Var
 
 __all__ = ["SinkScale"]

@@ -17,20 +17,11 @@ from hypothesis import strategies as st
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels import codegen
-from nrt.cuda_kernels.codegen import (
-    MAX_EXTRAS,
-    Extra,
-    epilogue_extras,
-    held_operand,
-    loader,
-    make_store,
-    pointer,
-    program_function,
-    storer,
-)
+from nrt.cuda_kernels import epilogue
+from nrt.cuda_kernels.codegen import loader, pointer, program_function, storer
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras, held_operand, make_store
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.dtypes import BF16, BOOL, DTYPES, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.ir import ops as ir
@@ -121,7 +112,7 @@ def _store_text(
         return namespace
 
     with monkeypatch.context() as patch:
-        patch.setattr(codegen, "device_function", keep)
+        patch.setattr(epilogue, "device_function", keep)
         make_store(program, extras, dtype, width, held)
 
     def words(count: int, address: tuple[Memory, int]) -> tuple[Any, ...]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from nrt.cuda_kernels.codegen import MAX_EXTRAS
 from nrt.cuda_kernels.conv_common import ConvShape, conv_epilogue, store_width
 from nrt.cuda_kernels.conv_direct import ConvDirect
 from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.dtypes import BF16, FP16, FP32, FP64, INT32
 from nrt.ir.ops import Conv
 from nrt.ir.pointwise import Builder

@@ -11,9 +11,9 @@ from nrt.cuda_kernels.conv_mma import ConvMma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.gemm_mma import GemmMma
 from nrt.dtypes import BF16, FP16, FP32
-from nrt.ir.graph import NHWC
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.pointwise import Builder
+from nrt.ir.value import NHWC
 from nrt.problem import Problem, TensorSpec
 
 from .harness import assert_right, compiled, problem

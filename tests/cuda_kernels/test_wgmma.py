@@ -10,8 +10,8 @@ from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.gemm_wgmma import GemmWgmma
 from nrt.dtypes import FP16, FP32
-from nrt.ir.graph import NHWC
 from nrt.ir.ops import Conv, MatMul
+from nrt.ir.value import NHWC
 from nrt.problem import Problem
 
 from .harness import assert_right, compiled, problem

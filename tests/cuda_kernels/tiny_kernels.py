@@ -11,7 +11,8 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import make_store, pointer
+from nrt.cuda_kernels.codegen import pointer
+from nrt.cuda_kernels.epilogue import make_store
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.dtypes import FP32, DType
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nrt.dtypes import FP32
-from nrt.ir.graph import NHWC, Graph, Layout
+from nrt.ir.graph import Graph
 from nrt.ir.layout import (
     is_row_major,
     is_view,
@@ -17,6 +17,7 @@ from nrt.ir.layout import (
 )
 from nrt.ir.op import Array
 from nrt.ir.ops import Relu, Reshape, Transpose
+from nrt.ir.value import NHWC, Layout
 
 
 def memory(array: Array, layout: Layout | None) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nrt.dtypes import FP32, DType
 from nrt.ir.evaluate import evaluate
-from nrt.ir.graph import Graph, Node, Value
+from nrt.ir.graph import Graph
 from nrt.ir.layout import is_view
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
@@ -25,6 +25,7 @@ from nrt.ir.ops import (
     Relu,
     Reshape,
 )
+from nrt.ir.value import Node, Value
 from nrt.ir.verify import verify
 from nrt.passes.base import Note, Pass, PassResult
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from nrt.dtypes import FP16
-from nrt.ir.graph import NHWC
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     LRN,
@@ -28,6 +27,7 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.ir.pointwise import Builder
+from nrt.ir.value import NHWC
 from nrt.passes.assign_layout import AssignLayout
 
 from .support import Net, apply, launches, ops, sole

@@ -11,10 +11,11 @@ from small_graphs import run_tasks
 from nrt.dtypes import FP16, FP32, FP64, INT64, dtype_from_name
 from nrt.errors import BuildError
 from nrt.ir.evaluate import evaluate
-from nrt.ir.graph import NHWC, Graph
+from nrt.ir.graph import Graph
 from nrt.ir.layout import same_memory
 from nrt.ir.op import Array
 from nrt.ir.ops import Add, Concat, Conv, Gather, Mul, Pointwise, Reformat, Relu, Softmax, Transpose
+from nrt.ir.value import NHWC
 from nrt.ir.verify import verify
 from nrt.lowering import lower
 from nrt.passes.base import run_pipeline

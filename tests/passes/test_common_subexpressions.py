@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 
 from nrt.dtypes import FP16, FP32
-from nrt.ir.graph import NHWC
 from nrt.ir.ops import Add, Exp, Mul, Neg, Pointwise, Reformat, Relu
 from nrt.ir.pointwise import Builder
+from nrt.ir.value import NHWC
 from nrt.passes.common_subexpressions import CommonSubexpressions
 from nrt.passes.dead_code import DeadCode
 

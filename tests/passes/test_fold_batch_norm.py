@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.ir.graph import Value
 from nrt.ir.ops import (
     Add,
     BatchNormalization,
@@ -15,6 +14,7 @@ from nrt.ir.ops import (
     Relu,
 )
 from nrt.ir.pointwise import identity
+from nrt.ir.value import Value
 from nrt.passes.fold_batch_norm import FoldBatchNorm
 from nrt.passes.pattern import matches
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nrt.ir.graph import NHWC
 from nrt.ir.ops import Add, Exp, Expand, MatMul, Mul, Reformat, Reshape, Split, Transpose
+from nrt.ir.value import NHWC
 from nrt.passes.fold_constants import FoldConstants
 
 from .support import Net, apply, ops, refusals, sole

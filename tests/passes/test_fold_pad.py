@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.ir.graph import Value
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -19,6 +18,7 @@ from nrt.ir.ops import (
     Reshape,
     Sigmoid,
 )
+from nrt.ir.value import Value
 from nrt.passes.fold_pad import FoldPad, never_negative
 
 from .support import Net, apply, ops, refusals, sole

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from nrt.dtypes import FP16, FP32
-from nrt.ir.graph import NHWC
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -18,6 +17,7 @@ from nrt.ir.ops import (
     Softmax,
     Transpose,
 )
+from nrt.ir.value import NHWC
 from nrt.passes.merge_reformats import MergeReformats
 
 from .support import FP16_TOLERANCE, Net, apply, ops, refusals, sole

@@ -7,8 +7,8 @@ import pytest
 
 from nrt.dtypes import FP16, FP32
 from nrt.errors import BuildError
-from nrt.ir.graph import NHWC
 from nrt.ir.ops import Add, Conv, Mul, Reformat, Relu, Sigmoid, Transpose
+from nrt.ir.value import NHWC
 from nrt.passes.base import run_pipeline
 from nrt.passes.pipeline import PASSES, PipelineOptions, pass_names, pipeline
 

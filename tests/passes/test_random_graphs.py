@@ -8,7 +8,6 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nrt.ir.graph import Value
 from nrt.ir.ops import (
     Add,
     AveragePool,
@@ -33,6 +32,7 @@ from nrt.ir.ops import (
     Tanh,
     Transpose,
 )
+from nrt.ir.value import Value
 from nrt.passes.base import run_pipeline
 from nrt.passes.pipeline import PipelineOptions, pass_names, pipeline
 

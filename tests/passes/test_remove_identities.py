@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nrt.dtypes import FP16, FP32
-from nrt.ir.graph import NHWC, Value
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -36,6 +35,7 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.ir.pointwise import identity
+from nrt.ir.value import NHWC, Value
 from nrt.passes.remove_identities import RemoveIdentities
 
 from .support import Net, apply, ops, sole

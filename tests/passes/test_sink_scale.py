@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nrt.dtypes import INT32
-from nrt.ir.graph import Value
 from nrt.ir.ops import Add, Div, MatMul, Mul, Neg, Reshape, Softmax, Split, Transpose
+from nrt.ir.value import Value
 from nrt.passes.assign_layout import AssignLayout
 from nrt.passes.base import run_pipeline
 from nrt.passes.fuse_pointwise import FusePointwise
