@@ -39,6 +39,9 @@ class HostVariant(ABC):
     rank: ClassVar[int] = 10
     reference: ClassVar[bool] = False
 
+    def __repr__(self) -> str:
+        return self.name
+
     @abstractmethod
     def supports(self, problem: Problem) -> Refusal | None:
         """None, or why this variant cannot solve ``problem``."""

@@ -158,6 +158,9 @@ class Variant(ABC):
     rank: ClassVar[int] = 10
     reference: ClassVar[bool] = False
 
+    def __repr__(self) -> str:
+        return self.name
+
     @abstractmethod
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         """None, or why this variant cannot solve ``problem`` on ``device``."""
