@@ -283,7 +283,7 @@ def encode_plan(plan: Plan) -> dict[str, Any]:
 def _encode(value: Any, field: str = "") -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _encode(getattr(value, f.name), f.name) for f in fields(value)}
-    if field in ("steps", "args"):
+    if field in ("steps", "args") and all(type(v) in _TAGS for v in value):
         return [[_TAGS[type(v)], _encode(v)] for v in value]
     if isinstance(value, Mapping):
         # Sorted: two equal maps may have been filled in different order.
