@@ -151,12 +151,15 @@ def build(
         # The first layer of those that share a problem.
         "names": {task.problem: task.name for task in reversed(lowered.tasks)},
     }
-    if kind == "cpu":
-        plan, bound, choices = _for_cpu(lowered, tuning, arguments)
-    else:
-        assert device is not None
-        plan, bound, choices = _for_cuda(lowered, device, runner, tuning, arguments)
-    cache.save()
+    try:
+        if kind == "cpu":
+            plan, bound, choices = _for_cpu(lowered, tuning, arguments)
+        else:
+            assert device is not None
+            plan, bound, choices = _for_cuda(lowered, device, runner, tuning, arguments)
+    finally:
+        # Also after an error or an interrupt: what was measured need not be measured again.
+        cache.save()
     return Build(
         plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
     )

@@ -18,11 +18,13 @@ import nrt
 from nrt.builder import Build, build
 from nrt.cpu_kernels import bind
 from nrt.errors import BuildError, DeviceError, ShapeError
+from nrt.frontend.network import Network
 from nrt.ir.evaluate import evaluate
 from nrt.plan import LaunchStep
 from nrt.plan_check import check_plan
 from nrt.plan_file import plan_from_bytes, plan_to_bytes
 from nrt.runtime import Engine
+from nrt.timing_cache import TimingCache
 from nrt.trial import relative_error
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3}
@@ -289,3 +291,16 @@ def test_a_plan_for_the_cpu_needs_its_kernels() -> None:
     with pytest.raises(nrt.NrtError, match="host_bind"):
         Engine(plan)
     Engine(plan, bind)
+
+
+def test_times_survive_a_build_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BuildError("stopped after tuning")
+
+    monkeypatch.setattr("nrt.builder.assemble", fail)
+    net = Network("tiny")
+    net.output(net.relu(net.input("x", (2, 3))), "y")
+    cache = tmp_path / "timings.json"
+    with pytest.raises(BuildError, match="stopped after tuning"):
+        build(net, target="cpu", opt_level=1, timing_cache=cache)
+    assert len(TimingCache(cache)) > 0
