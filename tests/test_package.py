@@ -122,3 +122,7 @@ def test_the_readmes_links_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (Path(nrt.__file__).parent / "py.typed").is_file()
