@@ -21,9 +21,10 @@ def random_inputs(specs: Sequence[IoSpec], seed: int = 0) -> dict[str, Array]:
     """Arrays for ``specs``: floats are uniform in [0, 1), booleans and integers 0 or 1.
 
     Floats lie in the range of an unnormalized image. White noise of zero mean is harder: rounding
-    grows many times larger on it (ResNet-50 with random weights in fp16: 2e-2 against 1e-3), with the
-    same graph in NumPy too. Give such data with ``--input``. 0 and 1 are valid as token, segment and
-    mask, where larger integers may index past a table.
+    grows many times larger on it (ResNet-50 with random weights in fp16: 2e-2 against 1e-3), with
+    the same graph in NumPy too. Give such data with ``--input``. 0 and 1 are valid as token,
+    segment and mask, where larger integers may index past a table. Arrays lie in memory as the
+    bindings do.
     """
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
