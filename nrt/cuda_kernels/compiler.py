@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nrt.cuda_kernels.dependent_launch import MINIMUM_CC, with_dependent_launch
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.errors import CompileError
@@ -178,10 +179,33 @@ def _read(path: Path) -> Cubin | None:
 
 def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
     from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    text, entry = _ptx(spec, device)
+    try:
+        linker = Linker(
+            ObjectCode.from_ptx(text.encode()),
+            options=LinkerOptions(arch=device.arch, ptxas_options=["-v"]),
+        )
+        code = bytes(linker.link("cubin").code)
+        log = linker.get_info_log() or ""
+    except Exception as error:
+        # nvJitLink's and the driver's error classes share no base but Exception either; the text
+        # holds the linker's log, with a zero at its end.
+        why = str(error).rstrip("\0 \n")
+        label = _label(spec)
+        raise CompileError(f"kernel {label} does not link for {device.arch}: {why}") from error
+    return Cubin(code, entry, *_resources(log), _static_shared(text))
+
+
+def _label(spec: KernelSpec) -> str:
+    return f"{spec.factory.partition(':')[2]}{spec.params}"
+
+
+def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
+    """The PTX of ``spec`` and the name of its entry."""
     from numba import cuda
 
     module, _, function = spec.factory.partition(":")
-    label = f"{function}{spec.params}"
     try:
         kernel, signature = getattr(importlib.import_module(module), function)(*spec.params)
         ptx, _ = cuda.compile(
@@ -196,22 +220,11 @@ def _compile(spec: KernelSpec, device: DeviceSpec) -> Cubin:
     except Exception as error:
         # Numba's CUDA target has error classes of its own that share no base but Exception, and a
         # factory may fail in any way: in a worker process only a CompileError finds its way back.
+        label = _label(spec)
         raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
     entry = f"nrt_{function.lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
-    try:
-        linker = Linker(
-            ObjectCode.from_ptx(text.encode()),
-            options=LinkerOptions(arch=device.arch, ptxas_options=["-v"]),
-        )
-        code = bytes(linker.link("cubin").code)
-        log = linker.get_info_log() or ""
-    except Exception as error:
-        # nvJitLink's and the driver's error classes share no base but Exception either; the text
-        # holds the linker's log, with a zero at its end.
-        why = str(error).rstrip("\0 \n")
-        raise CompileError(f"kernel {label} does not link for {device.arch}: {why}") from error
-    return Cubin(code, entry, *_resources(log), _static_shared(text))
+    return (with_dependent_launch(text) if device.cc >= MINIMUM_CC else text), entry
 
 
 def _stable_names(ptx: str, entry: str) -> str:

@@ -224,6 +224,7 @@ def _clear() -> None:
         ("nrt.cuda_kernels.conv_mma:_kernel", "nrt.cuda_kernels.codegen", True),
         ("nrt.cuda_kernels.conv_mma:_kernel", "nrt.ir.pointwise", True),
         ("nrt.cuda_kernels.conv_mma:_kernel", "nrt.cuda_kernels.compiler", True),
+        ("nrt.cuda_kernels.conv_mma:_kernel", "nrt.cuda_kernels.dependent_launch", True),
         ("nrt.cuda_kernels.conv_mma:_kernel", "nrt.cuda_kernels.softmax", False),
     ],
 )

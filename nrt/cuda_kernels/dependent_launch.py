@@ -1,0 +1,65 @@
+"""Programmatic dependent launch: what makes a kernel safe to start before its predecessor ends.
+
+A launch with the attribute ``programmatic stream serialization`` (Hopper and later) may begin once
+every block of the kernel before it has executed ``griddepcontrol.launch_dependents`` or has exited.
+Its blocks are then in place, with their parameters and their shared memory, when the predecessor's
+last block ends. What orders memory is ``griddepcontrol.wait``: it returns when the predecessor has
+completed and its writes are visible (PTX ISA, section "griddepcontrol").
+
+Why it is right to launch every kernel of a chain so:
+
+- *Chains.* A kernel waits for the one before it only. That one has completed, and so has waited for
+  the one before it, and so on to the chain's start: transitive as long as EVERY kernel waits. A
+  block that exits early must wait as well, or a grid could complete before its predecessor;
+  therefore the wait is the first thing of all.
+- *Memory that is used again.* An arena's bytes have many owners. Before the wait nothing that an
+  earlier kernel writes is read, and nothing that an earlier kernel reads is written: not through
+  global memory, and not through tensor maps. Parameters are constants of the launch and may be read
+  at any time.
+- *Replays.* The first launch of a graph has no attribute: it begins when the replay before has
+  ended.
+- *What lies between launches.* Behind a copy, a fill, a fork or a join the next launch has no
+  attribute either; `nrt.plan_check` refuses a plan that says otherwise.
+
+A kernel that holds a ``griddepcontrol.wait`` of its own, to load weights before it, promises the
+same: every thread that touches such memory waits first, and in every block some thread does.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nrt.errors import CompileError
+
+__all__ = ["MINIMUM_CC", "with_dependent_launch"]
+
+MINIMUM_CC = (9, 0)
+"""The first compute capability that has ``griddepcontrol``."""
+
+_WAIT = "griddepcontrol.wait"
+_PROLOGUE = "\tgriddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;\n"
+# An entry up to its first instruction. A function's first block is no branch target: what stands
+# there runs once in every thread.
+_HEAD = re.compile(r"\.entry\b[^{]*\{[^\n]*\n(?:[ \t]*(?:\.(?:reg|local|shared)\b[^\n]*)?\n)*")
+
+
+def with_dependent_launch(ptx: str) -> str:
+    """``ptx`` whose entries let their successor start and then wait for their predecessor.
+
+    The successor is let go first: it waits for this kernel's end all the same, and the earlier its
+    blocks are in place, the more of their start is hidden. They take no place from this kernel,
+    since all of its blocks run by then.
+
+    Returns:
+        ``ptx`` itself where it has a ``griddepcontrol.wait`` already; without the attribute at the
+        launch the two instructions do nothing.
+
+    Raises:
+        CompileError: there is no entry.
+    """
+    if _WAIT in ptx:
+        return ptx
+    text, count = _HEAD.subn(lambda head: head.group() + _PROLOGUE, ptx)
+    if count == 0:
+        raise CompileError("the PTX has no entry to put griddepcontrol.wait into")
+    return text
