@@ -35,7 +35,7 @@ __all__ = [
     "TensorMapArg",
 ]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 IO_LAYOUTS: Mapping[str, tuple[int, ...] | None] = {"row-major": None, "nhwc": (0, 2, 3, 1)}
 """Memory orders of bindings -> dimensions, outermost first; None: as they are."""
@@ -110,7 +110,20 @@ class KernelRef:
 
 @dataclass(frozen=True)
 class LaunchStep:
-    """One kernel launch; ``kernel`` indexes `Plan.kernels`, ``layer`` `Plan.layers`."""
+    """One kernel launch.
+
+    Attributes:
+        kernel: index into `Plan.kernels`.
+        grid: blocks in x, y, z.
+        block: threads in x, y, z.
+        args: one per parameter.
+        shared: bytes of dynamic shared memory.
+        cluster: blocks per cluster.
+        layer: index into `Plan.layers`.
+        stream: where.
+        programmatic: it may start before the launch before it has ended (programmatic dependent
+            launch): the kernel itself waits before it touches memory that others write or read.
+    """
 
     kernel: int
     grid: tuple[int, int, int]
@@ -120,6 +133,7 @@ class LaunchStep:
     cluster: tuple[int, int, int] = (1, 1, 1)
     layer: int = 0
     stream: int = 0
+    programmatic: bool = False
 
 
 @dataclass(frozen=True)
@@ -309,6 +323,7 @@ class Plan:
         tolerance: relative error against the fp32 reference that it was verified at; None if it
             was not.
         versions: library name -> version at build time.
+        notes: decision about the whole plan -> what was decided, and by which measurement.
     """
 
     name: str
@@ -326,3 +341,4 @@ class Plan:
     ops_after: Mapping[str, int] = field(default_factory=dict)
     tolerance: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)

@@ -98,6 +98,7 @@ class _Checker:
         for index, step in enumerate(plan.steps):
             self._step(f"step {index}", step)
         self._streams()
+        self._programmatic()
         for index, spec in enumerate(plan.outputs):
             _require(
                 index in self.written or spec.nbytes == 0, f"no step writes output {spec.name!r}"
@@ -359,3 +360,17 @@ class _Checker:
             _require(uses <= known, f"{where} uses stream {sorted(uses - known)} before a fork")
             open_ |= uses - {0} - (set(step.sources) if isinstance(step, JoinStep) else set())
         _require(not open_, f"streams {sorted(open_)} are not joined at the end")
+
+    def _programmatic(self) -> None:
+        """Only behind a launch does a kernel's own wait replace the stream's order."""
+        before: Step | None = None
+        for index, step in enumerate(self.plan.steps):
+            if isinstance(step, LaunchStep) and step.programmatic:
+                where = f"step {index} is a programmatic launch"
+                _require(self.major >= 9, f"{where}, which {self.plan.target.arch} does not know")
+                _require(
+                    isinstance(before, LaunchStep) and before.stream == step.stream,
+                    f"{where} on stream {step.stream}, expected a launch on that stream "
+                    "right before it",
+                )
+            before = step

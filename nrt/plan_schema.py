@@ -73,6 +73,12 @@ def _seconds(value: Any, path: str) -> float | None:
     return value
 
 
+def _flag(value: Any, path: str) -> bool:
+    if type(value) is not bool:
+        raise malformed(path, value, "true or false")
+    return value
+
+
 def _number(value: Any, path: str) -> int | float:
     if type(value) not in (int, float):
         raise malformed(path, value, "a number")
@@ -214,6 +220,7 @@ _step = _tagged(
         cluster=_dim3,
         layer=_u31,
         stream=_u31,
+        programmatic=_flag,
     ),
     copy=_object(CopyStep, src=_ref, dst=_ref, layer=_u31, stream=_u31),
     set=_object(SetStep, dst=_ref, value=_int(0, 255), layer=_u31, stream=_u31),
@@ -261,6 +268,7 @@ _PLAN: dict[str, Decode] = {
     "ops_after": _counts(_int()),
     "tolerance": _seconds,
     "versions": _counts(_text),
+    "notes": _counts(_text),
 }
 
 

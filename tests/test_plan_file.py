@@ -311,6 +311,12 @@ def edited(which: int, change: Callable[[dict[str, Any]], None]) -> bytes:
         (lambda h: h["plan"].update(tolerance=float("nan")), r"plan.tolerance is nan"),
         (lambda h: h["plan"]["steps"][0].__setitem__(0, "shell"), "tag is 'shell'"),
         (lambda h: h["plan"]["steps"].append(7), r"steps\[4\] is 7 .*a pair tagged launch"),
+        (
+            lambda h: h["plan"]["steps"][1][1].update(programmatic=1),
+            r"programmatic is 1 \(int\), expected true or false",
+        ),
+        (lambda h: h["plan"].pop("notes"), r"lacks \['notes'\]"),
+        (lambda h: h["plan"]["notes"].update(a=1), r"notes\['a'\] is 1 \(int\), expected text"),
         (lambda h: h["plan"]["layers"][0].update(seconds=-1.0), r"seconds is -1.0"),
         (lambda h: h.update(blobs=[]), r"header.blobs is \[\] .*starts with the weights"),
         (lambda h: h.update(more=1), r"header has unknown fields \['more'\]"),
@@ -346,6 +352,29 @@ def host(slot: str, value: Any) -> Plan:
 
 
 ARENA = BufferRef("arena", 0, 256)
+
+
+def chain(*streams: int, between: Any = None) -> tuple[Any, ...]:
+    """Launches on these streams, the last one programmatic, with a step before that."""
+    last = CUDA.steps[3]
+    assert isinstance(last, LaunchStep)
+    launches = [replace(last, stream=stream) for stream in streams]
+    launches[-1] = replace(launches[-1], programmatic=True)
+    middle = [] if between is None else [between]
+    return (ForkStep(0, (1,)), *launches[:-1], *middle, launches[-1], JoinStep(0, (1,)))
+
+
+OUT_OF_PLACE = [
+    (replace(CUDA, steps=chain(0)), 1, 0),
+    (replace(CUDA, steps=chain(1)), 1, 1),
+    (replace(CUDA, steps=chain(0, 1)), 2, 1),
+    (replace(CUDA, steps=chain(0, 1, 0)), 3, 0),
+    (replace(CUDA, steps=chain(0, 0, between=SetStep(ARENA))), 3, 0),
+    (replace(CUDA, steps=chain(0, 0, between=CopyStep(ARENA, ARENA))), 3, 0),
+    (replace(CUDA, steps=chain(1, 1, between=ForkStep(0, (1,)))), 3, 1),
+    (replace(CUDA, steps=chain(0, 0, between=JoinStep(0, (1,)))), 3, 0),
+    (replace(CUDA, steps=chain(0)[1:2]), 0, 0),
+]
 
 
 @pytest.mark.parametrize(
@@ -425,12 +454,27 @@ ARENA = BufferRef("arena", 0, 256)
         (replace(CUDA, steps=(ForkStep(0, (0,)), *CUDA.steps)), r"ties stream 0 to \[0\]"),
         (replace(CUDA, steps=(JoinStep(0, ()), *CUDA.steps)), r"ties stream 0 to \[\]"),
         (replace(CUDA, steps=(ForkStep(0, (5,)), *CUDA.steps)), "stream 5, expected less than 2"),
+        *(
+            (plan, f"step {index} is a programmatic launch on stream {stream}, expected a launch")
+            for plan, index, stream in OUT_OF_PLACE
+        ),
+        (
+            replace(CUDA, target=Target("cuda", "sm_89"), steps=chain(0, 0)),
+            "step 2 is a programmatic launch, which sm_89 does not know",
+        ),
     ],
 )
 def test_unsound_plans_are_refused(plan: Plan, message: str) -> None:
     with pytest.raises(PlanError, match=message) as caught:
         check_plan(plan)
     assert "rebuild it with `nrt build`" in str(caught.value)
+
+
+def test_launches_behind_launches_may_be_programmatic() -> None:
+    for streams in ((0, 0), (1, 1), (0, 1, 1), (1, 0, 0)):
+        plan = replace(CUDA, steps=chain(*streams), notes={"programmatic launch": "on: asked for"})
+        check_plan(plan)
+        assert plan_from_bytes(plan_to_bytes(plan)) == plan
 
 
 def test_infinite_scalars_and_nested_forks_are_sound() -> None:

@@ -255,6 +255,7 @@ class CudaDevice:
         args: Sequence[LaunchArg],
         shared: int = 0,
         cluster: Sequence[int] | None = None,
+        programmatic: bool = False,
     ) -> None:
         """Enqueue one launch.
 
@@ -266,6 +267,8 @@ class CudaDevice:
             args: one per parameter, see `LaunchArg`.
             shared: bytes of dynamic shared memory; over 48 KB is opted in to here.
             cluster: blocks per cluster; None or (1, 1, 1) launches without.
+            programmatic: it may start before the launch before it on the stream has ended; the
+                kernel must execute ``griddepcontrol.wait``. Captured, it is a programmatic edge.
 
         Raises:
             DeviceError: arguments do not fit the kernel's parameters, or the launch is refused.
@@ -274,8 +277,8 @@ class CudaDevice:
         check_args(what, kernel, args)
         with self.activated():
             size = None if cluster is None or tuple(cluster) == (1, 1, 1) else tuple(cluster)
-            permit(kernel, self.info.index, shared, size)
-            config = launch_config(what, tuple(grid), tuple(block), shared, size)
+            permit(kernel, self.info, shared, size, programmatic)
+            config = launch_config(what, tuple(grid), tuple(block), shared, size, programmatic)
             with translated(what):
                 core().launch(stream, config, kernel.handle, *map(native, args))
 

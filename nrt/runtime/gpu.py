@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,7 @@ class CudaRunner:
                 [self._argument(arg, slot) for arg in step.args],
                 step.shared,
                 step.cluster,
+                step.programmatic,
             )
         elif isinstance(step, CopyStep):
             source, target = self._address(step.src, slot), self._address(step.dst, slot)
@@ -392,9 +394,12 @@ class CudaRunner:
         if isinstance(step, ForkStep | JoinStep):
             return 0.0
 
+        # Nothing stands before it.
+        alone = replace(step, programmatic=False) if isinstance(step, LaunchStep) else step
+
         # A graph of its own: issued from Python, the host would be what is timed.
         def issue(stream: Any) -> None:
-            self._issue(step, self._current, [stream] * len(streams))
+            self._issue(alone, self._current, [stream] * len(streams))
 
         graph = self._device.capture(self._compute, issue)
         times = self._device.time(graph, self._compute, repeats)

@@ -10,8 +10,17 @@ import numpy as np
 
 from nrt.errors import DeviceError
 from nrt.runtime.driver import bindings, check, core, translated
+from nrt.runtime.info import DeviceInfo
 
-__all__ = ["Kernel", "LaunchArg", "check_args", "launch_config", "native", "permit"]
+__all__ = [
+    "Kernel",
+    "LaunchArg",
+    "PROGRAMMATIC_CC",
+    "check_args",
+    "launch_config",
+    "native",
+    "permit",
+]
 
 LaunchArg = int | tuple[int | float, str]
 """A pointer as an int, or ``(value, ctype)`` with ctype u32, i32, u64, i64 or f32."""
@@ -27,6 +36,8 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
 _DEFAULT_SHARED = 48 * 1024
 # Larger clusters need the function's consent (CUDA programming guide, thread block clusters).
 _PORTABLE_CLUSTER = 8
+PROGRAMMATIC_CC = (9, 0)
+"""The first compute capability that has programmatic dependent launch."""
 
 
 class Kernel:
@@ -85,23 +96,36 @@ def check_args(what: str, kernel: Kernel, args: Sequence[LaunchArg]) -> None:
         )
 
 
-def permit(kernel: Kernel, device: int, shared: int, cluster: tuple[int, ...] | None) -> None:
+def permit(
+    kernel: Kernel,
+    device: DeviceInfo,
+    shared: int,
+    cluster: tuple[int, ...] | None,
+    programmatic: bool = False,
+) -> None:
     """Opt in to more than 48 KB of dynamic shared memory and to clusters of more than 8 blocks.
 
     Raises:
-        DeviceError: the device does not have that much.
+        DeviceError: the device does not have that much, or no programmatic dependent launch.
     """
+    if programmatic and device.cc < PROGRAMMATIC_CC:
+        raise DeviceError(
+            f"{kernel.entry!r}: {device.arch} has no programmatic dependent launch, expected "
+            "compute capability 9.0 or more; launch it without"
+        )
     driver = bindings()
     names = driver.CUfunction_attribute
     handle = driver.CUkernel(int(kernel.handle.handle))
     if shared > kernel.shared_limit:
         attribute = names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        status = driver.cuKernelSetAttribute(attribute, shared, handle, driver.CUdevice(device))
+        status = driver.cuKernelSetAttribute(
+            attribute, shared, handle, driver.CUdevice(device.index)
+        )
         check(f"{kernel.entry!r}: request of {shared:,} bytes of dynamic shared memory", status)
         kernel.shared_limit = shared
     if cluster and math.prod(cluster) > _PORTABLE_CLUSTER and not kernel.wide_clusters:
         attribute = names.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-        status = driver.cuKernelSetAttribute(attribute, 1, handle, driver.CUdevice(device))
+        status = driver.cuKernelSetAttribute(attribute, 1, handle, driver.CUdevice(device.index))
         check(f"{kernel.entry!r}: request of clusters of {cluster} blocks", status)
         kernel.wide_clusters = True
 
@@ -117,8 +141,11 @@ def launch_config(
     block: tuple[int, ...],
     shared: int,
     cluster: tuple[int, ...] | None,
+    programmatic: bool = False,
 ) -> Any:
     """cuda.core's launch configuration; ``grid`` counts blocks.
+
+    With ``programmatic`` the launch has the attribute of programmatic dependent launch.
 
     Raises:
         DeviceError: the cluster does not divide the grid, or the device has no clusters.
@@ -126,9 +153,20 @@ def launch_config(
     make = core().LaunchConfig
     with translated(what):
         if cluster is None:
-            return make(grid=grid, block=block, shmem_size=shared)
+            return make(
+                grid=grid,
+                block=block,
+                shmem_size=shared,
+                programmatic_stream_serialization=programmatic,
+            )
         if any(g % c for g, c in zip(grid, cluster, strict=True)):
             raise DeviceError(f"{what}: cluster {cluster} does not divide the grid")
         # cuda.core counts the grid in clusters.
         clusters = tuple(g // c for g, c in zip(grid, cluster, strict=True))
-        return make(grid=clusters, block=block, shmem_size=shared, cluster=cluster)
+        return make(
+            grid=clusters,
+            block=block,
+            shmem_size=shared,
+            cluster=cluster,
+            programmatic_stream_serialization=programmatic,
+        )

@@ -76,6 +76,7 @@ class SimulatedDevice(CudaDevice):
         self.rng = random.Random(seed)
         self.streams: list[Stream] = []
         self.recording: list[tuple[Stream, str, Any, Any]] | None = None
+        self.launches: list[tuple[str, bool]] = []
 
     @contextmanager
     def activated(self) -> Iterator[None]:
@@ -120,9 +121,20 @@ class SimulatedDevice(CudaDevice):
     def load(self, cubin: bytes, entry: str) -> Kernel:
         return Kernel(entry, self.functions[entry], None)
 
-    def launch(self, stream: Any, kernel: Kernel, *rest: Any) -> None:
-        args = [a if isinstance(a, int) else a[0] for a in rest[2]]
-        self.push(stream, lambda: kernel.handle(*args))
+    def launch(
+        self,
+        stream: Any,
+        kernel: Kernel,
+        grid: Any,
+        block: Any,
+        args: Any,
+        shared: int = 0,
+        cluster: Any = None,
+        programmatic: bool = False,
+    ) -> None:
+        values = [a if isinstance(a, int) else a[0] for a in args]
+        self.launches.append((kernel.entry, programmatic))
+        self.push(stream, lambda: kernel.handle(*values))
 
     def stream(self) -> Any:
         self.streams.append(Stream(1000 + len(self.streams)))

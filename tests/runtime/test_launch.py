@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from nrt.errors import DeviceError
 from nrt.runtime.cuda import device_count, open_device
 from nrt.runtime.driver import check, translated
-from nrt.runtime.launch import Kernel, check_args, native
+from nrt.runtime.info import DeviceInfo
+from nrt.runtime.launch import Kernel, check_args, launch_config, native, permit
 
 
 def kernel(*sizes: int) -> Kernel:
@@ -49,6 +52,32 @@ def test_scalars_have_their_own_size(ctype: str, numpy: type) -> None:
     assert type(value) is numpy
     assert value == 3
     assert native(1 << 40) == 1 << 40
+
+
+def attributes(config: Any) -> list[str]:
+    """Names of the attributes that cuda.core hands to the driver with a launch."""
+    from cuda.core._launch_config import _to_native_launch_config
+
+    return [item.id.name for item in _to_native_launch_config(config).attrs or []]
+
+
+def test_a_programmatic_launch_has_the_attribute() -> None:
+    grid, block = (4, 1, 1), (64, 1, 1)
+    name = "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION"
+    assert attributes(launch_config("launch", grid, block, 0, None)) == []
+    config = launch_config("launch", grid, block, 512, None, True)
+    assert attributes(config) == [name]
+    # Made with a cluster, a configuration asks the device; given one later, it does not.
+    config.cluster = (2, 1, 1)
+    assert sorted(attributes(config)) == ["CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION", name]
+
+
+def test_older_devices_have_no_programmatic_launch() -> None:
+    orin = DeviceInfo(0, "Orin", "sm_87", (8, 7), 16, 4 << 20, 163 << 10, 164 << 10, 1 << 30, "12")
+    with pytest.raises(
+        DeviceError, match=r"'f': sm_87 has no programmatic dependent launch, expected .* 9\.0 or"
+    ):
+        permit(kernel(8), orin, 0, None, True)
 
 
 def test_no_device() -> None:
