@@ -16,7 +16,7 @@ import numpy as np
 from nrt.dtypes import FP8E4M3, FP64, INT8, INT16, UINT8, UINT16, UINT32, UINT64, DType
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Reshape
-from nrt.ir.ops.common import kind_of
+from nrt.ir.ops.common import kind_of, product_type
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Match, Rule, RulePass
@@ -203,11 +203,9 @@ class FuseEpilogue(Rule):
         outer, anchor = match.root, match.nodes["anchor"]
         program, extras = self._joined(match)
         dtype = outer.output.dtype
-        op = replace(
-            match.op("anchor"),
-            epilogue=program,
-            out_dtype=None if dtype is anchor.inputs[0].dtype else dtype,
-        )
+        op = match.op("anchor")
+        own = product_type(op.name, anchor.inputs[0].dtype, None, None)
+        op = replace(op, epilogue=program, out_dtype=None if dtype is own else dtype)
         inputs = [*anchor.inputs[:2], *(_trimmed(graph, v) for v in extras)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
         return f"took in {outer}: {own_program(outer).text()}"

@@ -33,6 +33,7 @@ from nrt.ir.ops import (
     Reshape,
     Transpose,
 )
+from nrt.ir.ops.common import product_type
 from nrt.ir.value import Layout, Node, Value
 from nrt.passes.base import Note, PassResult
 from nrt.passes.fusion import own_program
@@ -80,7 +81,7 @@ class _IntoProducer(Rule):
         if isinstance(op, Elementwise):
             op = Pointwise(own_program(producer), dtype)
         else:
-            own = producer.inputs[0].dtype
+            own = product_type(op.name, producer.inputs[0].dtype, None, None)
             op = replace(op, out_dtype=None if dtype is own else dtype)
         graph.replace_node(match.root, op, producer.inputs, also=[producer], name=producer.name)
         return f"{producer} stores {dtype} itself"

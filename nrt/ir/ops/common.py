@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, DType, dtype_from_numpy
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, INT32, DType, dtype_from_numpy
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, TensorType
 from nrt.ir.pointwise import Program
@@ -21,6 +21,7 @@ __all__ = [
     "check_epilogue",
     "check_float",
     "check_same_dtype",
+    "check_tf32",
     "compute",
     "dims",
     "finish",
@@ -29,6 +30,7 @@ __all__ = [
     "normalize_axis",
     "operand",
     "per_axis",
+    "product_type",
 ]
 
 T = TypeVar("T")
@@ -79,6 +81,46 @@ def check_same_dtype(op: str, **types: TensorType) -> None:
     if len({t.dtype for t in types.values()}) > 1:
         found = ", ".join(f"{name} is {t.dtype}" for name, t in types.items())
         raise ShapeError(f"{op}: {found}; expected one dtype, insert a Cast")
+
+
+def check_tf32(op: str, tf32: bool, dtype: DType) -> None:
+    """ShapeError when operands other than fp32 are said to be rounded to tf32."""
+    if tf32 and dtype is not FP32:
+        raise ShapeError(f"{op}: tf32 rounds fp32 operands, these are {dtype}; expected tf32=False")
+
+
+_FROM_INT8 = (FP16, BF16, FP32, INT8)
+_FROM_FP8 = (FP16, BF16, FP32, FP8E4M3)
+
+
+def product_type(
+    op: str, operands: DType, out_dtype: DType | None, epilogue: Program | None
+) -> DType:
+    """Element type of sums of products of ``operands``.
+
+    Sums of int8 are int32, exact, unless ``out_dtype`` says otherwise; behind an epilogue, which
+    computes floats, it has to. Sums of fp8 are fp16: they have no type of their own, and fp16 keeps
+    what three bits of mantissa hold. All others are of their operands' type.
+
+    Raises:
+        ShapeError: sums of int8 or fp8 are not stored as ``out_dtype``.
+    """
+    if operands is INT8:
+        allowed = _FROM_INT8 if epilogue is not None else (INT32, *_FROM_INT8)
+        found = out_dtype or INT32
+    elif operands is FP8E4M3:
+        allowed = _FROM_FP8
+        found = out_dtype or FP16
+    else:
+        return out_dtype or operands
+    if found not in allowed:
+        end = " behind an epilogue" if epilogue is not None else ""
+        names = ", ".join(d.name for d in allowed)
+        raise ShapeError(
+            f"{op}: products of {operands}{end} are stored as {found}; expected out_dtype to be "
+            f"one of {names}"
+        )
+    return found
 
 
 def check_float(op: str, dtype: DType) -> None:
@@ -180,12 +222,17 @@ def check_epilogue(
 def apply_epilogue(
     program: Program | None, accumulator: Array, extras: Sequence[Array], dtype: DType
 ) -> Array:
-    """``program`` on a freshly computed accumulator and the extras, as ``dtype``."""
-    if program is None:
-        return finish(accumulator, dtype)
-    if accumulator.dtype.kind != "f":
-        accumulator = accumulator.astype(np.float64)
-    (result,) = program.evaluate(accumulator, *(compute(e) for e in extras))
-    if result.shape != accumulator.shape:
-        result = np.broadcast_to(result, accumulator.shape)
+    """``program`` on a freshly computed accumulator and the extras, as ``dtype``.
+
+    int8 results are rounded, to even where two are equally near, and saturate; NaN becomes 0.
+    """
+    result = accumulator
+    if program is not None:
+        if accumulator.dtype.kind != "f":
+            accumulator = accumulator.astype(np.float64)
+        (result,) = program.evaluate(accumulator, *(compute(e) for e in extras))
+        if result.shape != accumulator.shape:
+            result = np.broadcast_to(result, accumulator.shape)
+    if dtype is INT8 and result.dtype.kind == "f":
+        result = np.rint(result)
     return finish(result, dtype)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import DType
+from nrt.dtypes import INT8, DType
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -17,10 +17,12 @@ from nrt.ir.ops.common import (
     array_type,
     check_epilogue,
     check_same_dtype,
+    check_tf32,
     compute,
     dims,
     operand,
     per_axis,
+    product_type,
 )
 from nrt.ir.ops.window import Window, window
 from nrt.ir.pointwise import Program
@@ -45,6 +47,7 @@ def _check_operands(op: str, x: TensorType, w: TensorType, groups: int) -> None:
 def _check_extras(
     op: str,
     epilogue: Program | None,
+    operands: DType,
     shape: tuple[int, ...],
     extras: tuple[TensorType, ...],
 ) -> None:
@@ -55,6 +58,11 @@ def _check_extras(
     if len(extras) > 1:
         raise ShapeError(f"{op}: got {len(extras) + 2} inputs, expected 2 or 3 without an epilogue")
     for bias in extras:
+        if operands is INT8:
+            raise ShapeError(
+                f"{op}: a bias beside int8 operands; add it in an epilogue, whose floats may scale "
+                "it"
+            )
         if bias.shape != (shape[1],):
             raise ShapeError(
                 f"{op}: bias has shape {dims(bias.shape)}, expected {dims(shape[1:2])}"
@@ -62,12 +70,16 @@ def _check_extras(
 
 
 def _finish(
-    accumulator: Array, extras: tuple[Array, ...], epilogue: Program | None, dtype: DType
+    op: Conv | ConvTranspose, sums: Array, x: Array, extras: tuple[Array, ...], dtype: DType
 ) -> Array:
-    if epilogue is None and extras:
-        bias = compute(extras[0]).reshape(-1, *[1] * (accumulator.ndim - 2))
-        return apply_epilogue(None, accumulator + bias, (), dtype)
-    return apply_epilogue(epilogue, accumulator, extras, dtype)
+    """Bias or epilogue on the ``sums``, as ``dtype``."""
+    if op.epilogue is None:
+        if extras:
+            sums = sums + compute(extras[0]).reshape(-1, *[1] * (sums.ndim - 2))
+        return apply_epilogue(None, sums, (), dtype)
+    if x.dtype == INT8.numpy:
+        sums = sums.astype(np.float32)
+    return apply_epilogue(op.epilogue, sums, extras, dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,9 @@ class Conv(Op):
 
     Inputs are ``x, w`` and an optional ``bias[K]``; with an epilogue ``x, w, *extras``: register 0
     of the program is the accumulator, registers 1 and up are the extras, each of which broadcasts
-    against the output ``[N, K, *S']``.
+    against the output ``[N, K, *S']``. x and w share a type. Sums are float32 or better; those of
+    int8 are int32 and exact, and an epilogue, without which int8 takes no bias, reads them as
+    float32.
 
     Attributes:
         strides: one per spatial dimension.
@@ -84,7 +98,12 @@ class Conv(Op):
         dilations: one per spatial dimension.
         groups: channels fall into this many independent convolutions.
         epilogue: pointwise program on the accumulator.
-        out_dtype: element type of the output; that of ``x`` when None.
+        out_dtype: element type of the output; that of ``x`` when None, but int32 for int8 operands
+            and fp16 for fp8. int8 operands give int32 (without an epilogue), fp16, bf16, fp32 or
+            int8, and fp8 operands fp16, bf16, fp32 or fp8. int8 results are rounded to the nearest
+            integer, half to even, and saturate to [-128, 127].
+        tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
+            reference, and kernels that have no use for it, stay exact.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -94,12 +113,18 @@ class Conv(Op):
     groups: int = 1
     epilogue: Program | None = None
     out_dtype: DType | None = None
+    tf32: bool = False
 
     def window(self, kernel: tuple[int, ...]) -> Window:
         """The sliding window for weights whose spatial shape is ``kernel``."""
         return window(self.name, kernel, self.strides, self.pads, self.dilations)
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        check_tf32(self.name, self.tf32, inputs[0].dtype)
+        return (self._result(*inputs),)
+
+    def _result(self, *inputs: TensorType) -> TensorType:
+        """`infer` for the reference, which computes tf32 problems in any type."""
         x, w, *extras = inputs
         _check_operands(self.name, x, w, self.groups)
         if x.shape[1] != w.shape[1] * self.groups:
@@ -113,11 +138,11 @@ class Conv(Op):
             )
         spatial = self.window(w.shape[2:]).output(self.name, x.shape[2:])
         shape = (x.shape[0], w.shape[0], *spatial)
-        _check_extras(self.name, self.epilogue, shape, tuple(extras))
-        return (TensorType(shape, self.out_dtype or x.dtype),)
+        _check_extras(self.name, self.epilogue, x.dtype, shape, tuple(extras))
+        return TensorType(shape, product_type(self.name, x.dtype, self.out_dtype, self.epilogue))
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        (type_,) = self.infer(*(array_type(i) for i in inputs))
+        type_ = self._result(*(array_type(i) for i in inputs))
         x, w, *extras = inputs
         left, right = operand(x), operand(w)
         win = self.window(w.shape[2:])
@@ -126,7 +151,7 @@ class Conv(Op):
             result = _depthwise(padded, right, win, type_.shape)
         else:
             result = _im2col(padded, right, win, type_.shape, self.groups)
-        return (_finish(result, tuple(extras), self.epilogue, type_.dtype),)
+        return (_finish(self, result, x, tuple(extras), type_.dtype),)
 
 
 @dataclass(frozen=True)
@@ -143,7 +168,7 @@ class ConvTranspose(Op):
         groups: channels fall into this many independent convolutions.
         output_padding: zeros of the sum added after each dimension before cutting.
         epilogue: pointwise program on the accumulator.
-        out_dtype: element type of the output; that of ``x`` when None.
+        out_dtype: element type of the output; as for `Conv`.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -183,8 +208,9 @@ class ConvTranspose(Op):
                 )
             spatial.append(length)
         shape = (x.shape[0], w.shape[1] * self.groups, *spatial)
-        _check_extras(self.name, self.epilogue, shape, tuple(extras))
-        return (TensorType(shape, self.out_dtype or x.dtype),)
+        _check_extras(self.name, self.epilogue, x.dtype, shape, tuple(extras))
+        dtype = product_type(self.name, x.dtype, self.out_dtype, self.epilogue)
+        return (TensorType(shape, dtype),)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
         (type_,) = self.infer(*(array_type(i) for i in inputs))
@@ -205,7 +231,7 @@ class ConvTranspose(Op):
             total[cut] += columns[source]
         kept = [slice(a, a + n) for n, a in zip(type_.shape[2:], low, strict=True)]
         trimmed = total[(slice(None), slice(None), *kept)]
-        return (_finish(trimmed, tuple(extras), self.epilogue, type_.dtype),)
+        return (_finish(self, trimmed, x, tuple(extras), type_.dtype),)
 
 
 def _im2col(padded: Array, w: Array, win: Window, shape: tuple[int, ...], groups: int) -> Array:

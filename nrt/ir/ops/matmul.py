@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from nrt.dtypes import DType
+from nrt.dtypes import INT8, DType
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -17,8 +17,10 @@ from nrt.ir.ops.common import (
     broadcast,
     check_epilogue,
     check_same_dtype,
+    check_tf32,
     dims,
     operand,
+    product_type,
 )
 from nrt.ir.pointwise import Program
 
@@ -30,13 +32,19 @@ class MatMul(Op):
     """``a @ b`` with NumPy's rules: leading dimensions broadcast, vectors are allowed.
 
     Inputs are ``a, b``; with an epilogue also the extras that its registers 1 and up read, each
-    broadcasting against the output.
+    broadcasting against the output. The operands share a type. Sums are float32 or better; those of
+    int8 are int32 and exact, and an epilogue reads them as float32.
 
     Attributes:
         trans_a: swap the last two dimensions of ``a`` first (a vector stays as it is).
         trans_b: the same for ``b``.
         epilogue: pointwise program on the accumulator.
-        out_dtype: element type of the output; that of ``a`` when None.
+        out_dtype: element type of the output; that of ``a`` when None, but int32 for int8 operands
+            and fp16 for fp8. int8 operands give int32 (without an epilogue), fp16, bf16, fp32 or
+            int8, and fp8 operands fp16, bf16, fp32 or fp8. int8 results are rounded to the nearest
+            integer, half to even, and saturate to [-128, 127].
+        tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
+            reference, and kernels that have no use for it, stay exact.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -44,8 +52,14 @@ class MatMul(Op):
     trans_b: bool = False
     epilogue: Program | None = None
     out_dtype: DType | None = None
+    tf32: bool = False
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        check_tf32(self.name, self.tf32, inputs[0].dtype)
+        return (self._result(*inputs),)
+
+    def _result(self, *inputs: TensorType) -> TensorType:
+        """`infer` for the reference, which computes tf32 problems in any type."""
         a, b, *extras = inputs
         check_same_dtype(self.name, a=a, b=b)
         if a.rank == 0 or b.rank == 0:
@@ -67,14 +81,16 @@ class MatMul(Op):
             )
         if self.epilogue is not None:
             check_epilogue(self.name, self.epilogue, shape, extras)
-        return (TensorType(shape, self.out_dtype or a.dtype),)
+        return TensorType(shape, product_type(self.name, a.dtype, self.out_dtype, self.epilogue))
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        (type_,) = self.infer(*(array_type(i) for i in inputs))
+        type_ = self._result(*(array_type(i) for i in inputs))
         a, b, *extras = inputs
         left = np.swapaxes(a, -1, -2) if self.trans_a and a.ndim > 1 else a
         right = np.swapaxes(b, -1, -2) if self.trans_b and b.ndim > 1 else b
         product = np.asarray(np.matmul(operand(left), operand(right)))
+        if a.dtype == INT8.numpy and self.epilogue is not None:
+            product = product.astype(np.float32)
         return (apply_epilogue(self.epilogue, product, extras, type_.dtype),)
 
 
