@@ -16,7 +16,7 @@ from numba import cuda
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
-from nrt.cuda_kernels import ptx
+from nrt.cuda_kernels import mathlib, ptx
 from nrt.dtypes import BF16, BOOL, FP16, FP32, FP64, DType
 from nrt.ir.pointwise import Program
 
@@ -217,7 +217,7 @@ def program_namespace(double: bool = False) -> dict[str, Any]:
         "exp_": math.exp,
         "log_": math.log,
         "tanh_": math.tanh,
-        "erf_": math.erf,
+        "erf_": math.erf if double else mathlib.erf,
         "sin_": math.sin,
         "cos_": math.cos,
         "sigmoid_": _sigmoid64 if double else _sigmoid,
