@@ -11,6 +11,7 @@ import numpy as np
 
 from nrt.cpu_kernels.variant import HostVariant
 from nrt.cuda_kernels.compiler import Cubin
+from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import (
     Arg,
@@ -48,7 +49,7 @@ from nrt.plan import (
 from nrt.problem import TensorSpec
 from nrt.work import flops_of, precision_of
 
-__all__ = ["Bound", "assemble", "memory_image"]
+__all__ = ["Bound", "assemble", "memory_image", "overlapped"]
 
 _WEIGHT_ALIGN = 256
 
@@ -187,6 +188,7 @@ def assemble(
     ops_before: dict[str, int],
     ops_after: dict[str, int],
     versions: dict[str, str],
+    programmatic: bool = False,
 ) -> Plan:
     """The plan of bound tasks.
 
@@ -200,6 +202,8 @@ def assemble(
         ops_before: op counts of the imported graph.
         ops_after: op counts of the optimized graph.
         versions: libraries and their versions.
+        programmatic: launches may start before the one before them has ended, where the device has
+            programmatic dependent launch.
     """
     emissions: list[Emission] = []
     if device is not None:
@@ -224,6 +228,7 @@ def assemble(
                 _launch_step(assembler, item, index, launch, binaries)
                 for launch in emissions[index].launches
             ]
+    overlap = programmatic and device is not None and device.cc >= MINIMUM_CC
     return Plan(
         name=name,
         target=target,
@@ -233,12 +238,29 @@ def assemble(
         weights=assembler.blob,
         cubins=tuple(binaries.cubins),
         kernels=tuple(binaries.kernels),
-        steps=tuple(steps),
+        steps=overlapped(steps, overlap),
         layers=tuple(_layer(item) for item in bound),
         ops_before=ops_before,
         ops_after=ops_after,
         versions=versions,
     )
+
+
+def overlapped(steps: Sequence[Step], on: bool) -> tuple[Step, ...]:
+    """``steps`` whose launches are programmatic, if ``on``, behind a launch on the same stream.
+
+    Any other step between two launches (a copy, a fill, a fork, a join) orders them by the stream;
+    `nrt.cuda_kernels.dependent_launch` says why a kernel's own wait is enough where none is.
+    """
+    found: list[Step] = []
+    for step in steps:
+        before = found[-1] if found else None
+        if isinstance(step, LaunchStep):
+            behind = isinstance(before, LaunchStep) and before.stream == step.stream
+            found.append(replace(step, programmatic=on and behind))
+        else:
+            found.append(step)
+    return tuple(found)
 
 
 def _io_spec(name: str, spec: TensorSpec) -> IoSpec:

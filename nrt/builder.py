@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrt.assembly import Bound, assemble
+from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError, DeviceError
 from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
@@ -20,6 +22,7 @@ from nrt.passes.base import PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
+from nrt.programmatic import decide, plan_clock
 from nrt.runtime import Engine
 from nrt.settings import settings
 from nrt.timing_cache import TimingCache
@@ -64,6 +67,7 @@ def compile(
     io: Mapping[str, IOFormat] | None = None,
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    programmatic: bool | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile ``model`` for one device.
@@ -83,6 +87,9 @@ def compile(
             measured by then take their best estimate, the least expensive ones first.
         timing_cache: file of measured times, read and updated; two builds with one cache give the
             same plan. Default: one under ``NRT_CACHE_DIR``.
+        programmatic: whether a launch may start before the one before it has ended (programmatic
+            dependent launch; Hopper and later). None: whichever makes the plan faster, by measuring
+            it both ways; ``plan.notes`` says what was found.
         progress: called with (stage, done, total).
 
     Returns:
@@ -103,6 +110,7 @@ def compile(
         io=io,
         tuning_seconds=tuning_seconds,
         timing_cache=timing_cache,
+        programmatic=programmatic,
         progress=progress,
     )
     if built.plan.target.kind == "cpu":
@@ -124,10 +132,11 @@ def build(
     io: Mapping[str, IOFormat] | None = None,
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
+    programmatic: bool | None = None,
     progress: Progress | None = None,
 ) -> Build:
     """As `compile`, but returns the plan with the report of how it came about."""
-    kind, device, runner = _resolve(target)
+    kind, device, runner = _resolve(target, programmatic)
     graph = _graph(model, shapes)
     before = _op_counts(graph)
     permitted = frozenset([precision] if isinstance(precision, str) else precision)
@@ -156,7 +165,9 @@ def build(
             plan, bound, choices = _for_cpu(lowered, tuning, arguments)
         else:
             assert device is not None
-            plan, bound, choices = _for_cuda(lowered, device, runner, tuning, arguments)
+            plan, bound, choices = _for_cuda(
+                lowered, device, runner, tuning, arguments, programmatic
+            )
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
         cache.save()
@@ -177,8 +188,23 @@ def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
     return import_model(model, shapes=shapes)
 
 
-def _resolve(target: str) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
+def _resolve(
+    target: str, programmatic: bool | None
+) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
     """Kind, device and, where the device is in this machine, the runner."""
+    kind, device, runner = _target(target, programmatic)
+    if programmatic and (device is None or device.cc < MINIMUM_CC):
+        where = kind if device is None else device.arch
+        raise BuildError(
+            f"programmatic=True: {where} has no programmatic dependent launch, expected compute "
+            "capability 9.0 or more; leave it out"
+        )
+    return kind, device, runner
+
+
+def _target(
+    target: str, programmatic: bool | None
+) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
     wanted = settings().target if target == "auto" else target
     if wanted == "auto":
         from nrt.runtime.cuda import device_count
@@ -195,13 +221,13 @@ def _resolve(target: str) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
     if not arch:
         from nrt.cuda_runner import CudaRunner
 
-        runner = CudaRunner()
+        runner = CudaRunner(programmatic=programmatic)
         return "cuda", runner.device, runner
     device = device_for_arch(arch)
     try:
         from nrt.cuda_runner import CudaRunner
 
-        runner = CudaRunner()
+        runner = CudaRunner(programmatic=programmatic)
     except (DeviceError, BuildError):
         # No GPU here, or one that nrt has no kernels for: the plan is for another machine.
         return "cuda", device, None
@@ -226,10 +252,12 @@ def _for_cuda(
     runner: CudaRunner | None,
     tuning: dict[str, Any],
     arguments: dict[str, Any],
+    programmatic: bool | None,
 ) -> tuple[Plan, list[Bound], list[Choice]]:
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.tuner_cuda import CudaBench
 
+    begun = time.monotonic()
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
         found = tune([t.problem for t in lowered.tasks], bench, **tuning)
@@ -237,9 +265,32 @@ def _for_cuda(
         bound, choices = _bind(lowered, found)
         target = Target("cuda", device.arch, device.name)
         plan = assemble(
-            lowered, bound, target=target, device=device, binary=bench.binary, **arguments
+            lowered,
+            bound,
+            target=target,
+            device=device,
+            binary=bench.binary,
+            programmatic=programmatic is not False,
+            **arguments,
         )
+    if device.cc >= MINIMUM_CC:
+        plan = _decide(plan, programmatic, runner, tuning, time.monotonic() - begun)
     return plan, bound, choices
+
+
+def _decide(
+    plan: Plan,
+    programmatic: bool | None,
+    runner: CudaRunner | None,
+    tuning: dict[str, Any],
+    seconds: float,
+) -> Plan:
+    """The faster kind of launches; measured under the rules of tuning, ``seconds`` into it."""
+    clock = plan_clock(runner.cuda) if runner is not None and tuning["opt_level"] > 0 else None
+    budget = tuning["tuning_seconds"]
+    spent = budget is not None and seconds >= budget
+    why_not = f"tuning_seconds={budget:g} spent" if spent else ""
+    return decide(plan, programmatic, clock=clock, cache=tuning["cache"], spent=why_not)
 
 
 def _bind(lowered: Lowered, choices: Mapping[Any, Choice]) -> tuple[list[Bound], list[Choice]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from nrt.assembly import memory_image
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
+from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.cuda_kernels.device import DeviceSpec, device_for_arch
 from nrt.cuda_kernels.variant import (
     Arg,
@@ -70,12 +71,13 @@ class Prepared:
     """A variant ready to launch.
 
     Attributes:
-        enqueue: puts its launches on a stream.
+        enqueue: puts its launches on a stream; ``enqueue(stream, chained=True)`` behind a launch,
+            which the first one then overlaps as a plan's would.
         outputs: device buffer and spec of each output.
         keep: buffers that must stay alive.
     """
 
-    enqueue: Callable[[Any], None]
+    enqueue: Callable[..., None]
     outputs: list[tuple[Any, TensorSpec]]
     keep: list[Any]
 
@@ -122,11 +124,20 @@ class CudaRunner:
     Attributes:
         cuda: the device.
         device: what kernels know of it.
+        programmatic: launches that follow a launch are programmatic, as a plan's are.
     """
 
-    def __init__(self, cuda: CudaDevice | None = None) -> None:
+    def __init__(self, cuda: CudaDevice | None = None, *, programmatic: bool | None = None) -> None:
+        """Open the GPU.
+
+        Args:
+            cuda: an open device; default: the first.
+            programmatic: default: where the device has programmatic dependent launch.
+        """
         self.cuda = cuda or open_device()
         self.device = device_spec(self.cuda.info)
+        able = self.device.cc >= MINIMUM_CC
+        self.programmatic = able if programmatic is None else programmatic
         self.stream = self.cuda.stream()
 
     def prepare(
@@ -176,11 +187,13 @@ class CudaRunner:
                     args.append(_argument(arg, buffers, targets, work))
             calls.append((kernel, launch, args))
 
-        def enqueue(stream: Any) -> None:
-            for kernel, launch, args in calls:
+        def enqueue(stream: Any, chained: bool = False) -> None:
+            for number, (kernel, launch, args) in enumerate(calls):
+                overlap = self.programmatic and (chained or number > 0)
                 self.cuda.launch(
-                    stream, kernel, launch.grid, launch.block, args, launch.shared, launch.cluster
-                )
+                    stream, kernel, launch.grid, launch.block, args, launch.shared, launch.cluster,
+                    overlap,
+                )  # fmt: skip
 
         return Prepared(enqueue, outputs, [*buffers, *maps, work])
 
@@ -219,8 +232,9 @@ class CudaRunner:
     ) -> float:
         """Median device seconds of one run, by events around replays of a CUDA graph.
 
-        The graph holds several runs over ``sets`` copies of the buffers in turn. A kernel that a
-        few runs show to be over ``limit`` is not timed any further.
+        The graph holds several runs over ``sets`` copies of the buffers in turn, each one launched
+        as behind another layer. A kernel that a few runs show to be over ``limit`` is not timed any
+        further.
         """
         shared = operands or Operands()
         prepared = [
@@ -238,7 +252,7 @@ class CudaRunner:
 
         def work(stream: Any) -> None:
             for index in range(runs):
-                prepared[index % sets].enqueue(stream)
+                prepared[index % sets].enqueue(stream, chained=index > 0)
 
         graph = self.cuda.capture(self.stream, work)
         times = self.cuda.time(graph, self.stream, repeats=3, warm_up=2)

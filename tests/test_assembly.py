@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from small_graphs import Maker, Recipe, feeds, make, operands, recipes, worst_error
 
-from nrt.assembly import Bound, assemble, memory_image
+from nrt.assembly import Bound, assemble, memory_image, overlapped
 from nrt.cpu_kernels import bind
 from nrt.cpu_kernels.reference import Reference
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
@@ -39,7 +40,18 @@ from nrt.ir.ops import Add, Concat, Conv, MatMul, Pointwise, Relu, Reshape, Sigm
 from nrt.ir.pointwise import Builder
 from nrt.ir.text import to_text
 from nrt.lowering import lower
-from nrt.plan import BufferRef, HostStep, LaunchStep, Plan, ScalarArg, Target
+from nrt.plan import (
+    BufferRef,
+    CopyStep,
+    ForkStep,
+    HostStep,
+    JoinStep,
+    LaunchStep,
+    Plan,
+    ScalarArg,
+    SetStep,
+    Target,
+)
 from nrt.plan_check import check_plan
 from nrt.plan_file import plan_from_bytes, plan_to_bytes
 from nrt.problem import Problem, Refusal, TensorSpec
@@ -475,6 +487,34 @@ def test_launch_arguments() -> None:
     assert fourth.args[1] == BufferRef("output", 0, 240)
     # The workspace lives as long as its layer, and apart from the output written beside it.
     assert work.offset + 100 <= out.offset or out.offset + 240 <= work.offset
+
+
+def test_launches_behind_launches_are_programmatic_when_asked() -> None:
+    m = Maker()
+    x = m.input("x", 6, 10)
+    m.out("y", m.op(Add(), m.op(Add(), x, x), x))
+    plain = cuda_plan(m)
+    assert [s.programmatic for s in launch_steps(plain)] == [False] * 4
+    plan = cuda_plan(m, programmatic=True)
+    # Both launches of a layer, and the first of the next.
+    assert [s.programmatic for s in launch_steps(plan)] == [False, True, True, True]
+    assert replace(plan, steps=overlapped(plan.steps, False)) == plain
+    assert plan_from_bytes(plan_to_bytes(plan)) == plan
+
+
+def test_only_a_launch_on_the_same_stream_is_overlapped() -> None:
+    step = LaunchStep(0, (1, 1, 1), (32, 1, 1), ())
+    other = replace(step, stream=1)
+    block = BufferRef("arena", 0, 8)
+    for between in (CopyStep(block, block), SetStep(block), ForkStep(0, (1,)), JoinStep(0, (1,))):
+        steps = (step, step, between, step, step)
+        marks = [getattr(s, "programmatic", None) for s in overlapped(steps, True)]
+        assert marks == [False, True, None, False, True]
+    steps = (step, other, step, step, other, other)
+    marks = [getattr(s, "programmatic", None) for s in overlapped(steps, True)]
+    assert marks == [False, False, False, True, False, True]
+    assert overlapped(overlapped(steps, True), False) == steps
+    assert overlapped((), True) == ()
 
 
 def test_packed_constants_of_a_launch() -> None:

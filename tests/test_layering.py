@@ -28,6 +28,7 @@ _TIES = {
     "tuner_cpu",
     "tuner_cuda",
     "cuda_runner",
+    "programmatic",
     "precision",
 }
 _BELOW_BUILDER = (

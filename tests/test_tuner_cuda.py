@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,51 @@ def test_shared_operands_give_the_same_results() -> None:
         (y,) = runner.run(plain, problem(), (), [x], binary, operands=shared)
         np.testing.assert_array_equal(y, np.maximum(x, 0))
     assert device.uploads == 2
+
+
+class Twice(Plain):
+    """Relu in two launches, the second on the first one's output."""
+
+    def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
+        (launch,) = super().emit(problem, config, device).launches
+        args = (Out(), Out(), Scalar(problem.y.size, "u32"))
+        return Emission((launch, Launch(launch.kernel, ONE, (32, 1, 1), args)))
+
+
+def test_candidates_are_timed_as_a_plan_launches_them() -> None:
+    x = np.random.default_rng().standard_normal(N).astype(np.float32)
+
+    def binary(spec: KernelSpec) -> Cubin:
+        return Cubin(b"", spec.params[0], 1, 0, 0)
+
+    for wanted, on in ((None, True), (True, True), (False, False)):
+        device = Device()
+        device.shown = 1e-5
+        runner = CudaRunner(device, programmatic=wanted)
+        assert runner.programmatic is on
+        (y,) = runner.run(Twice("twice", 1.0), problem(), (), [x], binary)
+        np.testing.assert_array_equal(y, np.maximum(x, 0))
+        assert [p for _, p in device.launches] == [False, on]
+        device.launches.clear()
+        runner.seconds(Twice("twice", 1.0), problem(), (), [x], binary)
+        # Three warm-ups and a first clock in stream order; then a graph whose launches overlap.
+        alone, graph = device.launches[:8], device.launches[8:]
+        assert [p for _, p in alone] == [False, on] * 4
+        assert len(graph) == 2 * 18
+        assert [p for _, p in graph] == [False] + [on] * 35
+
+
+def test_older_devices_are_timed_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    device.info = replace(device.info, cc=(8, 0), arch="sm_80")
+    assert not CudaRunner(device).programmatic
+    keys = set()
+    monkeypatch.setattr("nrt.tuner_cuda.kernel_key", lambda spec, device: "key")
+    for wanted in (True, False):
+        runner = CudaRunner(Device(), programmatic=wanted)
+        bench = CudaBench(runner.device, runner, Pool())  # type: ignore[arg-type]
+        keys.add(bench.timing_key(Plain("v", 1e-4), problem(), ()))
+    assert len(keys) == 2
 
 
 def test_problems_are_ready_in_the_order_of_compilation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,4 +38,6 @@ def run(args: argparse.Namespace) -> int:
         f"  weights {human_bytes(len(plan.weights))}, arena {human_bytes(plan.arena_bytes)}, "
         f"built in {seconds:.1f} s"
     )
+    for what, text in plan.notes.items():
+        console.print(f"  {what} {text}")
     return 0

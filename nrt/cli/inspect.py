@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         f"weights {human_bytes(report['weights_bytes'])}, "
         f"arena {human_bytes(report['arena_bytes'])}, {len(report['layers'])} launches"
     )
+    for what, text in report["notes"].items():
+        console.print(f"{what}: {text}")
     _show_ops(report["ops_before"], report["ops_after"])
     show_launches(report["layers"])
     if args.candidates:

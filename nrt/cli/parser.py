@@ -20,6 +20,7 @@ BUILD_OPTIONS = (
     "output_format",
     "tuning_seconds",
     "timing_cache",
+    "programmatic_launch",
 )
 """Options that say how a model is compiled; None when they were not given."""
 
@@ -173,3 +174,9 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         help="start no measurement after S seconds of tuning; the rest take the best estimate",
     )
     group.add_argument("--timing-cache", metavar="FILE", help="read and write measured times here")
+    group.add_argument(
+        "--programmatic-launch",
+        choices=("auto", "on", "off"),
+        help="let kernels start before the ones before them have ended (Hopper and later); auto "
+        "(default): whichever measures faster",
+    )

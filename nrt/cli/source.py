@@ -138,6 +138,9 @@ def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
         BuildError: one name has an input's and an output's format.
     """
     chosen = _chosen(args)
+    launch = chosen.pop("programmatic_launch", "auto")
+    if launch != "auto":
+        chosen["programmatic"] = launch == "on"
     given = {what: chosen.pop(f"{what}_format", {}) for what in ("input", "output")}
     if any(given.values()):
         from nrt.passes.bind_io import ONLY_INPUT, ONLY_OUTPUT, IOFormat

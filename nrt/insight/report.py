@@ -55,6 +55,7 @@ def plan_report(plan: Plan, choices: Mapping[str, Choice] | None = None) -> dict
         "streams": plan.streams,
         "tolerance": plan.tolerance,
         "versions": dict(plan.versions),
+        "notes": dict(plan.notes),
     }
 
 
@@ -104,6 +105,7 @@ def _launch(plan: Plan, step: WorkStep) -> dict[str, Any]:
             "cluster": list(step.cluster),
             "shared_bytes": step.shared,
             "stream": step.stream,
+            "programmatic": step.programmatic,
         }
     if isinstance(step, HostStep):
         return {"kernel": step.variant, "workspace_bytes": step.workspace.nbytes}

@@ -89,4 +89,5 @@ def plan() -> Plan:
         layers=(conv, relu),
         ops_before={"Conv": 1, "Relu": 2},
         ops_after={"Conv": 1, "Pointwise": 1},
+        notes={"programmatic launch": "on: 1.0000 ms, 1.1000 ms without"},
     )

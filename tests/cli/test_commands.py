@@ -156,6 +156,7 @@ def test_inspect_table(cli: Cli, loaded: FakeEngine) -> None:
     text = cli("inspect", "p").out
     assert "tiny: built for cpu x86_64" in text
     assert "weights 256 B, arena 96 B, 3 launches" in text
+    assert "programmatic launch: on: 1.0000 ms, 1.1000 ms without" in text
     assert "conv, relu[0]" in text  # brackets are no markup
     assert "cpu_conv 1/2" in text
     assert "1.500 ms" in text
@@ -310,6 +311,13 @@ def test_options_reach_the_builder(
         "layers": {"a": "fp32"},
         "timing_cache": str(tmp_path / "t"),
     }
+    for word, wanted in (("on", {"programmatic": True}), ("off", {"programmatic": False})):
+        seen.clear()
+        assert cli("inspect", any_file, "--programmatic-launch", word).code == 0
+        assert seen == {"model": str(any_file), "progress": None, **wanted}
+    seen.clear()
+    assert cli("inspect", any_file, "--programmatic-launch", "auto").code == 0
+    assert seen == {"model": str(any_file), "progress": None}
 
 
 def test_human_numbers() -> None:

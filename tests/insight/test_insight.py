@@ -152,8 +152,10 @@ def test_report_of_a_cuda_plan() -> None:
         layers=(layer,),
         streams=2,
         tolerance=1e-3,
+        notes={"programmatic launch": "off, as asked"},
     )
     report = plan_report(plan)
+    assert report["notes"] == {"programmatic launch": "off, as asked"}
     assert report["target"] == {"kind": "cuda", "arch": "sm_90a", "device": "H200"}
     assert (report["weights_bytes"], report["streams"], report["tolerance"]) == (4, 2, 1e-3)
     entries = report["layers"]
@@ -167,6 +169,7 @@ def test_report_of_a_cuda_plan() -> None:
         "cluster": [1, 1, 1],
         "shared_bytes": 1024,
         "stream": 1,
+        "programmatic": False,
     }
     assert entries[2]["launch"] == {"bytes": 64, "stream": 0}
 
