@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nrt.dtypes import FP8E4M3, INT8
 from nrt.ir.op import Array
-from nrt.ir.ops import BatchNormalization, Gather, GatherElements
+from nrt.ir.ops import BatchNormalization, Conv, Gather, GatherElements, MatMul
 from nrt.problem import Problem, TensorSpec
 
 __all__ = ["random_inputs", "relative_error"]
@@ -14,7 +15,8 @@ __all__ = ["random_inputs", "relative_error"]
 def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
     """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range.
 
-    Elements that share memory (a stride of 0) have one value.
+    int8 factors of products take their whole range but -128, other integers are below 8. Elements
+    that share memory (a stride of 0) have one value.
     """
     return [
         _repeated(spec, _random(problem, slot, rng)) for slot, spec in enumerate(problem.inputs)
@@ -27,22 +29,24 @@ def _repeated(spec: TensorSpec, values: Array) -> Array:
 
 
 def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
-    spec = problem.inputs[slot]
+    spec, op = problem.inputs[slot], problem.op
+    is_factor = isinstance(op, Conv | MatMul) and slot < 2
     if spec.dtype.is_float:
         values = rng.standard_normal(spec.shape, np.float32)
-        if slot == 1 and len(spec.shape) >= 2:
-            # Weights: keep sums of many products near 1, so that fp16 outputs stay in range.
+        if slot == 1 and len(spec.shape) >= 2 and spec.dtype is not FP8E4M3:
+            # Weights: keep sums of many products near 1, so that fp16 outputs stay in range. Those
+            # of fp8 would lose their mantissa, and their sums stay in range as they are.
             values *= 1.0 / np.sqrt(max(1, spec.size // max(spec.shape)))
-        if slot == 4 and isinstance(problem.op, BatchNormalization):
-            values = np.abs(values)
-        if isinstance(problem.op, BatchNormalization) and slot == 4:
+        if slot == 4 and isinstance(op, BatchNormalization):
             values = np.abs(values)  # a variance: of a negative one there is no root to compare
         return values.astype(spec.dtype.numpy)
     if spec.dtype.kind == "bool":
         return rng.integers(0, 2, spec.shape).astype(np.bool_)
+    if spec.dtype is INT8 and is_factor:
+        return rng.integers(-127, 128, spec.shape, np.int8)
     high = 8
-    if isinstance(problem.op, Gather | GatherElements) and slot == 1:
-        high = problem.inputs[0].shape[problem.op.axis]
+    if isinstance(op, Gather | GatherElements) and slot == 1:
+        high = problem.inputs[0].shape[op.axis]
     return rng.integers(0, max(high, 1), spec.shape).astype(spec.dtype.numpy)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from nrt.dtypes import FP8E4M3, INT8
 from nrt.ir.ops import (
     AveragePool,
     Conv,
@@ -46,7 +47,20 @@ def _products(problem: Problem) -> int:
 
 
 def precision_of(problem: Problem) -> str:
-    """The element type a problem computes on: that of its first floating-point operand."""
+    """What a problem computes in.
+
+    The element type of its first floating-point operand; ``int8``, ``fp8`` and ``tf32`` for
+    products on such operands.
+    """
+    op = problem.op
+    if isinstance(op, Conv | ConvTranspose | MatMul):
+        factor = problem.inputs[0].dtype
+        if factor is INT8:
+            return "int8"
+        if factor is FP8E4M3:
+            return "fp8"
+        if isinstance(op, Conv | MatMul) and op.tf32:
+            return "tf32"
     for spec in (*problem.inputs, *problem.outputs):
         if spec.dtype.is_float:
             return spec.dtype.name

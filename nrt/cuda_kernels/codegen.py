@@ -17,7 +17,8 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 from nrt.cuda_kernels import mathlib, ptx
-from nrt.dtypes import BF16, BOOL, FP16, FP32, FP64, DType
+from nrt.cuda_kernels.fp8 import e4m3_from_f32, f32_from_e4m3
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, DType
 from nrt.ir.pointwise import Program
 
 __all__ = [
@@ -60,6 +61,8 @@ def loader(dtype: DType) -> Any:
         return _inline(lambda p, i: ptx.f32_from_bf16(p[i]))
     if dtype in (FP32, FP64):
         return _inline(lambda p, i: p[i])
+    if dtype == FP8E4M3:
+        return _inline(lambda p, i: f32_from_e4m3(p[i]))
     if dtype == BOOL:
         return _inline(lambda p, i: p[i] != 0)
     return _inline(lambda p, i: i64(p[i]))
@@ -76,6 +79,11 @@ def storer(dtype: DType) -> Any:
 
         def store(p, i, v):
             p[i] = ptx.bf16_from_f32(f32(v))
+    elif dtype == FP8E4M3:
+        byte = types.uint8
+
+        def store(p, i, v):
+            p[i] = byte(e4m3_from_f32(v))
     elif dtype == BOOL:
         u8 = types.uint8
 

@@ -14,12 +14,14 @@ from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras
 from nrt.cuda_kernels.variant import Arg, In, Null
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, DType
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, DType
 from nrt.ir.ops import Conv, ConvTranspose
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, Refusal, TensorSpec, dense_strides
 
 __all__ = [
+    "EVERY_OPERAND",
+    "FLOATS",
     "ConvShape",
     "Epilogue",
     "acc_type",
@@ -31,10 +33,17 @@ __all__ = [
     "operand_strides",
     "refuse_conv",
     "refuse_epilogue",
+    "result_type",
     "rounded",
     "store_width",
     "waves",
 ]
+
+FLOATS: tuple[DType, ...] = (FP32, FP16, BF16, FP64)
+"""Operands whose products are summed in their own precision or float32."""
+
+EVERY_OPERAND: tuple[DType, ...] = (*FLOATS, INT8, FP8E4M3)
+"""Operands that the reference kernels multiply."""
 
 INDEX_LIMIT = 2**32
 """Elements that a kernel's unsigned 32-bit offsets reach."""
@@ -64,7 +73,17 @@ def waves(blocks: int, per_sm: int, device: DeviceSpec) -> float:
 
 def acc_type(dtype: DType) -> Any:
     """Numba type of the accumulator for operands of ``dtype``."""
-    return types.float64 if dtype == FP64 else types.float32
+    return {FP64: types.float64, INT8: types.int32}.get(dtype, types.float32)
+
+
+def result_type(dtype: DType, out_dtype: DType, program: Program | None) -> Any:
+    """Numba type that accumulators have when they reach `epilogue.make_store`.
+
+    Sums of int8 stay int32 on their way to an int32 output and are float32 for all else.
+    """
+    if dtype == INT8 and (program is not None or out_dtype != INT32):
+        return types.float32
+    return acc_type(dtype)
 
 
 @dataclass(frozen=True)
@@ -133,12 +152,13 @@ def store_width(epilogue: Epilogue, y: TensorSpec, channel: int, want: int, step
 
 
 def check_floats(problem: Problem, device: DeviceSpec, dtypes: Sequence[DType]) -> Refusal | None:
-    """None, or why the operands' or the output's element types cannot be handled on ``device``."""
-    x, y = problem.inputs[0], problem.y
+    """None, or why the operands' or the output's element types cannot be handled on ``device``.
+
+    `epilogue.make_store` stores every output type and reads every operand's.
+    """
+    x = problem.inputs[0]
     if x.dtype not in dtypes:
         return Refusal(f"operands are {x.dtype}, expected {' or '.join(d.name for d in dtypes)}")
-    if y.dtype == FP8E4M3 or any(e.dtype == FP8E4M3 for e in problem.inputs[2:]):
-        return Refusal("fp8 outputs and epilogue operands are not supported")
     if device.cc < (8, 0) and any(t.dtype == BF16 for t in (*problem.inputs, *problem.outputs)):
         return Refusal(f"{device.arch} has no bf16 conversion, expected sm_80 or later")
     return None
@@ -161,7 +181,7 @@ def refuse_conv(
     problem: Problem,
     device: DeviceSpec,
     op: type[Conv] | type[ConvTranspose] = Conv,
-    dtypes: Sequence[DType] = (FP32, FP16, BF16, FP64),
+    dtypes: Sequence[DType] = FLOATS,
 ) -> Refusal | None:
     """None, or why no convolution kernel solves ``problem``; every variant asks this first."""
     if type(problem.op) is not op:

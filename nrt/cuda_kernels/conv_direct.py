@@ -2,7 +2,7 @@
 
 The family's reference. It reads every operand through the read-only path, reuses nothing but the
 caches, and sums channel by channel within a filter tap, then over taps: two short sums round less
-than one long one.
+than one long one. Sums of int8 are int32 and exact.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels.codegen import loader, pointer
 from nrt.cuda_kernels.conv_common import (
+    EVERY_OPERAND,
     INDEX_LIMIT,
     ConvShape,
     acc_type,
@@ -24,6 +25,7 @@ from nrt.cuda_kernels.conv_common import (
     extra_types,
     operand_strides,
     refuse_conv,
+    result_type,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra, make_store
@@ -54,6 +56,7 @@ def _kernel(
     padded position is found by one unsigned comparison, since a negative row wraps to a huge one.
     """
     acc = acc_type(dtype)
+    final = result_type(dtype, out_dtype, program)
     load = loader(dtype)
     split = divide()
     store = make_store(program, extras, out_dtype, 1)
@@ -90,10 +93,11 @@ def _kernel(
                         wi = u32(filt + u32(r) * wr + u32(s) * ws)
                         part = acc(0)
                         for c in range(cg):
-                            part += load(x, u32(xi + u32(c) * xc)) * load(w, u32(wi + u32(c) * wc))
-                        result += part
+                            image_value = load(x, u32(xi + u32(c) * xc))
+                            part = acc(part + acc(image_value * load(w, u32(wi + u32(c) * wc))))
+                        result = acc(result + part)
         o = u32(n * yn + k * yk + p * yh + q * yw)
-        store(result, m, k, o, y, e0, e1, e2, e3)
+        store(final(result), m, k, o, y, e0, e1, e2, e3)
 
     signature = types.void(
         pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 28
@@ -110,7 +114,7 @@ class ConvDirect(Variant):
     reference = True
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_conv(problem, device)
+        refusal = refuse_conv(problem, device, Conv, EVERY_OPERAND)
         if refusal is None and problem.y.size >= INDEX_LIMIT - THREADS:
             return Refusal(f"the output has {problem.y.size} elements, threads count to 2^32")
         return refusal

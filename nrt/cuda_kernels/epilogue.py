@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from numba import cuda
+from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.dtypes import FP32, DType
+from nrt.cuda_kernels.fp8 import e4m3_from_f32, f32_from_e4m3
+from nrt.dtypes import FP32, INT8, DType
 from nrt.ir.pointwise import Program
 from nrt.problem import TensorSpec
 
@@ -25,6 +27,12 @@ __all__ = [
     "held_operand",
     "make_store",
 ]
+
+f32 = types.float32
+i8 = types.int8
+i32 = types.int32
+i64 = types.int64
+u32 = types.uint32
 
 MAX_EXTRAS = 4
 """Operands besides the accumulator that an epilogue may read; kernels have as many parameters."""
@@ -96,7 +104,8 @@ def _general_index(extra: Extra) -> str:
 
 
 _UNPACK = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
-_VECTOR = {4: "ld1", 8: "ld2", 16: "ld4"}
+_BYTE = {"int8": "signed_byte", "fp8e4m3": "fp8_byte"}
+"""By type of one byte: the function of (word, shift) that gives its element."""
 
 
 def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
@@ -113,32 +122,50 @@ def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[
     else:
         lines.append(f"g{index} = u32({_general_index(extra)})")
         base, step = f"g{index}", extra.stride
-    bytes_ = width * extra.dtype.itemsize
-    vector = step == 1 and extra.mode != "general"
-    if vector and extra.dtype == FP32 and width in (4, 8):
-        for part in range(width // 4):
-            quad = ", ".join(f"w{index}_{part * 4 + i}" for i in range(4))
-            lines.append(f"{quad} = ld4(at({name}, u32({base} + u32({part * 4}))))")
-        lines += [f"{v} = as_float(w{index}_{j})" for j, v in enumerate(variables)]
-        return variables
-    if vector and bytes_ in _VECTOR and extra.dtype.name in _UNPACK:
-        words = width // 2
-        target = ", ".join(f"w{index}_{i}" for i in range(words)) + ("," if words == 1 else "")
-        lines.append(f"{target} = {_VECTOR[bytes_]}(at({name}, {base}))")
-        low, high = _UNPACK[extra.dtype.name]
-        for j, variable in enumerate(variables):
-            lines.append(f"{variable} = {(low, high)[j % 2]}(w{index}_{j // 2})")
+    if step == 1 and extra.mode != "general" and _has_words(extra.dtype, width):
+        lines += _word_loads(index, f"{base}", extra.dtype, width)
+        lines += [
+            f"{v} = {_element(extra.dtype, f'w{index}_', j)}" for j, v in enumerate(variables)
+        ]
         return variables
     for j, variable in enumerate(variables):
         lines.append(f"{variable} = load{index}({name}, u32({base} + u32({j * step})))")
     return variables
 
 
+def _has_words(dtype: DType, width: int) -> bool:
+    """Whether loads of ``width`` elements are of whole words that `_element` takes apart."""
+    if dtype == FP32:
+        return width >= 4
+    known = dtype.name in _UNPACK or dtype.name in _BYTE
+    return known and width * dtype.itemsize % 4 == 0
+
+
+def _word_loads(index: int, base: str, dtype: DType, width: int) -> list[str]:
+    """Lines that load the words ``w{index}_0 …`` of operand ``index``, at most four at a time."""
+    words, per_word = width * dtype.itemsize // 4, 4 // dtype.itemsize
+    lines = []
+    for first in range(0, words, 4):
+        count = min(4, words - first)
+        names = "".join(f"w{index}_{first + i}, " for i in range(count))
+        start = f"u32({base} + u32({first * per_word}))"
+        lines.append(f"{names}= ld{count}(at(e{index}, {start}))")
+    return lines
+
+
+def _element(dtype: DType, word: str, j: int) -> str:
+    """Expression of element ``j`` of the words named ``word`` and a number."""
+    if dtype == FP32:
+        return f"as_float({word}{j})"
+    if dtype.name in _UNPACK:
+        return f"{_UNPACK[dtype.name][j % 2]}({word}{j // 2})"
+    return f"{_BYTE[dtype.name]}({word}{j // 4}, u32({j % 4 * 8}))"
+
+
 def _held_values(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
     """Append lines that unpack the words ``h0 … h3``; returns a variable per channel."""
-    low, high = _UNPACK[extra.dtype.name]
     variables = [f"v{index}_{j}" for j in range(width)]
-    lines += [f"{v} = {(low, high)[j % 2]}(h{j // 2})" for j, v in enumerate(variables)]
+    lines += [f"{v} = {_element(extra.dtype, 'h', j)}" for j, v in enumerate(variables)]
     return variables
 
 
@@ -151,6 +178,29 @@ def held_operand(extras: Sequence[Extra], width: int) -> int | None:
         if extra.mode == "same" and width == 8 and extra.dtype.name in _UNPACK:
             return index
     return None
+
+
+_PACK = {
+    "fp16": "pack_f16", "bf16": "pack_bf16", "fp32": "bits", "int32": "int_bits",
+    "int8": "pack_s8", "fp8e4m3": "pack_e4m3",
+}  # fmt: skip
+"""By output type: the function that makes a word of its elements."""
+
+
+def _stores(results: Sequence[str], dtype: DType) -> list[str]:
+    """Lines that store neighbouring ``results``: by words, at most four at a time, if there are."""
+    width, per_word = len(results), 4 // dtype.itemsize if dtype.itemsize <= 4 else 0
+    if width == 1 or dtype.name not in _PACK or width % per_word:
+        return [f"store(y, u32(u32(o) + u32({j})), {r})" for j, r in enumerate(results)]
+    words = [
+        f"{_PACK[dtype.name]}({', '.join(results[i : i + per_word])})"
+        for i in range(0, width, per_word)
+    ]
+    return [
+        f"st{len(words[i : i + 4])}(at(y, u32(u32(o) + u32({i * per_word}))), "
+        f"{', '.join(words[i : i + 4])})"
+        for i in range(0, len(words), 4)
+    ]
 
 
 def make_store(
@@ -166,13 +216,14 @@ def make_store(
     ``k … k+width-1`` in row ``m``, the offset ``o`` in elements of the first one in ``y``, the
     output pointer, and the operands' pointers. For ``width > 1`` the channels lie next to each
     other in ``y`` and in every operand of mode ``same``, aligned to ``width`` elements; those of
-    mode ``channel`` too.
+    mode ``channel`` too. Accumulators are floats; int32 ones may go to an int32 output with no
+    program, which stores them as they are.
 
     Args:
         program: epilogue; None stores the accumulators.
         extras: operands of its registers 1…
-        dtype: output element type.
-        width: 1, 2, 4 or 8.
+        dtype: output element type; int8 rounds to nearest even, it and fp8 saturate.
+        width: 1, 2, 4, 8 or 16.
         held: operand whose 16 bytes the kernel has loaded already (see `held_operand`); they follow
             the other parameters as four words ``h0 … h3``.
     """
@@ -193,15 +244,7 @@ def make_store(
         body, out = program.statements([accs[j], *(v[j] for v in operands)], prefix=f"t{j}_")
         lines += body
         results.append(out[0])
-    bytes_ = width * dtype.itemsize
-    pack = {"fp16": "pack_f16", "bf16": "pack_bf16"}.get(dtype.name)
-    if pack and bytes_ in _VECTOR:
-        words = [f"{pack}({results[2 * i]}, {results[2 * i + 1]})" for i in range(width // 2)]
-        lines.append(f"st{width // 2}(at(y, u32(o)), {', '.join(words)})")
-    elif dtype == FP32 and bytes_ in (8, 16):
-        lines.append(f"st{width}(at(y, u32(o)), {', '.join(f'bits({r})' for r in results)})")
-    else:
-        lines += [f"store(y, u32(u32(o) + u32({j})), {r})" for j, r in enumerate(results)]
+    lines += _stores(results, dtype)
     text = f"def epilogue({', '.join(params)}):\n" + "".join(f"    {line}\n" for line in lines)
     namespace = program_namespace() | {
         "at": ptx.at,
@@ -219,7 +262,12 @@ def make_store(
         "st1": ptx.st_global_u32,
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
-        "store": storer(dtype),
+        "pack_s8": _s8x4,
+        "pack_e4m3": _e4m3x4,
+        "int_bits": _int_bits,
+        "signed_byte": _signed_byte,
+        "fp8_byte": _fp8_byte,
+        "store": _store_s8 if dtype == INT8 else storer(dtype),
         **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
     }
     return device_function(text, "epilogue", namespace)
@@ -228,3 +276,45 @@ def make_store(
 @cuda.jit(device=True, inline="always")
 def _ld1(address):
     return (ptx.ld_global_nc_u32(address),)
+
+
+@cuda.jit(device=True, inline="always")
+def _s8(value):
+    """Nearest integer, half to even, in [-128, 127]; NaN is 0."""
+    rounded = cuda.libdevice.float2int_rn(f32(value))
+    low = i32(rounded if rounded > i32(-128) else i32(-128))
+    return i32(low if low < i32(127) else i32(127))
+
+
+@cuda.jit(device=True, inline="always")
+def _store_s8(p, i, value):
+    p[i] = i8(_s8(value))
+
+
+@cuda.jit(device=True, inline="always")
+def _s8x4(a, b, c, d):
+    low = u32(u32(_s8(a)) & u32(0xFF)) | u32(u32(u32(_s8(b)) & u32(0xFF)) << u32(8))
+    high = u32(u32(_s8(c)) & u32(0xFF)) | u32(u32(_s8(d)) << u32(8))
+    return u32(u32(low) | u32(u32(high) << u32(16)))
+
+
+@cuda.jit(device=True, inline="always")
+def _e4m3x4(a, b, c, d):
+    low = u32(e4m3_from_f32(a) | u32(e4m3_from_f32(b) << u32(8)))
+    high = u32(e4m3_from_f32(c) | u32(e4m3_from_f32(d) << u32(8)))
+    return u32(low | u32(high << u32(16)))
+
+
+@cuda.jit(device=True, inline="always")
+def _int_bits(value):
+    return u32(i32(value))
+
+
+@cuda.jit(device=True, inline="always")
+def _signed_byte(word, shift):
+    return i64(i8(u32(word >> shift)))
+
+
+@cuda.jit(device=True, inline="always")
+def _fp8_byte(word, shift):
+    return f32_from_e4m3(u32(u32(word >> shift) & u32(0xFF)))

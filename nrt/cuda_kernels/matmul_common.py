@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nrt.cuda_kernels.conv_common import Epilogue, check_floats, operand_strides, refuse_epilogue
+from nrt.cuda_kernels.conv_common import (
+    FLOATS,
+    Epilogue,
+    check_floats,
+    operand_strides,
+    refuse_epilogue,
+)
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import epilogue_extras
-from nrt.dtypes import BF16, FP16, FP32, FP64, DType
+from nrt.dtypes import DType
 from nrt.ir.ops import MatMul
 from nrt.problem import Problem, Refusal, TensorSpec
 
@@ -160,7 +166,7 @@ def matmul_epilogue(problem: Problem) -> Epilogue:
 
 
 def refuse_matmul(
-    problem: Problem, device: DeviceSpec, dtypes: Sequence[DType] = (FP32, FP16, BF16, FP64)
+    problem: Problem, device: DeviceSpec, dtypes: Sequence[DType] = FLOATS
 ) -> Refusal | None:
     """None, or why no matrix product kernel solves ``problem``; every variant asks this first."""
     if type(problem.op) is not MatMul:

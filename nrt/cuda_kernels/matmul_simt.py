@@ -10,7 +10,15 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import matmul_tiled
 from nrt.cuda_kernels.codegen import loader, pointer
-from nrt.cuda_kernels.conv_common import INDEX_LIMIT, acc_type, ceil_div, extra_args, extra_types
+from nrt.cuda_kernels.conv_common import (
+    EVERY_OPERAND,
+    INDEX_LIMIT,
+    acc_type,
+    ceil_div,
+    extra_args,
+    extra_types,
+    result_type,
+)
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.matmul_common import MatMulShape, matmul_epilogue, refuse_matmul
@@ -33,9 +41,11 @@ def _reference_kernel(
 ) -> tuple[Any, Any]:
     """Thread t computes element t of y, counted with columns innermost.
 
-    Products are summed in runs of 32 before they join the total: short sums round less.
+    Products are summed in runs of 32 before they join the total: short sums round less. Sums of
+    int8 are int32 and exact.
     """
     acc = acc_type(dtype)
+    final = result_type(dtype, out_dtype, program)
     load = loader(dtype)
     split = divide()
     store = make_store(program, extras, out_dtype, 1)
@@ -58,12 +68,13 @@ def _reference_kernel(
         result = acc(0)
         part = acc(0)
         for k in range(K):
-            part += load(a, u32(ai + u32(k) * ak)) * load(b, u32(bi + u32(k) * bk))
+            left, right = load(a, u32(ai + u32(k) * ak)), load(b, u32(bi + u32(k) * bk))
+            part = acc(part + acc(left * right))
             if u32(k) & u32(31) == u32(31):
-                result += part
+                result = acc(result + part)
                 part = acc(0)
         o = u32(z0 * y0 + z1 * y1 + z2 * y2 + z3 * y3 + i * ym + j * yn)
-        store(result + part, row, j, o, y, e0, e1, e2, e3)
+        store(final(acc(result + part)), row, j, o, y, e0, e1, e2, e3)
 
     signature = types.void(
         pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 25
@@ -80,7 +91,7 @@ class MatMulSimtReference(Variant):
     reference = True
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_matmul(problem, device)
+        refusal = refuse_matmul(problem, device, EVERY_OPERAND)
         if refusal is None and problem.y.size >= INDEX_LIMIT - THREADS:
             return Refusal(f"the output has {problem.y.size} elements, threads count to 2^32")
         return refusal

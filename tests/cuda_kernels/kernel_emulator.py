@@ -127,6 +127,13 @@ def _float(bits: int) -> float:
     return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 
+def _int_of(value: float) -> int:
+    """``cvt.rni.s32.f32``: the nearest integer, half to even; saturates, NaN is 0."""
+    if math.isnan(value):
+        return 0
+    return int(np.rint(min(max(np.float32(value), -(2.0**31)), 2.0**31 - 1)))
+
+
 def _at(pointer: Pointer, index: int) -> Address:
     return Address(pointer, _u32(index) * pointer.data.itemsize)
 
@@ -185,6 +192,7 @@ class _Cuda:
             rintf=lambda v: float(np.rint(v)), rint=lambda v: float(np.rint(v)),
             floorf=lambda v: float(np.floor(v)), floor=lambda v: float(np.floor(v)),
             ceilf=lambda v: float(np.ceil(v)), ceil=lambda v: float(np.ceil(v)),
+            float2int_rn=_int_of,
         )  # fmt: skip
 
     def _shared(self, length: int, kind: Any) -> Pointer:

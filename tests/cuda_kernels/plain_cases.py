@@ -9,7 +9,7 @@ import numpy as np
 
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Variant
-from nrt.dtypes import FP32, DType
+from nrt.dtypes import FP32, INT8, DType
 from nrt.ir.ops import Conv, ConvTranspose, MatMul
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, TensorSpec
@@ -67,7 +67,7 @@ def conv(
     elif end != "none":
         specs.append(TensorSpec.dense((k, 1, 1), FP32))
     if end == "residual":
-        specs.append(TensorSpec(y.shape, dtype, y.strides))
+        specs.append(TensorSpec(y.shape, _extra_type(dtype), y.strides))
     flags = (False, constant, True, False)[: len(specs)]
     return Problem(op, tuple(specs), (y,), flags)
 
@@ -86,7 +86,7 @@ def matmul(
 
     Args:
         a, b: operand shapes.
-        dtype: of all.
+        dtype: of all, but fp32 for what an epilogue adds to sums of int8.
         extras: shapes of the epilogue's operands.
         strides: of a, b and y where they are not row-major.
         constant: whether b is known at build time.
@@ -94,7 +94,8 @@ def matmul(
     """
     epilogue = (None, BIAS_RELU, RESIDUAL)[len(extras)]
     op = MatMul(epilogue=epilogue, **attributes)
-    dense = [TensorSpec.dense(shape, dtype) for shape in (a, b, *extras)]
+    dense = [TensorSpec.dense(shape, dtype) for shape in (a, b)]
+    dense += [TensorSpec.dense(shape, _extra_type(dtype)) for shape in extras]
     (type_,) = op.infer(*(s.type for s in dense))
     specs = [*dense, TensorSpec.dense(type_.shape, type_.dtype)]
     for slot, steps in zip((0, 1, -1), strides, strict=True):
@@ -102,6 +103,11 @@ def matmul(
             specs[slot] = TensorSpec(specs[slot].shape, specs[slot].dtype, steps)
     flags = tuple(constant and slot == 1 for slot in range(len(dense)))
     return Problem(op, tuple(specs[:-1]), (specs[-1],), flags)
+
+
+def _extra_type(dtype: DType) -> DType:
+    """Of an epilogue's operands beside operands of ``dtype``: int8 is no kind of float."""
+    return FP32 if dtype is INT8 else dtype
 
 
 def refusal(variant: Variant, problem: Problem, device: DeviceSpec = ARCHS["sm_80"]) -> str:
@@ -118,9 +124,15 @@ def assert_emulated(
     assert refusal(variant, problem, device) == ""
     rng = np.random.default_rng()
     inputs = random_inputs(problem, rng)
-    (expected,) = problem.op.reference(*(a.astype(np.float64) for a in inputs))
+    exact = [
+        a.astype(np.float64) if s.dtype.is_float else a
+        for a, s in zip(inputs, problem.inputs, strict=True)
+    ]
+    (expected,) = problem.op.reference(*exact)
     emulator = KernelEmulator(device, seed=int(rng.integers(1 << 30)))
     for choice in variant.configs(problem, device) if config is None else [config]:
         (out,) = emulator.run(variant, problem, choice, inputs)
         error = relative_error(out, expected)
-        assert error <= limit[problem.y.dtype.name], f"{variant.name}{choice} on {problem}: {error}"
+        assert error <= limit.get(problem.y.dtype.name, 0.0), (
+            f"{variant.name}{choice} on {problem}: {error}"
+        )

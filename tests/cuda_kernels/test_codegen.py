@@ -17,16 +17,19 @@ from hypothesis import strategies as st
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels import epilogue
+from nrt.cuda_kernels import epilogue, fp8
 from nrt.cuda_kernels.codegen import loader, pointer, program_function, storer
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras, held_operand, make_store
 from nrt.cuda_kernels.variant import KernelSpec
-from nrt.dtypes import BF16, BOOL, DTYPES, FP16, FP32, FP64, INT8, INT32, UINT8, DType
+from nrt.dtypes import BF16, BOOL, DTYPES, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.ir import ops as ir
+from nrt.ir.ops.common import cast
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import TensorSpec
+
+from .kernel_emulator import KernelEmulator
 
 SM80 = ARCHS["sm_80"]
 u32 = types.uint32
@@ -92,7 +95,7 @@ class Memory(list[float]):
     @classmethod
     def of(cls, values: list[float], dtype: DType) -> Memory:
         memory = cls(values)
-        memory.per_word = 2 if dtype.itemsize == 2 else 1
+        memory.per_word = 4 // dtype.itemsize
         return memory
 
 
@@ -120,7 +123,7 @@ def _store_text(
         each = memory.per_word
         assert at % (each * count) == 0, f"{count} words at element {at} are not aligned"
         found = [memory[at + each * i : at + each * (i + 1)] for i in range(count)]
-        return tuple(tuple(word) if each == 2 else word[0] for word in found)
+        return tuple(tuple(word) if each > 1 else word[0] for word in found)
 
     def put(address: tuple[Memory, int], *values: Any) -> None:
         memory, at = address
@@ -134,6 +137,11 @@ def _store_text(
         "max_": max,
         "at": lambda memory, i: (memory, i),
         "bits": lambda x: x,
+        "int_bits": lambda x: x,
+        "signed_byte": lambda word, shift: word[shift // 8],
+        "fp8_byte": lambda word, shift: word[shift // 8],
+        "pack_s8": lambda *values: values,
+        "pack_e4m3": lambda *values: values,
         "as_float": lambda x: x,
         "store": lambda memory, i, v: memory.__setitem__(i, v),
         **{f"{t}_{half}": (lambda w, k=k: w[k]) for t in ("f16", "bf16")
@@ -151,14 +159,14 @@ def _store_text(
 @st.composite
 def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
     """An output, operands that broadcast to it, its channel dimension, and a store's width."""
-    width = draw(st.sampled_from([1, 2, 4, 8]))
+    width = draw(st.sampled_from([1, 2, 4, 8, 16]))
     rank = draw(st.integers(1, 4))
     shape = [draw(st.integers(1, 3)) for _ in range(rank)]
     channel = rank - 1 if rank != 4 or draw(st.booleans()) else 1
     shape[channel] = width * draw(st.integers(1, 3))
     order = [d for d in range(rank) if d != channel]
     order = [*order, channel] if width > 1 else list(draw(st.permutations(range(rank))))
-    dtype = draw(st.sampled_from([FP32, FP16, BF16]))
+    dtype = draw(st.sampled_from([FP32, FP16, BF16, INT8, FP8E4M3, INT32]))
 
     def strided(dims: tuple[int, ...], memory: list[int], kind: DType) -> TensorSpec:
         strides = [0] * len(dims)
@@ -173,7 +181,7 @@ def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
     y = strided(tuple(shape), order, dtype)
     extras = []
     for _ in range(draw(st.integers(0, MAX_EXTRAS))):
-        kind = draw(st.sampled_from([FP32, FP16, BF16, INT8]))
+        kind = draw(st.sampled_from([FP32, FP16, BF16, INT8, FP8E4M3]))
         mode = draw(st.integers(0, 3))
         if mode == 0:
             extras.append(TensorSpec(y.shape, kind, y.strides))
@@ -282,8 +290,8 @@ EVERY_MODE = (
 )
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8])
-@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16, INT8, FP8E4M3], ids=str)
 def test_stores_compile(dtype: DType, width: int) -> None:
     assert compiled("_store_kernel", None, (), dtype, width).spills == 0
     program = _sum_program("ffff")
@@ -292,7 +300,15 @@ def test_stores_compile(dtype: DType, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "extra"),
-    [(INT8, INT8), (UINT8, INT32), (INT32, BOOL), (FP64, FP64), (FP16, INT8)],
+    [
+        (INT8, INT8),
+        (INT8, FP8E4M3),
+        (FP8E4M3, FP8E4M3),
+        (UINT8, INT32),
+        (INT32, BOOL),
+        (FP64, FP64),
+        (FP16, INT8),
+    ],
     ids=str,
 )
 def test_stores_of_other_types_compile(dtype: DType, extra: DType) -> None:
@@ -311,7 +327,65 @@ def _copy_kernel(dtype: DType) -> tuple[Any, Any]:
     return kernel, types.void(pointer(dtype), pointer(dtype))
 
 
-@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.name != "fp8e4m3"], ids=str)
+def _int_store_kernel(width: int) -> tuple[Any, Any]:
+    """Every thread stores ``width`` neighbouring int32 sums as they are."""
+    store = make_store(None, (), INT32, width)
+    accs = ", ".join(f"x[u32(k + u32({j}))]" for j in range(width))
+    text = (
+        "def kernel(x, y, e):\n"
+        f"    k = u32(u32(cuda.threadIdx.x) * u32({width}))\n"
+        f"    store({accs}, u32(0), k, k, y, e, e, e, e)\n"
+    )
+    scope: dict[str, Any] = {"cuda": cuda, "u32": u32, "store": store}
+    exec(text, scope)
+    return scope["kernel"], types.void(pointer(INT32), pointer(INT32), pointer(FP32))
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_stores_of_int32_sums_compile(width: int) -> None:
+    assert compiled("_int_store_kernel", width).spills == 0
+
+
+def test_int8_stores_round_and_saturate() -> None:
+    values = np.array([0.5, 1.5, -0.5, -2.5, 126.5, 127.5, 1e9, -128.5, -129, -1e30, np.nan, 3.49])
+    wanted = [0, 2, 0, -2, 126, 127, 127, -128, -128, -128, 0, 3]
+    emulator = KernelEmulator()
+    memory = np.zeros(12, np.int8)
+    store = emulator._device(epilogue._store_s8.py_func)
+    for i, value in enumerate(values):
+        store(memory, i, value)
+    assert memory.tolist() == wanted
+    pack = emulator._device(epilogue._s8x4.py_func)
+    words = np.array([pack(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
+    assert words.view(np.int8).tolist() == wanted
+    byte = emulator._device(epilogue._signed_byte.py_func)
+    assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
+
+
+def test_fp8_decodes_every_number() -> None:
+    bits = np.arange(256, dtype=np.uint8)
+    decode = KernelEmulator()._device(fp8.f32_from_e4m3.py_func)
+    found = np.array([decode(int(b)) for b in bits], np.float32)
+    np.testing.assert_array_equal(found, bits.view(FP8E4M3.numpy).astype(np.float32))
+
+
+def test_fp8_encodes_to_nearest_even_and_saturates() -> None:
+    numbers = np.arange(127, dtype=np.uint8).view(FP8E4M3.numpy).astype(np.float32)
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    near = [f(m) for m in middles for f in (lambda v: np.nextafter(v, np.float32(0)),
+            lambda v: v, lambda v: np.nextafter(v, np.float32(1e9)))]  # fmt: skip
+    rng = np.random.default_rng(secrets.randbits(32))
+    drawn = rng.standard_normal(500) * 10.0 ** rng.integers(-4, 3, 500)
+    values = np.array([*numbers, *near, *drawn, 448, 449, 464, 1e30, np.inf, 1e-40], np.float32)
+    values = np.concatenate([values, -values, [np.nan]]).astype(np.float32)
+    encode = KernelEmulator()._device(fp8.e4m3_from_f32.py_func)
+    found = np.array([encode(float(v)) for v in values], np.uint8)
+    wanted = cast(values, FP8E4M3).view(np.uint8)
+    np.testing.assert_array_equal(found & 0x7F, wanted & 0x7F)
+    np.testing.assert_array_equal(found[:-1] >> 7, wanted[:-1] >> 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_loads_and_stores_of_every_type(dtype: DType) -> None:
     assert compiled("_copy_kernel", dtype).spills == 0
 

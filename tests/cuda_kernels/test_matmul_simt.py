@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.gemv import Gemv
 from nrt.cuda_kernels.matmul_common import BatchDim, MatMulShape
 from nrt.cuda_kernels.matmul_simt import MatMulSimtReference
 from nrt.cuda_kernels.matmul_tiled import MatMulSimt
+from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.simt_tile import TILES, Tile
-from nrt.dtypes import BF16, FP16, FP64, INT32
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32
 from nrt.problem import Problem
 
 from .harness import assert_right, compiled
 from .plain_cases import assert_emulated, conv, matmul, refusal
 
-LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12}
+LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12, "int8": 1e-2, "fp8e4m3": 6e-2}
 
 REFERENCE, TILED = MatMulSimtReference(), MatMulSimt()
 SMALL, SPLIT = Tile(32, 32, 16, 4, 4), Tile(64, 64, 16, 4, 4, 2)
@@ -45,6 +47,21 @@ CASES = [
     (matmul((130, 24), (24, 68)), Tile(128, 64, 8, 8, 8)),
 ]
 PROBLEMS = [task for task, _ in CASES]
+# Sums of int8 are compared exactly where they are stored as int32.
+QUANTIZED = [
+    matmul((5, 67), (67, 9), INT8),
+    matmul((2, 1, 5, 40), (3, 40, 4), INT8),
+    matmul((7, 3), (9, 7), INT8, trans_a=True, trans_b=True, out_dtype=FP32),
+    matmul((3, 5, 70), (70, 9), INT8, extras=((9,),), out_dtype=FP16),
+    matmul((5, 7), (7, 9), INT8, extras=((9,), (5, 9)), out_dtype=BF16),
+    matmul((5, 7), (7, 9), INT8, extras=((9,),), out_dtype=INT8),
+    matmul((7,), (7, 9), INT8, out_dtype=INT8),
+    matmul((5, 67), (67, 9), FP8E4M3),
+    matmul((2, 5, 40), (9, 40), FP8E4M3, trans_b=True, extras=((9,),), out_dtype=FP32),
+    matmul((5, 40), (40, 9), FP8E4M3, extras=((9,), (5, 9)), out_dtype=FP8E4M3),
+    matmul((5, 40), (40, 9), FP16, extras=((9,),), out_dtype=INT8),
+    matmul((5, 40), (40, 9), tf32=True),
+]
 LARGE = [
     matmul((257, 129), (129, 190), extras=((190,),)),
     matmul((4, 12, 65, 64), (4, 12, 65, 64), FP16, trans_b=True),
@@ -54,6 +71,20 @@ LARGE = [
 @pytest.mark.parametrize("task", PROBLEMS[:13], ids=str)
 def test_reference_emulated(task: Problem) -> None:
     assert_emulated(REFERENCE, task, LIMIT)
+
+
+@pytest.mark.parametrize("task", QUANTIZED, ids=str)
+def test_reference_emulated_quantized(task: Problem) -> None:
+    assert_emulated(REFERENCE, task, LIMIT)
+
+
+def test_other_kernels_multiply_floats_only() -> None:
+    for dtype in (INT8, FP8E4M3):
+        task = matmul((32, 64), (64, 32), dtype, constant=True)
+        taking = [v.name for v, reason in variants_for(task, ARCHS["sm_75"]) if reason is None]
+        assert REFERENCE.name in taking
+        assert refusal(TILED, task) == f"operands are {dtype}, expected fp32 or fp16 or bf16"
+        assert refusal(Gemv(), task).startswith(f"operands are {dtype}, expected fp32")
 
 
 def test_reference_emulated_in_double() -> None:
@@ -75,6 +106,8 @@ def test_compiles() -> None:
     assert compiled(REFERENCE, HEADS, "sm_80")[0].spills == 0
     assert all(c.spills == 0 for c in compiled(TILED, PROBLEMS[8], "sm_80", SPLIT))
     assert compiled(TILED, PROBLEMS[6], "sm_80", TILES[0])[0].spills == 0
+    for task in QUANTIZED[0], QUANTIZED[5], QUANTIZED[9]:
+        assert compiled(REFERENCE, task, "sm_75")[0].spills == 0
 
 
 @pytest.mark.slow
@@ -86,7 +119,7 @@ def test_compiles_elsewhere(arch: str, tile: Tile) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", [*PROBLEMS, *LARGE], ids=str)
+@pytest.mark.parametrize("task", [*PROBLEMS, *LARGE, *QUANTIZED], ids=str)
 def test_reference_right_on_gpu(task: Problem, cuda_runner: Any) -> None:
     assert_right(cuda_runner, REFERENCE, task, LIMIT)
 

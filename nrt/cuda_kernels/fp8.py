@@ -1,0 +1,53 @@
+"""fp8 in e4m3 as integer arithmetic: PTX converts it from sm_89 on, this runs everywhere.
+
+Layout: a sign, four bits of exponent with bias 7, three of mantissa; no infinities, NaN is 0x7F,
+the largest number 448 (Micikevicius et al. 2022, "FP8 formats for deep learning").
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels import ptx
+
+__all__ = ["e4m3_from_f32", "f32_from_e4m3"]
+
+f32 = types.float32
+u16 = types.uint16
+u32 = types.uint32
+
+
+@cuda.jit(device=True, inline="always")
+def f32_from_e4m3(bits):
+    """The float32 of e4m3 ``bits``.
+
+    The mantissa under the exponent field of fp16 is the number over 256, subnormals included: the
+    two biases are 7 and 15.
+    """
+    low = u32(u32(bits) & u32(0x7F))
+    half = u16(u32(low << u32(7)) | u32(u32(u32(bits) & u32(0x80)) << u32(8)))
+    value = ptx.f32_from_f16(half) * f32(256)
+    return f32(math.nan) if low == u32(0x7F) else value
+
+
+@cuda.jit(device=True, inline="always")
+def e4m3_from_f32(value):
+    """e4m3 bits of a float32, to nearest even; beyond 448 it saturates, NaN stays NaN.
+
+    Numbers below 2^-6 are multiples of 2^-9: added to 2^14, whose last bit is that, they round in
+    the adder. Above, the 20 bits that go are rounded in the integer, whose carry grows the exponent
+    as it should.
+    """
+    bits = ptx.float_bits(f32(value))
+    sign = u32(u32(bits >> u32(24)) & u32(0x80))
+    size = u32(bits & u32(0x7FFFFFFF))
+    tiny = u32(ptx.float_bits(ptx.bits_float(size) + f32(16384)) - u32(0x46800000))
+    odd = u32(u32(size >> u32(20)) & u32(1))
+    # 0x3C000000 is the difference of the biases, 120, in the exponent's place.
+    plain = u32(u32(size - u32(0x3C000000) + u32(0x7FFFF) + odd) >> u32(20))
+    small = tiny if size < u32(0x3C800000) else plain
+    inside = small if size < u32(0x43E00000) else u32(0x7E)
+    return u32(sign | (u32(0x7F) if size > u32(0x7F800000) else inside))
