@@ -56,6 +56,9 @@ __all__ = [
     "mma_f16_k8",
     "mma_tf32",
     "mma_s8",
+    "max_bf16x2",
+    "max_f16x2",
+    "prmt",
     "rcp",
     "shared_address",
     "st_global_u16",
@@ -411,6 +414,19 @@ f32_from_bf16_lo = asm(
 f32_from_bf16_hi = asm(
     "f32_from_bf16_hi", "and.b32 $0, $1, 0xffff0000;", [f32], [u32], pure=True,
     doc="``and.b32``: the high bf16 of a pair as float32.",
+)  # fmt: skip
+prmt = asm(
+    "prmt", "prmt.b32 $0, $1, $2, #0;", [u32], [u32, u32], pure=True,
+    doc="``prmt.b32``: four bytes of two words; digit k of the hexadecimal literal names byte k of "
+    "the result, 0 to 3 of the first operand, 4 to 7 of the second.",
+)  # fmt: skip
+max_f16x2 = asm(
+    "max_f16x2", "max.NaN.f16x2 $0, $1, $2;", [u32], [u32, u32], pure=True,
+    doc="``max.NaN.f16x2``: the larger of each of two fp16, NaN if one is (sm_80).",
+)  # fmt: skip
+max_bf16x2 = asm(
+    "max_bf16x2", "max.NaN.bf16x2 $0, $1, $2;", [u32], [u32, u32], pure=True,
+    doc="``max.NaN.bf16x2``: the larger of each of two bf16, NaN if one is (sm_80).",
 )  # fmt: skip
 float_bits = asm(
     "float_bits", "mov.b32 $0, $1;", [u32], [f32], pure=True, doc="``mov.b32``: a float's bits."

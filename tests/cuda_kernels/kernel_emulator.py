@@ -134,6 +134,25 @@ def _int_of(value: float) -> int:
     return int(np.rint(min(max(np.float32(value), -(2.0**31)), 2.0**31 - 1)))
 
 
+def _prmt(a: int, b: int, selector: int) -> int:
+    both = a | b << 32
+    return sum((both >> 8 * (selector >> 4 * k & 7) & 0xFF) << 8 * k for k in range(4))
+
+
+def _max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
+    """The larger of each of two 16-bit floats, NaN if one is."""
+
+    def pair(a: int, b: int) -> int:
+        parts = []
+        for shift in (0, 16):
+            one, two = a >> shift & 0xFFFF, b >> shift & 0xFFFF
+            x, y = decode(one), decode(two)
+            parts.append(two if y > x or y != y else one)  # noqa: PLR0124
+        return parts[0] | parts[1] << 16
+
+    return pair
+
+
 def _at(pointer: Pointer, index: int) -> Address:
     return Address(pointer, _u32(index) * pointer.data.itemsize)
 
@@ -250,7 +269,8 @@ class _Cuda:
             "f32_from_f16_hi": lambda v: _half(v >> 16),
             "f32_from_bf16_lo": lambda v: _bf16(v & 0xFFFF),
             "f32_from_bf16_hi": lambda v: _bf16(v >> 16),
-            "float_bits": _bits, "bits_float": _float,
+            "float_bits": _bits, "bits_float": _float, "prmt": _prmt,
+            "max_f16x2": _max_pair(_half), "max_bf16x2": _max_pair(_bf16),
             "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
             "tanh_approx": math.tanh,
         }  # fmt: skip
