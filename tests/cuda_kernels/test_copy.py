@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrt.cuda_kernels.copy import VARIANTS, CopyPlanes, CopyStrided, CopyTile, CopyVector
+from nrt.cuda_kernels.copy import VARIANTS, CopyBlock, CopyPlanes, CopyStrided, CopyTile, CopyVector
 from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
 from nrt.ir.ops import Reformat, Slice
 from nrt.problem import Problem, TensorSpec
@@ -58,6 +58,16 @@ TASKS = [
     copy(rows(dtype=FP32), rows(dtype=FP16)),
     copy(rows(35, dtype=BOOL), rows(35, dtype=FP16)),
     copy(rows(35, dtype=FP16), rows(35, dtype=BOOL)),
+    copy(rows(2, 24, 7, 8, dtype=FP16), last(2, 24, 7, 8, dtype=FP16)),
+    copy(last(3, 72, 4, 10, dtype=BF16), rows(3, 72, 4, 10, dtype=BF16)),
+    copy(
+        sliced(2, 16, 5, 8, dtype=FP16, order=(0, 2, 3, 1), more=8),
+        sliced(2, 16, 5, 8, dtype=FP32, order=(0, 1, 2, 3), more=24),
+    ),
+    copy(rows(40, 24, dtype=FP32), ordered(40, 24, dtype=BF16, order=(1, 0))),
+    copy(rows(2, 12, 5, 4, dtype=FP32), last(2, 12, 5, 4, dtype=FP32)),
+    copy(rows(1, 40, 8, 9, dtype=INT8), last(1, 40, 8, 9, dtype=INT8)),
+    copy(rows(3, 8, 5, 16, dtype=BOOL), ordered(3, 8, 5, 16, dtype=BOOL, order=(3, 0, 2, 1))),
     task(Slice((4, 0, 2), (-1, 5, 0), (-2, 1, -1)), rows(5, 5, 7, dtype=FP16)),
 ]
 REFUSED = [
@@ -73,6 +83,17 @@ REFUSED = [
         CopyPlanes(),
         copy(rows(6, 4, dtype=FP32), sliced(6, 4, dtype=FP16, order=(0, 1), more=4)),
         "not planes to dense pixels",
+    ),
+    (CopyBlock(), TASKS[7], "input and output have no different contiguous dimensions"),
+    (CopyBlock(), TASKS[5], "63 contiguous elements are not a multiple of 8"),
+    (CopyBlock(), TASKS[11], "no square of fp64 becomes one of int32"),
+    (
+        CopyBlock(),
+        copy(
+            rows(16, 8, dtype=FP16),
+            sliced(16, 8, dtype=FP16, order=(1, 0), more=3),
+        ),
+        "strides (19, 1) are not multiples of 8",
     ),
     (
         CopyStrided(),
@@ -107,7 +128,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("index", [0, 3, 4, 8, 10])
+@pytest.mark.parametrize("index", [0, 3, 4, 8, 10, 18, 20, 22, 23])
 def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):
@@ -119,7 +140,7 @@ def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
     assert reason in refusal(variant, problem)
 
 
-@pytest.mark.parametrize("problem", [TASKS[k] for k in (0, 3, 8, 10)], ids=str)
+@pytest.mark.parametrize("problem", [TASKS[k] for k in (0, 3, 8, 10, 18, 20)], ids=str)
 def test_addresses_that_are_not_aligned(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ends of a copy may lie anywhere: kernels then go without vectors."""
     monkeypatch.setattr(Address, "__and__", lambda *_: 2)
