@@ -8,7 +8,7 @@ import secrets
 import numpy as np
 import pytest
 
-from nrt.dtypes import BF16, BOOL, FP16, FP32, FP64, INT8, INT64, UINT8, DType
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT64, UINT8, DType
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -85,6 +85,31 @@ def test_long_sums_of_half_floats_stay_in_range() -> None:
     assert 0.1 < float(np.std(y.astype(np.float32))) < 10
     product = problem(MatMul(), (FP16, (7, 4096)), (FP16, (4096, 33)))
     (y,) = product.op.reference(*random_inputs(product, fresh()))
+    assert np.isfinite(y).all()
+
+
+def test_int8_factors_take_their_whole_range() -> None:
+    for op, shapes in (
+        (MatMul(), ((77, 130), (130, 90))),
+        (Conv(), ((1, 77, 9, 30), (40, 77, 3, 3))),
+    ):
+        x, w = random_inputs(problem(op, *((INT8, shape) for shape in shapes)), fresh())
+        for factor in (x, w):
+            assert factor.dtype == np.int8
+            assert (factor.min(), factor.max()) == (-127, 127)
+            assert abs(float(factor.mean())) < 10
+    (plain,) = random_inputs(problem(Cast(FP32), (INT8, (500,))), fresh())
+    assert (plain.min(), plain.max()) == (0, 7)
+
+
+def test_fp8_factors_are_normal_and_their_sums_fit_fp16() -> None:
+    p = problem(MatMul(), (FP8E4M3, (7, 4096)), (FP8E4M3, (4096, 33)))
+    x, w = (v.astype(np.float32) for v in random_inputs(p, fresh()))
+    assert np.isfinite(x).all()
+    assert 0.9 < float(x.std()) < 1.1
+    assert np.isfinite(w).all()
+    assert 0.9 < float(w.std()) < 1.1
+    (y,) = p.op.reference(x.astype(np.float16), w.astype(np.float16))
     assert np.isfinite(y).all()
 
 

@@ -16,11 +16,11 @@ from nrt.cuda_kernels.compiler import Cubin
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_runner import CudaRunner, Operands
-from nrt.dtypes import FP32
+from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
 from nrt.ir.op import Array
-from nrt.ir.ops import Relu
+from nrt.ir.ops import MatMul, Relu
 from nrt.problem import Problem, Refusal, TensorSpec
-from nrt.tuner_cuda import CudaBench
+from nrt.tuner_cuda import CudaBench, tolerance
 
 N = 29
 SPEC = TensorSpec.dense((N,), FP32)
@@ -277,3 +277,26 @@ def test_what_was_abandoned_may_be_prepared_again(monkeypatch: pytest.MonkeyPatc
     setup.bench.prepare([(variant, problem(), ())])
     assert setup.bench.next_ready([problem()], None) == 0
     assert setup.bench.binary(spec).entry == "relu"
+
+
+@pytest.mark.parametrize(
+    ("op", "factor", "limit"),
+    [
+        (MatMul(), FP32, 1e-4),
+        (MatMul(tf32=True), FP32, 1e-3),
+        (MatMul(tf32=True, out_dtype=FP16), FP32, 5e-3),
+        (MatMul(), FP16, 5e-3),
+        (MatMul(), INT8, 0.0),
+        (MatMul(out_dtype=FP16), INT8, 5e-3),
+        (MatMul(out_dtype=INT8), INT8, 1e-2),
+        (MatMul(), FP8E4M3, 5e-3),
+        (MatMul(out_dtype=FP32), FP8E4M3, 1e-4),
+        (MatMul(), INT32, 0.0),
+    ],
+    ids=str,
+)
+def test_tolerance_is_that_of_the_output(op: MatMul, factor: DType, limit: float) -> None:
+    a, b = TensorSpec.dense((3, 5), factor), TensorSpec.dense((5, 7), factor)
+    (y,) = op.infer(a.type, b.type)
+    task = Problem(op, (a, b), (TensorSpec.dense(y.shape, y.dtype),), (False, False))
+    assert tolerance(task, task.y) == limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nrt.dtypes import BF16, BOOL, FP16, FP32, INT64, DType
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, INT8, INT64, DType
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -87,8 +87,15 @@ def test_flops(p: Problem, flops: int) -> None:
         (problem(Reformat(BF16), (4,), dtypes=(INT64,)), "bf16"),
         (problem(Gather(), (3, 5), (4,), dtypes=(FP16, INT64)), "fp16"),
         (problem(Not(), (4,), dtypes=(BOOL,)), "bool"),
+        (problem(MatMul(), (4, 5), (5, 7), dtypes=(INT8, INT8)), "int8"),
+        (problem(Conv(out_dtype=FP16), (1, 3, 4, 4), (5, 3, 1, 1), dtypes=(INT8,) * 2), "int8"),
+        (problem(MatMul(out_dtype=FP32), (4, 5), (5, 7), dtypes=(FP8E4M3,) * 2), "fp8"),
+        (problem(MatMul(tf32=True), (4, 5), (5, 7)), "tf32"),
+        (problem(Conv(tf32=True), (1, 3, 4, 4), (5, 3, 1, 1)), "tf32"),
+        (problem(MatMul(), (4, 5), (5, 7)), "fp32"),
+        (problem(Relu(), (4,), dtypes=(FP8E4M3,)), "fp8e4m3"),
     ],
     ids=str,
 )
-def test_precision_is_that_of_the_first_float(p: Problem, precision: str) -> None:
+def test_precision_is_that_of_factors_or_the_first_float(p: Problem, precision: str) -> None:
     assert precision_of(p) == precision

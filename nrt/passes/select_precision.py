@@ -11,7 +11,8 @@
 The graph's own inputs and outputs keep their type. Weights become constants of the layer's type; a
 layer whose weights that type cannot hold stays in fp32. Accumulators, epilogues and pointwise
 programs compute in fp32 whatever is stored, so epilogue extras and small constants need no cast at
-all.
+all. With tf32, convolutions and matrix products that stay in fp32 may round their operands to it:
+their flag ``tf32`` says so. Products of fp8 and int8 are left as they are.
 
 A mask is often added as a number near the lowest fp32, which fp16 would store as -∞, and a row of
 -∞ is a row of NaN after Softmax. A program that holds such a number, or reads it, saturates its
@@ -26,7 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import BF16, FP16, FP32, FP64, DType
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
@@ -205,17 +206,24 @@ class _Rewriter:
         slots = (0, 1) if isinstance(node.op, _ANCHORS) else (0,)
         if not node.inputs[0].dtype.is_float:
             return
+        if slots == (0, 1) and node.inputs[0].dtype is FP8E4M3:
+            self.notes.append(self.owner.refused(node, "fp8e4m3: its operands are quantized"))
+            return
+        tf32 = precision == "tf32"
         for slot in slots:
             if _beyond(node.inputs[slot].constant, dtype):
                 self.rules.require_fp32(node, node.inputs[slot].name, precision)
                 reason = (
                     f"fp32: weights '{node.inputs[slot].name}' go beyond the range of {precision}"
                 )
-                dtype = FP32
+                dtype, tf32 = FP32, "tf32" in self.rules.permitted
                 break
         for slot in slots:
             self.feed(node, slot, dtype)
         op: Any = node.op
+        if isinstance(op, Conv | MatMul) and op.tf32 != tf32:
+            op = replace(op, tf32=tf32)
+            node = self.replace(node, op)
         program = op.epilogue if isinstance(op, _ANCHORS) else None
         if program is not None and dtype in _LIMITS and not _is_capped(program, dtype):
             wide = any(v in self.wide for v in node.inputs[2:])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.dtypes import FP16, FP64, INT8, INT32
+from nrt.dtypes import FP8E4M3, FP16, FP32, FP64, INT8, INT32, DType
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -26,7 +26,7 @@ from nrt.ir.ops import (
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 
-from .support import Net, apply, ops, refusals, sole
+from .support import FP16_TOLERANCE, Net, apply, ops, refusals, sole
 
 CONV = FuseConvEpilogue()
 
@@ -187,6 +187,44 @@ def test_the_output_type_of_a_cast_is_kept() -> None:
     y = net.op(Cast(INT8), net.conv(net.input(1, 3, 6, 5), 3))
     net.out(y)
     assert not apply(net, CONV).changed
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "cast", "out"),
+    [
+        (MatMul(out_dtype=FP32), INT8, None, FP32),
+        (MatMul(out_dtype=FP32), INT8, FP16, FP16),
+        (MatMul(), FP8E4M3, None, None),
+        (MatMul(out_dtype=FP32), FP8E4M3, FP16, None),
+        (MatMul(out_dtype=FP32), FP8E4M3, FP8E4M3, FP8E4M3),
+        (MatMul(tf32=True), FP32, None, None),
+    ],
+)
+def test_quantized_products_take_in_their_scale(
+    op: MatMul, dtype: DType, cast: DType | None, out: DType | None
+) -> None:
+    net = Net()
+    a = net.input(5, 7, dtype=dtype)
+    w = net.const(net.rng.integers(-9, 9, (7, 3)).astype(dtype.numpy))
+    y = net.op(op, a, w)
+    y = net.op(Mul(), y, net.const(np.asarray(0.25, y.dtype.numpy)))
+    net.out(y if cast is None else net.op(Cast(cast), y))
+    (node,) = apply(net, FuseMatMulEpilogue(), FP16_TOLERANCE).graph.nodes
+    assert node.op.out_dtype is out
+    assert node.op.tf32 == op.tf32
+    assert node.output.dtype is net.graph.outputs["y"].dtype
+
+
+def test_int32_sums_are_no_floats() -> None:
+    net = Net()
+    w = net.const(net.rng.integers(-9, 9, (7, 3)).astype(np.int8))
+    y = net.op(MatMul(), net.input(5, 7, dtype=INT8), w, name="product")
+    net.out(net.op(Cast(FP32), y))
+    result = apply(net, FuseMatMulEpilogue())
+    assert not result.changed
+    assert refusals(result.notes) == [
+        "the result of MatMul 'product' is int32, an epilogue computes floats"
+    ]
 
 
 def test_a_mask_of_another_kind_is_an_extra() -> None:

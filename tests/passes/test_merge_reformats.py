@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nrt.dtypes import FP16, FP32
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, DType
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     Add,
@@ -69,6 +69,17 @@ def test_a_producer_stores_the_type_itself(kind: str) -> None:
     assert last.output.dtype is FP16
     assert result.notes[-1].kind == "fired"
     assert "stores fp16 itself" in result.notes[-1].text
+
+
+@pytest.mark.parametrize(("dtype", "out"), [(FP16, None), (FP8E4M3, FP8E4M3), (FP32, FP32)])
+def test_products_of_fp8_are_stored_as_asked(dtype: DType, out: DType | None) -> None:
+    net = Net()
+    w = net.const(net.random(7, 3).astype(FP8E4M3.numpy))
+    y = net.op(MatMul(out_dtype=BF16), net.input(5, 7, dtype=FP8E4M3), w)
+    net.out(net.op(Reformat(dtype), y))
+    result = apply(net, MERGE, 6e-2)
+    assert sole(result.graph, MatMul).op.out_dtype is out
+    assert result.graph.outputs["y"].dtype is dtype
 
 
 def test_a_type_of_its_own_is_no_option() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.dtypes import BF16, FP16, FP32, FP64, INT32, INT64
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64, DType
 from nrt.errors import BuildError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.op import Op
@@ -28,6 +28,7 @@ from nrt.ir.ops import (
     Softmax,
     Split,
     Sub,
+    Tanh,
     Where,
 )
 from nrt.passes.base import run_pipeline
@@ -39,6 +40,7 @@ from .support import FP16_TOLERANCE, Net, apply, assert_same, feeds, ops, refusa
 BOTH = frozenset({"fp16", "fp32"})
 HALF = SelectPrecision(BOTH)
 BF16_TOLERANCE = 3e-2
+TF32 = SelectPrecision(frozenset({"tf32"}))
 
 
 def test_fp32_alone_changes_nothing() -> None:
@@ -69,9 +71,70 @@ def test_bf16_and_tf32_by_name() -> None:
     net.out(net.conv(net.input(2, 3, 6, 5), 4))
     result = apply(net, SelectPrecision(frozenset({"bf16", "tf32"})), BF16_TOLERANCE)
     assert sole(result.graph, Conv).output.dtype is BF16
-    result = apply(net, SelectPrecision(frozenset({"tf32"})))
-    assert not result.changed
+    assert not sole(result.graph, Conv).op.tf32
+    result = apply(net, TF32)
+    assert sole(result.graph, Conv).op.tf32
     assert result.notes[0].text == "tf32: the only permitted precision"
+    assert not TF32.run(result.graph).changed
+
+
+def test_tf32_flags_products_that_stay_fp32() -> None:
+    net = Net()
+    x = net.conv(net.input(2, 3, 6, 5), 4, name="stem")
+    x = net.op(Relu(), net.conv(x, 4, name="head"))
+    x = net.op(MatMul(trans_b=True), x, net.const(net.random(7, 5)), name="product")
+    net.out(net.op(Softmax(), x))
+    result = apply(net, SelectPrecision(frozenset({"fp32", "tf32"}), {"stem": "fp32"}))
+    flags = {n.name: n.op.tf32 for n in result.graph.nodes if isinstance(n.op, Conv | MatMul)}
+    assert flags == {"stem": False, "head": True, "product": True}
+    assert {v.dtype for n in result.graph.nodes for v in n.outputs} == {FP32}
+    # Asked for again without tf32, it goes.
+    again = SelectPrecision(frozenset({"fp32"})).run(result.graph).graph
+    assert not any(n.op.tf32 for n in again.nodes if isinstance(n.op, Conv | MatMul))
+
+
+@pytest.mark.parametrize(
+    "permitted", [{"fp16", "tf32"}, {"fp16", "fp32"}, {"fp16", "fp32", "tf32"}]
+)
+def test_weights_beyond_fp16_fall_back_on_tf32_if_permitted(permitted: set[str]) -> None:
+    net = Net()
+    w = net.random(4, 3, 3, 3)
+    w[0, 0, 0, 0] = 70000
+    y = net.op(Conv(), net.input(1, 3, 6, 5), net.const(w, "big"))
+    net.out(net.conv(y, 3, name="next"))
+    graph = SelectPrecision(frozenset(permitted)).run(net.graph).graph
+    big, other = (n for n in graph.nodes if isinstance(n.op, Conv))
+    assert big.inputs[0].dtype is FP32
+    assert big.op.tf32 == ("tf32" in permitted)
+    assert other.inputs[0].dtype is FP16
+    assert not other.op.tf32
+
+
+@pytest.mark.parametrize("end", [Relu(), Tanh()], ids=str)
+def test_the_whole_pipeline_keeps_tf32(end: Op) -> None:
+    net = Net()
+    x = net.conv(net.input(2, 3, 6, 5), 4, name="stem")
+    x = net.op(end, net.op(Add(), x, net.const(net.random(4, 1, 1))))
+    net.out(net.op(MatMul(), net.op(Reshape((20, 12)), x), net.const(net.random(12, 9))))
+    options = PipelineOptions(frozenset({"tf32"}))
+    report = run_pipeline(net.graph, pipeline(options), verify=True)
+    found = [n.op for n in report.graph.nodes if isinstance(n.op, Conv | MatMul)]
+    assert len(found) == 2
+    assert all(op.tf32 for op in found)
+    assert found[0].epilogue is not None
+    assert_same(net.graph, report.graph, feeds(net))
+
+
+@pytest.mark.parametrize("dtype", [INT8, FP8E4M3], ids=str)
+def test_quantized_products_are_left_alone(dtype: DType) -> None:
+    net = Net()
+    weights = net.const(np.ones((7, 5), dtype.numpy))
+    product = net.op(MatMul(out_dtype=FP32), net.input(3, 7, dtype=dtype), weights)
+    net.graph.set_output("y", product)
+    for permitted in ({"fp16", "fp32"}, {"tf32"}):
+        result = SelectPrecision(frozenset(permitted)).run(net.graph.copy())
+        assert not result.changed
+        assert sole(result.graph, MatMul).op == MatMul(out_dtype=FP32)
 
 
 UNARY: tuple[Op, ...] = (Softmax(1), LRN(3), Reduce("mean", (2, 3)), Reduce("sum", (1,), False))
