@@ -271,16 +271,22 @@ def test_the_builder_measures_under_the_rules_of_tuning(monkeypatch: pytest.Monk
 # -- on a GPU --------------------------------------------------------------------------------------
 
 
-def _mix() -> tuple[Any, Any]:
-    """The kernel of `chain`, with loads that take the path for read-only data."""
+def _mix(read_only: bool) -> tuple[Any, Any]:
+    """The kernel of `chain`; its loads may be ``ld.global.nc``."""
     from numba import cuda
     from numba.cuda import types
 
+    from nrt.cuda_kernels import ptx
     from nrt.cuda_kernels.codegen import loader, pointer, storer
     from nrt.dtypes import FP32
 
     u32, f32 = types.uint32, types.float32
     load, store = loader(FP32), storer(FP32)
+    if read_only:
+
+        @cuda.jit(device=True, inline="always")
+        def load(p: Any, i: Any) -> Any:
+            return ptx.bits_float(ptx.ld_global_nc_u32(ptx.at(p, i)))
 
     def kernel(x: Any, y: Any, n: Any, add: Any) -> None:
         i = u32(u32(cuda.blockIdx.x * cuda.blockDim.x) + cuda.threadIdx.x)
@@ -292,16 +298,17 @@ def _mix() -> tuple[Any, Any]:
     return kernel, types.void(pointer(FP32), pointer(FP32), u32, f32)
 
 
-def mix_cubin() -> tuple[bytes, str]:
+def mix_cubin(read_only: bool = False) -> tuple[bytes, str]:
     from nrt.cuda_kernels.variant import KernelSpec
 
-    spec = KernelSpec(f"{__name__}:_mix", (), 64)
+    spec = KernelSpec(f"{__name__}:_mix", (read_only,), 64)
     cubin = compile_kernel(spec, ARCHS["sm_90a"], cache=False)
     return cubin.code, cubin.entry
 
 
-def test_the_kernel_of_the_chain_compiles() -> None:
-    code, entry = mix_cubin()
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_kernel_of_the_chain_compiles(read_only: bool) -> None:
+    code, entry = mix_cubin(read_only)
     check_plan(chain(3, 100, code, entry))
 
 
@@ -316,9 +323,12 @@ def hopper() -> Any:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("size", [37, 5_003, 300_007])
-def test_a_chain_in_one_arena_is_the_same_with_and_without(hopper: Any, size: int) -> None:
-    early = chain(200, size, *mix_cubin())
+def test_a_chain_in_one_arena_is_the_same_with_and_without(
+    hopper: Any, size: int, read_only: bool
+) -> None:
+    early = chain(200, size, *mix_cubin(read_only))
     late = replace(early, steps=overlapped(early.steps, False))
     first, second = (Engine(plan, device=hopper) for plan in (early, late))
     rng = np.random.default_rng()

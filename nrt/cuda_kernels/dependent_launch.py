@@ -22,7 +22,10 @@ Why it is right to launch every kernel of a chain so:
   attribute either; `nrt.plan_check` refuses a plan that says otherwise.
 
 A kernel that holds a ``griddepcontrol.wait`` of its own, to load weights before it, promises the
-same: every thread that touches such memory waits first, and in every block some thread does.
+same: every thread that touches such memory waits first, and in every block some thread does. It has
+to take care of one thing more: intrinsics marked ``pure``, the ``ld.global.nc`` among them, have no
+order for Numba's compiler, which may move them before a wait that is written in Python. Here the
+wait is put into the finished PTX, and the assembler keeps memory behind it.
 """
 
 from __future__ import annotations
