@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from nrt.cuda_kernels import mma_tile
 from nrt.cuda_kernels.conv_common import (
     ConvShape,
@@ -72,14 +70,15 @@ class ConvMma(Variant):
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
-        return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+        rows = array.transpose(0, 2, 3, 1).reshape(array.shape[0], -1)
+        return mma_tile.packed(rows, Tile(*config))
 
     @staticmethod
     def _gemm(problem: Problem) -> Gemm:
         s = ConvShape.of(problem)
         plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
         return Gemm(
-            m=s.m, k=s.k, j=s.crs, w_pitch=s.crs, dtype=s.dtype, out_dtype=s.out_dtype,
+            m=s.m, k=s.k, j=s.crs, dtype=s.dtype, out_dtype=s.out_dtype,
             pointwise=plain, y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)),
             height=s.h, width=s.w, channels=s.c, out_h=s.p, out_w=s.q, filter_w=s.s,
             stride=s.stride, pad=s.pad, dilation=s.dilation,

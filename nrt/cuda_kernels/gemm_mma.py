@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from nrt.cuda_kernels import mma_tile
 from nrt.cuda_kernels.conv_common import extra_args, store_width
 from nrt.cuda_kernels.device import DeviceSpec
@@ -74,13 +72,16 @@ class GemmMma(Variant):
         )  # fmt: skip
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
-        return np.ascontiguousarray(array.T) if slot == 1 else array
+        if slot != 1:
+            return array
+        assert isinstance(problem.op, MatMul)
+        return mma_tile.packed(array if problem.op.trans_b else array.T, Tile(*config))
 
     @staticmethod
     def _gemm(problem: Problem) -> Gemm:
         s = MatMulShape.of(problem)
         return Gemm(
-            m=s.m, k=s.n, j=s.k, w_pitch=s.k, dtype=s.dtype, out_dtype=s.out_dtype,
+            m=s.m, k=s.n, j=s.k, dtype=s.dtype, out_dtype=s.out_dtype,
             pointwise=True, y_row=s.y_strides[0] if s.m > 1 else s.n,
             x_w=s.a_strides[0] if s.m > 1 else s.k,
         )  # fmt: skip

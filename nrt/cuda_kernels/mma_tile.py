@@ -6,12 +6,15 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
+import numpy as np
+
+from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, rounded
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.cuda_kernels.mma_kernel import Tile, shared_bytes, threads
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Scalar, Work
 from nrt.dtypes import FP32, DType
+from nrt.ir.op import Array
 from nrt.problem import Problem, Refusal
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "Gemm",
     "emission",
     "estimate",
+    "packed",
     "part_width",
     "ranked",
     "reduce_launch",
@@ -30,9 +34,12 @@ __all__ = [
 _REDUCE_THREADS = 256
 
 TILES: tuple[Tile, ...] = (
-    Tile(128, 128, 32, 2, 4, 4),
+    Tile(128, 256, 64, 2, 4, 3),
+    Tile(256, 128, 64, 4, 2, 3),
+    Tile(128, 128, 64, 2, 2, 3),
+    Tile(128, 128, 32, 2, 2, 4),
     Tile(128, 128, 64, 2, 4, 3),
-    Tile(256, 64, 32, 4, 2, 4),
+    Tile(256, 64, 32, 4, 1, 4),
     Tile(128, 64, 32, 2, 2, 4),
     Tile(128, 64, 64, 4, 2, 3),
     Tile(64, 128, 32, 2, 2, 4),
@@ -50,7 +57,6 @@ class Gemm:
 
     Attributes:
         m, k, j: output rows, output channels, length of the sums.
-        w_pitch: elements from one packed weight row to the next.
         dtype, out_dtype: of the operands and of y.
         pointwise: rows of x are read as they are; the filter's geometry is not used.
         y_row, x_w: elements from one row of y, one pixel of x, to the next.
@@ -64,7 +70,6 @@ class Gemm:
     m: int
     k: int
     j: int
-    w_pitch: int
     dtype: DType
     out_dtype: DType
     pointwise: bool
@@ -110,9 +115,16 @@ def part_blocks(tile: Tile, j: int) -> int:
     return ceil_div(ceil_div(j, tile.bk), tile.split)
 
 
+def _warp_tile(tile: Tile) -> tuple[int, int]:
+    return tile.bm // tile.wm, tile.bn // tile.wn
+
+
 def _blocks_per_sm(tile: Tile, device: DeviceSpec) -> int:
     by_shared = device.shared_per_sm // (shared_bytes(tile) + 1024)
-    return max(1, min(by_shared, 2048 // threads(tile) // 2, 65536 // (160 * threads(tile))))
+    rows, columns = _warp_tile(tile)
+    # Sums, two sets of fragments, about 50 for addresses and counters.
+    registers = rows * columns // 32 + (rows + columns) // 2 + 50
+    return max(1, min(by_shared, 2048 // threads(tile), 65536 // (registers * threads(tile))))
 
 
 def estimate(gemm: Gemm, tile: Tile, problem: Problem, device: DeviceSpec) -> float:
@@ -123,8 +135,9 @@ def estimate(gemm: Gemm, tile: Tile, problem: Problem, device: DeviceSpec) -> fl
 def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     """Seconds of the tiles: waves of blocks, each bound by the tensor cores or by loads from L2.
 
-    On an H200 mma.sync reached 0.4 of the matrix peak with four blocks of 128 threads on an SM
-    (314 of 790 TFLOP/s at 4096) and 0.3 with one of 256; every launch costs about 2 us.
+    mma.sync does at most 0.63 of what wgmma does on Hopper, and all there is elsewhere; that warps
+    of 64x64 come near it and smaller ones do less by their greater share of ldmatrix (measured
+    with 64x32: 0.4 of an H200's peak) is an expectation. Every launch costs about 2 us.
     """
     blocks = ceil_div(gemm.m, tile.bm) * ceil_div(gemm.k, tile.bn) * tile.split
     per_sm = _blocks_per_sm(tile, device)
@@ -133,7 +146,9 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     if rounds < 4:
         rounds = float(math.ceil(rounds))
     steps = part_blocks(tile, gemm.j)
-    rate = 0.4 * device.fp16_flops / device.multiprocessors * (0.75 if resident == 1 else 1.0)
+    rows, columns = _warp_tile(tile)
+    share = (0.58 if device.cc >= (9, 0) else 0.8) * min(1.0, 0.4 + rows * columns / 6800)
+    rate = share * device.fp16_flops / device.multiprocessors
     warps = min(1.0, tile.wm * tile.wn * resident / 8)
     compute = 2.0 * tile.bm * tile.bn * tile.bk * steps * resident / (rate * max(warps, 0.25))
     # L2 to shared memory: about 64 bytes per clock and SM at 1.7 GHz.
@@ -184,17 +199,18 @@ def emission(
     )  # fmt: skip
     spec = KernelSpec("nrt.cuda_kernels.mma_kernel:_mma_kernel", params, threads(tile))
     tiles_n = ceil_div(gemm.k, tile.bn)
+    tiles = ceil_div(gemm.m, tile.bm) * tiles_n
     numbers = (
-        gemm.m, gemm.k, gemm.j, gemm.w_pitch,
+        gemm.m, gemm.k, gemm.j,
         gemm.height, gemm.width, gemm.channels, gemm.out_h * gemm.out_w, gemm.out_w, gemm.filter_w,
         *gemm.stride, *gemm.pad, *gemm.dilation,
-        gemm.x_n, gemm.x_h, gemm.x_w, gemm.k if split else gemm.y_row, tiles_n,
-        part_blocks(tile, gemm.j),
+        gemm.x_n, gemm.x_h, gemm.x_w, gemm.k if split else gemm.y_row, tiles, tiles_n,
+        _group(tile, tiles_n), part_blocks(tile, gemm.j),
     )  # fmt: skip
     none = (Null(),) * MAX_EXTRAS
     main = Launch(
         spec,
-        (ceil_div(gemm.m, tile.bm) * tiles_n, tile.split, 1),
+        (tiles, tile.split, 1),
         (threads(tile), 1, 1),
         (
             *operands, Work() if split else out, *(none if split else extras),
@@ -208,6 +224,32 @@ def emission(
         gemm.m, gemm.k, gemm.y_row, gemm.out_dtype, tile.split, epilogue, width, out, extras
     )
     return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
+
+
+def _group(tile: Tile, tiles_n: int) -> int:
+    """Rows of tiles that are walked together; 1 walks row by row.
+
+    Blocks that run together should cover a near-square of about 1000 rows, so that they read the
+    fewest bytes of both operands: narrow outputs are walked row by row anyway.
+    """
+    return max(1, 1024 // tile.bm) if tiles_n >= 8 else 1
+
+
+def packed(weights: Array, tile: Tile) -> Array:
+    """Weights ``[k, j]`` as the kernel's blocks, zeros beyond the edges.
+
+    Tiles of ``bn`` rows, their blocks along j, and in a block for every warp the pieces of 16 bytes
+    that its lanes copy at a time (see `mma_kernel`).
+    """
+    k, j = weights.shape
+    pieces = tile.bk // 8
+    loads, lines = tile.bn * pieces // threads(tile), 32 // pieces
+    warps = tile.wm * tile.wn
+    whole = np.zeros((rounded(k, tile.bn), rounded(j, tile.bk)), weights.dtype)
+    whole[:k, :j] = weights
+    # Row of a tile: load, warp, line of the warp.
+    parts = whole.reshape(-1, loads, warps, lines, whole.shape[1] // tile.bk, tile.bk)
+    return np.ascontiguousarray(parts.transpose(0, 4, 2, 1, 3, 5))
 
 
 def reduce_launch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -18,6 +18,8 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 __all__ = [
+    "MmaStatement",
+    "ahead",
     "asm",
     "at",
     "cp_async_16",
@@ -36,6 +38,9 @@ __all__ = [
     "f32_from_bf16_lo",
     "float_bits",
     "bits_float",
+    "further_1",
+    "further_2",
+    "further_4",
     "ld_global_nc_u16",
     "ld_global_nc_u16_if",
     "ld_global_nc_u32",
@@ -56,6 +61,7 @@ __all__ = [
     "mma_f16_k8",
     "mma_tf32",
     "mma_s8",
+    "mma_statement",
     "max_bf16x2",
     "max_f16x2",
     "prmt",
@@ -70,6 +76,7 @@ __all__ = [
     "st_shared_u32",
     "st_shared_v2_f32",
     "st_shared_v4",
+    "statement",
     "tanh_approx",
     "tf32_from_f32",
     "with_arity",
@@ -103,6 +110,40 @@ def with_arity(impl: Callable[..., Any], name: str, count: int, doc: str) -> Any
     return intrinsic(impl)
 
 
+def statement(
+    builder: Any,
+    text: str,
+    results: Sequence[Any],
+    params: Sequence[Any],
+    operands: Sequence[Any],
+    *,
+    pure: bool = False,
+    tied: Sequence[int] = (),
+    memory: bool = True,
+) -> list[Any]:
+    """Append one inline-assembly statement to LLVM code; the values of its results.
+
+    For the code of intrinsics; the parameters are those of `asm`, ``operands`` are LLVM values.
+    """
+    letters = [f"={_LETTER[r]}" for r in results]
+    free = len(params) - len(tied)
+    letters += [_LETTER[p] for p in params[:free]] + [str(t) for t in tied]
+    if memory and not pure:
+        letters.append("~{memory}")
+    if not results:
+        returned: ir.Type = ir.VoidType()
+    elif len(results) == 1:
+        returned = _LLVM[results[0]]
+    else:
+        returned = ir.LiteralStructType([_LLVM[r] for r in results])
+    kind = ir.FunctionType(returned, [_LLVM[p] for p in params])
+    code = ir.InlineAsm(kind, text, ",".join(letters), side_effect=not pure)
+    out = builder.call(code, operands)
+    if len(results) == 1:
+        return [out]
+    return [builder.extract_value(out, k) for k in range(len(results))]
+
+
 def asm(
     name: str,
     text: str,
@@ -127,12 +168,6 @@ def asm(
         memory: clobbers memory (ignored when pure).
         doc: docstring.
     """
-    letters = [f"={_LETTER[r]}" for r in results]
-    free = len(params) - len(tied)
-    letters += [_LETTER[p] for p in params[:free]] + [str(t) for t in tied]
-    if memory and not pure:
-        letters.append("~{memory}")
-    arg_types = [_LLVM[p] for p in params]
 
     def impl(typingctx: Any, *args: Any) -> Any:
         del typingctx
@@ -151,28 +186,17 @@ def asm(
         signature = result(*params, *fixed)
 
         def codegen(context: Any, builder: Any, sig: Any, llvm_args: Any) -> Any:
-            operands = list(llvm_args[: len(params)])
-            if not results:
-                returned: ir.Type = ir.VoidType()
-            elif len(results) == 1:
-                returned = _LLVM[results[0]]
-            else:
-                returned = ir.LiteralStructType([_LLVM[r] for r in results])
             body = text
             for index, value in enumerate(values):
                 body = body.replace(f"#{index}", str(value))
-            statement = ir.InlineAsm(
-                ir.FunctionType(returned, arg_types),
-                body,
-                ",".join(letters),
-                side_effect=not pure,
+            operands = list(llvm_args[: len(params)])
+            parts = statement(
+                builder, body, results, params, operands, pure=pure, tied=tied, memory=memory
             )
-            out = builder.call(statement, operands)
             if not results:
                 return context.get_dummy_value()
             if len(results) == 1:
-                return out
-            parts = [builder.extract_value(out, k) for k in range(len(results))]
+                return parts[0]
             if len(set(results)) == 1:
                 return cgutils.pack_array(builder, parts)
             return cgutils.pack_struct(builder, parts)
@@ -209,6 +233,19 @@ def at(typingctx: Any, pointer: Any, index: Any) -> Any:
 
 
 @intrinsic
+def ahead(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """The pointer to element ``index`` (taken as uint32): what is added to it folds into loads."""
+    del typingctx
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        del context, sig
+        return builder.gep(args[0], [builder.zext(args[1], ir.IntType(64))])
+
+    del index
+    return pointer(pointer, u32), codegen
+
+
+@intrinsic
 def shared_address(typingctx: Any, array: Any) -> Any:
     """Address (uint32) of a shared array in the shared window, for ``.shared`` instructions."""
     del typingctx
@@ -220,6 +257,17 @@ def shared_address(typingctx: Any, array: Any) -> Any:
 
     return u32(array), codegen
 
+
+def _further(itemsize: int) -> Any:
+    return asm(
+        f"further_{itemsize}", f"mad.wide.u32 $0, $2, {itemsize}, $1;", [i64], [i64, u32],
+        pure=True,
+        doc=f"``mad.wide.u32``: the address ``index`` elements of {itemsize} bytes further on, in "
+        "one instruction.",
+    )  # fmt: skip
+
+
+further_1, further_2, further_4 = (_further(size) for size in (1, 2, 4))
 
 # -- global memory ---------------------------------------------------------------------------------
 
@@ -338,38 +386,55 @@ ldmatrix_x2 = asm(
 )  # fmt: skip
 
 
-def _mma(name: str, shape: str, kinds: str, a: int, b: int, acc: Any, doc: str) -> Any:
-    """A warp-wide ``mma.sync``: fragments a (u32 each), b (u32 each) and four accumulators."""
+# Per kind: shape, element types, words of a and of b per lane, accumulator.
+_MMA_FORMS: dict[str, tuple[str, str, int, int, Any]] = {
+    "f16": ("m16n8k16", "f32.f16.f16.f32", 4, 2, f32),
+    "bf16": ("m16n8k16", "f32.bf16.bf16.f32", 4, 2, f32),
+    "f16_k8": ("m16n8k8", "f32.f16.f16.f32", 2, 1, f32),
+    "tf32": ("m16n8k8", "f32.tf32.tf32.f32", 4, 2, f32),
+    "s8": ("m16n8k32", "s32.s8.s8.s32", 4, 2, i32),
+}
+
+
+class MmaStatement(NamedTuple):
+    """A warp-wide ``mma.sync`` as `statement` takes it; the accumulators are tied to the results.
+
+    Attributes:
+        text: the statement.
+        a, b: words of each operand per lane.
+        acc: Numba type of the four accumulators.
+    """
+
+    text: str
+    a: int
+    b: int
+    acc: Any
+
+
+def mma_statement(kind: str) -> MmaStatement:
+    """The statement of ``f16``, ``bf16``, ``f16_k8``, ``tf32`` or ``s8``."""
+    shape, kinds, a, b, acc = _MMA_FORMS[kind]
     regs = [f"${4 + i}" for i in range(a + b)]
     text = (
         f"mma.sync.aligned.{shape}.row.col.{kinds} {{$0, $1, $2, $3}}, "
         f"{{{', '.join(regs[:a])}}}, {{{', '.join(regs[a:])}}}, {{$0, $1, $2, $3}};"
     )
+    return MmaStatement(text, a, b, acc)
+
+
+def _mma(kind: str, doc: str) -> Any:
+    text, a, b, acc = mma_statement(kind)
     return asm(
-        name, text, [acc] * 4, [u32] * (a + b) + [acc] * 4, pure=True, tied=(0, 1, 2, 3), doc=doc
-    )
+        f"mma_{kind}", text, [acc] * 4, [u32] * (a + b) + [acc] * 4, pure=True, tied=(0, 1, 2, 3),
+        doc=doc,
+    )  # fmt: skip
 
 
-mma_f16 = _mma(
-    "mma_f16", "m16n8k16", "f32.f16.f16.f32", 4, 2, f32,
-    "``mma.sync.m16n8k16`` fp16 with float32 accumulators (sm_80).",
-)  # fmt: skip
-mma_bf16 = _mma(
-    "mma_bf16", "m16n8k16", "f32.bf16.bf16.f32", 4, 2, f32,
-    "``mma.sync.m16n8k16`` bf16 with float32 accumulators (sm_80).",
-)  # fmt: skip
-mma_f16_k8 = _mma(
-    "mma_f16_k8", "m16n8k8", "f32.f16.f16.f32", 2, 1, f32,
-    "``mma.sync.m16n8k8`` fp16 with float32 accumulators (sm_75).",
-)  # fmt: skip
-mma_tf32 = _mma(
-    "mma_tf32", "m16n8k8", "f32.tf32.tf32.f32", 4, 2, f32,
-    "``mma.sync.m16n8k8`` tf32 with float32 accumulators (sm_80).",
-)  # fmt: skip
-mma_s8 = _mma(
-    "mma_s8", "m16n8k32", "s32.s8.s8.s32", 4, 2, i32,
-    "``mma.sync.m16n8k32`` int8 with int32 accumulators (sm_80).",
-)  # fmt: skip
+mma_f16 = _mma("f16", "``mma.sync.m16n8k16`` fp16 with float32 accumulators (sm_80).")
+mma_bf16 = _mma("bf16", "``mma.sync.m16n8k16`` bf16 with float32 accumulators (sm_80).")
+mma_f16_k8 = _mma("f16_k8", "``mma.sync.m16n8k8`` fp16 with float32 accumulators (sm_75).")
+mma_tf32 = _mma("tf32", "``mma.sync.m16n8k8`` tf32 with float32 accumulators (sm_80).")
+mma_s8 = _mma("s8", "``mma.sync.m16n8k32`` int8 with int32 accumulators (sm_80).")
 
 # -- conversions and fast functions ----------------------------------------------------------------
 

@@ -40,12 +40,13 @@ _GUARD = 64  # elements of poison after each tensor
 
 
 class Pointer:
-    """A pointer parameter: memory as elements of the pointee's storage type."""
+    """A pointer parameter: memory as elements of the pointee's storage type, from ``start``."""
 
-    def __init__(self, data: np.ndarray, label: str) -> None:
-        self.data, self.label = data, label
+    def __init__(self, data: np.ndarray, label: str, start: int = 0) -> None:
+        self.data, self.label, self.start = data, label, start
 
     def _check(self, index: int) -> int:
+        index += self.start
         if not 0 <= index < len(self.data):
             raise IndexError(f"{self.label}[{index}] is outside {len(self.data)} elements")
         return int(index)
@@ -154,7 +155,7 @@ def _max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
 
 
 def _at(pointer: Pointer, index: int) -> Address:
-    return Address(pointer, _u32(index) * pointer.data.itemsize)
+    return Address(pointer, (pointer.start + _u32(index)) * pointer.data.itemsize)
 
 
 def _load(count: int, kind: Any = np.uint32) -> Callable[[Address], Any]:
@@ -247,7 +248,10 @@ class _Cuda:
         """Python functions for the intrinsics of `nrt.cuda_kernels.ptx`."""
         shared = self.in_shared
         return {
-            "at": _at, "shared_address": self.shared_address,
+            "at": _at, "ahead": lambda p, i: Pointer(p.data, p.label, p.start + _u32(i)),
+            "further_1": lambda a, i: a + _u32(i), "further_2": lambda a, i: a + 2 * _u32(i),
+            "further_4": lambda a, i: a + 4 * _u32(i),
+            "shared_address": self.shared_address,
             "ld_global_nc_v4": _load(4), "ld_global_v4": _load(4), "ld_global_nc_v2": _load(2),
             "ld_global_nc_u32": _load(1), "ld_global_nc_u16": _load(1, np.uint16),
             "ld_global_nc_u16_if": lambda a, live: _load(1, np.uint16)(a) if live else 0,
@@ -310,8 +314,39 @@ def _mma_m16n8k16(decode: Callable[[int], float], lanes: Sequence[Any]) -> list[
     ]
 
 
+_ELEMENTS: dict[str, Any] = {
+    "f16": np.float16, "f16_k8": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32,
+    "s8": np.int8,
+}  # fmt: skip
+
+
+def _warp_mma(kind: str, mi_count: int, ni_count: int, lanes: Sequence[Any]) -> None:
+    """Add a step's products to the accumulators of each lane: (acc, a, b), all local arrays.
+
+    A step is 32 bytes deep; a lane's words lie in the four rows and columns that m16n8k16 has.
+    """
+
+    def words(slot: int, *shape: int) -> np.ndarray:
+        """Elements as [line, column, *shape, element of the word]."""
+        raw = np.array([lane[slot][: math.prod(shape)] for lane in lanes], np.uint32)
+        values = raw.view(_ELEMENTS[kind]).astype(np.float64)
+        return values.reshape(8, 4, *shape, -1)
+
+    # Of a's four words the second and fourth are eight rows down, the last two deeper in the row.
+    a = words(1, mi_count, 2, 2).transpose(2, 4, 0, 3, 1, 5).reshape(mi_count * 16, -1)
+    b = words(2, ni_count, 2).transpose(2, 0, 3, 1, 4).reshape(ni_count * 8, -1)
+    product = (a @ b.T).reshape(mi_count, 2, 8, ni_count, 4, 2).transpose(2, 4, 0, 3, 1, 5)
+    for (acc, _, _), values in zip(lanes, product.reshape(32, -1).tolist(), strict=True):
+        for i, value in enumerate(values):
+            acc[i] += int(value) if kind == "s8" else value
+
+
 _MMA = {id(ptx.mma_f16): _half, id(ptx.mma_bf16): _bf16}
 """How the operands of each matrix instruction are read."""
+
+
+_BLOCKS = ("fragments_a", "fragments_b", "products")
+"""What kernels call the warp-wide intrinsics of `nrt.cuda_kernels.mma_block`."""
 
 
 class _Barriers(ast.NodeTransformer):
@@ -333,6 +368,8 @@ class _Barriers(ast.NodeTransformer):
                 return ast.Yield(ast.Tuple([ast.Constant(function.attr), *node.args], ast.Load()))
         if isinstance(function, ast.Name) and function.id == "mma":
             return ast.Yield(ast.Tuple([ast.Constant("mma"), function, *node.args], ast.Load()))
+        if isinstance(function, ast.Name) and function.id in _BLOCKS:
+            return ast.Yield(ast.Tuple([ast.Constant("block"), function, *node.args], ast.Load()))
         return node
 
 
@@ -431,6 +468,8 @@ class KernelEmulator:
         names = {request[0] for request in asked.values()}
         if len(names) > 1:
             raise RuntimeError(f"threads wait at different barriers: {set(asked.values())}")
+        if names == {"block"}:
+            return self._warp_blocks(asked)
         if names and names <= {"ldmatrix_x4", "ldmatrix_x4_trans", "mma"}:
             return self._matrices(asked)
         for t, (name, *parts) in asked.items():
@@ -460,6 +499,46 @@ class KernelEmulator:
                 )
             reply |= {first + lane: value for lane, value in enumerate(found)}
         return reply
+
+    def _warp_blocks(self, asked: dict[int, Any]) -> dict[int, Any]:
+        """Execute an intrinsic of `mma_block` on the local arrays of whole warps."""
+        for first in sorted({t - t % 32 for t in asked}):
+            lanes = [asked[first + lane][1:] for lane in range(32)]
+            form = lanes[0][0].form
+            if form[0] == "fragments":
+                for i in range(form[1]):
+                    addresses = [lane[2] + i * form[2] for lane in lanes]
+                    found = _ldmatrix(self.cuda.block.memory, addresses, False)
+                    for lane, words in zip(lanes, found, strict=True):
+                        lane[1][4 * i : 4 * i + 4] = words
+            else:
+                _warp_mma(*form[1:], [lane[1:] for lane in lanes])
+        return dict.fromkeys(asked)
+
+    def _mma_block(self, form: tuple[Any, ...]) -> Callable[..., None]:
+        """The intrinsics of `mma_block` that a thread executes by itself."""
+        if form[0] == "copies":
+            _, count, to_step, from_step, from_first = form
+
+            def copies(target: int, source: Address, size: int) -> None:
+                for i in range(count):
+                    self.cuda.cp_async(
+                        target + i * to_step, source + (from_first + i * from_step), size
+                    )
+
+            return copies
+        _, mi_count, ni_count, pitch = form
+
+        def put_rows(acc: list[Any], address: int) -> None:
+            for ni in range(ni_count):
+                for half in (0, 1):
+                    cell = address + ni * 32 + half * 8 * pitch * 4
+                    pair = acc[4 * ni + 2 * half :][:2]
+                    store = _store(np.int32 if isinstance(pair[0], int) else np.float32)
+                    self.cuda.in_shared(store)(cell, *pair)
+            acc[: (mi_count - 1) * ni_count * 4] = acc[ni_count * 4 :]
+
+        return put_rows
 
     def _kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The kernel as a generator function over emulated names."""
@@ -491,6 +570,10 @@ class KernelEmulator:
             return self.functions[id(value)][1]
         if id(value) in self.by_id:
             return self.by_id[id(value)]
+        if hasattr(value, "form"):
+            if value.form[0] in ("fragments", "warp_mma"):
+                return value
+            return self._mma_block(value.form)
         if isinstance(value, _Intrinsic):
             raise NotImplementedError(f"the emulator has no {value._name}")
         return value

@@ -16,7 +16,7 @@ from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.variant import KernelSpec
 
 # Per intrinsic: operands > results. g: global address, s: shared address, f: float32, r: uint32,
-# i: int32, h: uint16 bits, l: int64 (address of a tensor map), 0-9: a literal.
+# i: int32, h: uint16 bits, l: int64 (an address, a tensor map's), 0-9: a literal.
 SM75 = {
     "ex2": "f>f", "f32_from_f16": "h>f", "f16_from_f32": "f>h", "f32_from_bf16": "h>f",
     "f16x2_from_f32": "ff>r", "f32_from_f16_hi": "r>f", "f32_from_f16_lo": "r>f",
@@ -29,12 +29,14 @@ SM75 = {
     "st_global_u16": "gh>", "st_global_u32": "gr>", "st_global_v2": "grr>",
     "st_global_v4": "grrrr>", "st_shared_f32": "sf>", "st_shared_u16": "sh>",
     "st_shared_u32": "sr>", "st_shared_v2_f32": "sff>", "st_shared_v4": "srrrr>",
-    "tanh_approx": "f>f", "ld_global_nc_u16_if": "gr>h",
+    "tanh_approx": "f>f", "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
+    "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",
     "bf16x2_from_f32": "ff>r", "mma_bf16": "rrrrrrffff>ffff", "mma_f16": "rrrrrrffff>ffff",
     "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "tf32_from_f32": "f>r",
+    "max_f16x2": "rr>r", "max_bf16x2": "rr>r",
 }  # fmt: skip
 SM90 = {
     "bar_sync": "rr>", "fence_async_shared": ">", "fence_barrier_init": ">", "grid_launch": ">",
@@ -43,8 +45,8 @@ SM90 = {
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
 }  # fmt: skip
 GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
-ADDRESSES = {"at", "shared_address"}  # used by every kernel here
-MAKERS = {"asm", "with_arity", "wgmma_block"}
+ADDRESSES = {"at", "shared_address", "ahead"}  # used by every kernel, or moved pointers
+MAKERS = {"asm", "with_arity", "wgmma_block", "statement", "mma_statement", "MmaStatement"}
 
 POINTERS = {"f": types.float32, "r": types.uint32, "i": types.int32, "h": types.uint16}
 
@@ -80,7 +82,8 @@ def _kernel(arch: str) -> tuple[Any, Any]:
         lines.append(f"    {', '.join(results)} = {call}" if results else f"    {call}")
         for kind, result in zip(right, results, strict=True):
             place += 1
-            lines.append(f"    {kind}[u32(t + u32({1000 + place}))] = {result}")
+            array = "maps" if kind == "l" else kind
+            lines.append(f"    {array}[u32(t + u32({1000 + place}))] = {result}")
     names = ("at", "shared_address")
     scope = {"cuda": cuda, "u32": types.uint32, **{n: getattr(ptx, n) for n in names}}
     scope |= {name: getattr(module, name) for name in table}
