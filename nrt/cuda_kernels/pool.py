@@ -22,6 +22,7 @@ from nrt.cuda_kernels.elements import (
     store_lines,
     uses_double,
 )
+from nrt.cuda_kernels.pool_strips import PoolStrips
 from nrt.cuda_kernels.strided import (
     index_lines,
     offset_text,
@@ -276,4 +277,4 @@ class PoolNhwc(Variant):
         return _emission(problem, config[0], device)
 
 
-VARIANTS: tuple[Variant, ...] = (PoolStrided(), PoolNhwc())
+VARIANTS: tuple[Variant, ...] = (PoolStrided(), PoolNhwc(), PoolStrips())

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.pool import VARIANTS, PoolNhwc, PoolStrided
+from nrt.cuda_kernels.pool_strips import PoolStrips
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.problem import Problem
@@ -50,7 +52,16 @@ TASKS = [
     task(MaxPool((2, 2, 2), (2, 2, 2), (0,) * 6, (1, 1, 1)), rows(1, 2, 5, 4, 4, dtype=FP32)),
     task(AveragePool((9, 9), (1, 1), (0,) * 4), last(1, 8, 10, 9, dtype=BF16), out=last),
     task(THREE, last(1, 7, 1, 1, dtype=FP16), out=last),
+    task(
+        MaxPool((3, 2), (1, 2), (1, 0, 1, 1), ceil_mode=True),
+        sliced(2, 12, 9, 5, dtype=BF16, order=NHWC, more=4),
+        out=sliced(2, 12, 9, 3, dtype=BF16, order=NHWC, more=8),
+    ),
+    task(AveragePool((3, 3), (1, 1), (1, 1, 1, 1)), last(2, 8, 7, 6, dtype=FP16), out=last),
+    task(AveragePool((2, 2), (2, 2), (0,) * 4), last(1, 4, 7, 6, dtype=FP32), out=last),
+    task(MaxPool((2, 3), (3, 1), (0, 1, 0, 1)), last(1, 4, 9, 5, dtype=FP32), out=last),
 ]
+STRIPS = [TASKS[k] for k in (0, 1, 4, 10, 11, 12, 13)]
 REFUSED = [
     (
         PoolNhwc(),
@@ -63,6 +74,21 @@ REFUSED = [
         "output has channel stride 9, expected 1",
     ),
     (PoolNhwc(), task(THREE, last(1, 7, 5, 5, dtype=FP16), out=last), "7 channels with strides"),
+    (PoolStrips(), TASKS[7], "3 spatial dimensions, expected 2"),
+    (PoolStrips(), task(THREE, last(1, 8, 5, 5, dtype=INT8), out=last), "elements are int8"),
+    (PoolStrips(), task(THREE, rows(1, 8, 5, 5, dtype=FP16)), "input has channel stride 25"),
+    (PoolStrips(), TASKS[5], "dilations (2, 1), expected none"),
+    (PoolStrips(), TASKS[8], "two rows of (9, 9) windows are more than 64 loads"),
+    (PoolStrips(), TASKS[9], "7 channels with strides"),
+    (
+        PoolStrips(),
+        task(
+            AveragePool((2, 2), (1, 1), (0, 0, 3, 0), count_include_pad=True),
+            last(1, 8, 4, 4, dtype=FP16),
+            out=last,
+        ),
+        "a window has nothing of the input",
+    ),
     (PoolStrided(), task(THREE, rows(1, 8, 5, 5, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
     (PoolStrided(), task(THREE, rows(2, 2**15, 2**8, 2**8, dtype=FP16)), "32-bit indices reach"),
 ]
@@ -73,6 +99,28 @@ def test_emulated(problem: Problem) -> None:
     assert_emulates(VARIANTS, problem)
 
 
+@pytest.mark.parametrize("rows_each", [1, 2, 4])
+@pytest.mark.parametrize("problem", STRIPS, ids=str)
+def test_strips_of_any_height(
+    problem: Problem, rows_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small problems would get one row only; 4 rows exceed some outputs."""
+    (width, _), *_ = PoolStrips().configs(problem, ARCHS["sm_80"])
+    monkeypatch.setattr(PoolStrips, "configs", lambda *_: [(width, rows_each)])
+    assert_emulates([VARIANTS[0], PoolStrips()], problem)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows_each", [1, 2, 4])
+@pytest.mark.parametrize("problem", STRIPS, ids=str)
+def test_strips_of_any_height_on_the_gpu(
+    cuda_runner: Any, problem: Problem, rows_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (width, _), *_ = PoolStrips().configs(problem, cuda_runner.device)
+    monkeypatch.setattr(PoolStrips, "configs", lambda *_: [(width, rows_each)])
+    assert_on_gpu(cuda_runner, [VARIANTS[0], PoolStrips()], problem)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("problem", TASKS, ids=str)
 def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
@@ -80,7 +128,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("index", [0, 2, 4, 8])
+@pytest.mark.parametrize("index", [0, 2, 4, 8, 10, 11, 12])
 def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):
