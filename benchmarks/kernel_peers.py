@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 
+from benchmarks.torch_clock import precision_of_products
+from nrt.dtypes import FP8E4M3, INT8
 from nrt.errors import BuildError
 from nrt.ir.ops import (
     Add,
@@ -35,7 +37,10 @@ __all__ = ["Alternative", "alternatives", "epilogue_kind", "operands"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensors = list[torch.Tensor]
-_TYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
+_TYPES = {
+    "fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8,
+    "int32": torch.int32, "fp8e4m3": torch.float8_e4m3fn,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,18 +102,58 @@ def alternatives(problem: Problem) -> list[Alternative]:
     if isinstance(op, Conv):
         return _convolutions(problem)
     if isinstance(op, MatMul) and op.epilogue is None and not (op.trans_a or op.trans_b):
-        return [
-            Alternative("torch.matmul", torch.matmul),
-            Alternative(
-                "torch.matmul, weights transposed",
-                torch.matmul,
-                prepare=lambda t: [t[0], t[1].mT.contiguous().mT],
-            ),
-        ]
+        return _products(problem)
     for kind, make in _PLAIN.items():
         if type(op) is kind:
             return [make(problem)]
     raise BuildError(f"no PyTorch peer for {problem}; add one to benchmarks/kernel_peers.py")
+
+
+# -- matrix products -----------------------------------------------------------------------------
+
+
+def _transposed(tensors: Tensors) -> Tensors:
+    """The weights with columns adjacent in memory, as cuBLAS takes int8 and fp8."""
+    return [tensors[0], tensors[1].mT.contiguous().mT]
+
+
+def _products(problem: Problem) -> list[Alternative]:
+    op, operands = problem.op, problem.inputs[0].dtype
+    assert isinstance(op, MatMul)
+    if operands is INT8:
+        return [Alternative("torch._int_mm", torch._int_mm, prepare=_transposed)]
+    if operands is FP8E4M3:
+        return [_scaled(problem, fast) for fast in (False, True)]
+    multiply, name = torch.matmul, "torch.matmul"
+    if op.tf32:
+        multiply, name = _matmul_in_tf32, "torch.matmul, tf32"
+    return [
+        Alternative(name, multiply),
+        Alternative(f"{name}, weights transposed", multiply, prepare=_transposed),
+    ]
+
+
+def _matmul_in_tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    # The flag counts when the product is captured; other products of the run keep theirs.
+    with precision_of_products("tf32"):
+        return torch.matmul(a, b)
+
+
+def _scaled(problem: Problem, fast: bool) -> Alternative:
+    """cuBLAS's fp8 product with scales of 1; ``fast`` accumulation drops bits of the sum."""
+
+    def run(a: torch.Tensor, b: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> Any:
+        return torch._scaled_mm(
+            a, b, scale_a=one, scale_b=other, out_dtype=_TYPES[problem.y.dtype.name],
+            use_fast_accum=fast,
+        )  # fmt: skip
+
+    def prepare(tensors: Tensors) -> Tensors:
+        scales = [torch.ones((), device=tensors[0].device) for _ in range(2)]
+        return [*_transposed(tensors), *scales]
+
+    name = f"torch._scaled_mm, {'fast' if fast else 'full'} accumulation"
+    return Alternative(name, run, exact=not fast, prepare=prepare)
 
 
 # -- convolutions --------------------------------------------------------------------------------

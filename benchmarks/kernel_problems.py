@@ -6,12 +6,12 @@ lowering, and each distinct convolution comes out with its layout and its fused 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrt.dtypes import FP16, FP32, DType, dtype_from_name
+from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, DType, dtype_from_name
 from nrt.errors import InputError
 from nrt.frontend.layer import Tensor
 from nrt.frontend.network import Network
@@ -43,10 +43,14 @@ __all__ = [
     "BATCHED",
     "FIXED",
     "GROUPS",
+    "NARROW",
     "RESNEXT50",
+    "SQUARES",
     "conv_problems",
+    "group_precision",
     "group_problems",
     "memory_problems",
+    "product",
     "products_of",
     "resnext50",
 ]
@@ -69,9 +73,20 @@ NHWC = (0, 2, 3, 1)
 Loader = Callable[[str, int], "onnx.ModelProto"]
 
 ZOO_GROUPS = ("resnet50", "mobilenet_v2", "inception_v3")
+NARROW: Mapping[str, tuple[DType, Mapping[str, Any]]] = {
+    "gemm-int8": (INT8, {}),
+    "gemm-fp8": (FP8E4M3, {}),
+    "gemm-tf32": (FP32, {"tf32": True}),
+}
+"""Square products in a type of their own, whatever ``--precision`` says: operands, attributes."""
 FIXED = ("gemm", "memory")
 BATCHED = ("gemm-bert", "gemm-resnet50", *ZOO_GROUPS, "resnext50")
-GROUPS = (*FIXED, *BATCHED)
+GROUPS = (*FIXED, *NARROW, *BATCHED)
+
+
+def group_precision(group: str, precision: str) -> str:
+    """What ``group`` computes in when ``precision`` is asked for."""
+    return group.removeprefix("gemm-") if group in NARROW else precision
 
 
 def group_problems(group: str, batch: int, precision: str, load: Loader) -> list[Problem]:
@@ -79,13 +94,16 @@ def group_problems(group: str, batch: int, precision: str, load: Loader) -> list
 
     Args:
         group: one of `GROUPS`.
-        batch: images or sequences; of no effect on `FIXED` groups.
-        precision: element type.
+        batch: images or sequences; of no effect on `FIXED` and `NARROW` groups.
+        precision: element type; of no effect on `NARROW` groups.
         load: (name, batch) -> model, for the groups that are models.
 
     Raises:
         InputError: there is no such group.
     """
+    if group in NARROW:
+        narrow, attributes = NARROW[group]
+        return [product(n, n, n, narrow, **attributes) for n in SQUARES]
     dtype = dtype_from_name(precision)
     if group == "gemm":
         return [product(n, n, n, dtype) for n in SQUARES]
@@ -114,10 +132,12 @@ def conv_problems(graph: Graph, precision: str) -> list[Problem]:
     return list(dict.fromkeys(t.problem for t in tasks if isinstance(t.problem.op, Conv)))
 
 
-def product(rows: int, columns: int, inner: int, dtype: DType) -> Problem:
+def product(rows: int, columns: int, inner: int, dtype: DType, **attributes: Any) -> Problem:
     """``a[rows, inner] @ b[inner, columns]``; b holds weights, known when the plan is built."""
     a, b = TensorSpec.dense((rows, inner), dtype), TensorSpec.dense((inner, columns), dtype)
-    return Problem(MatMul(), (a, b), (TensorSpec.dense((rows, columns), dtype),), (False, True))
+    op = MatMul(**attributes)
+    (y,) = op.infer(a.type, b.type)
+    return Problem(op, (a, b), (TensorSpec.dense(y.shape, y.dtype),), (False, True))
 
 
 def products_of(convolutions: Iterable[Problem], dtype: DType) -> list[Problem]:

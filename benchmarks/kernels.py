@@ -5,6 +5,7 @@ device events around its replays.
 
     python benchmarks/kernels.py --models DIR --group resnet50 --batch 32
     python benchmarks/kernels.py --group gemm memory
+    python benchmarks/kernels.py --group gemm --variants gemm_mma
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if not __package__:  # run as a file: its folder is on the path, the repository 
 
 import numpy as np
 
-from benchmarks.kernel_problems import BATCHED, FIXED, GROUPS, group_problems
+from benchmarks.kernel_choice import LimitedBench, gains, known_variants
+from benchmarks.kernel_problems import BATCHED, FIXED, GROUPS, group_precision, group_problems
 from benchmarks.protocol import (
     CASE_ERRORS,
     Case,
@@ -37,6 +39,7 @@ from benchmarks.protocol import (
 )
 from benchmarks.tables import markdown
 from benchmarks.zoo_models import Zoo
+from nrt.dtypes import INT8
 from nrt.errors import InputError, NrtError
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, MatMul
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "rate_of", "tune_all"]
 
-KEYS = ("group", "batch", "precision", "key")
+KEYS = ("group", "batch", "precision", "key", "variants")
 SETS = 3
 """Copies of a problem's buffers, so that its inputs are not simply still in the cache."""
 _SPAN = 2e-4
@@ -99,7 +102,11 @@ def quick_inputs(problem: Problem, seed: int) -> list[Array]:
     arrays = []
     for spec in problem.inputs:
         # An odd period: rows of a matrix do not repeat.
-        block = rng.standard_normal(min(spec.size, 1_000_003), np.float32)
+        count = min(spec.size, 1_000_003)
+        if spec.dtype is INT8:
+            arrays.append(np.resize(rng.integers(-127, 128, count, np.int8), spec.shape))
+            continue
+        block = rng.standard_normal(count, np.float32)
         arrays.append(np.resize(block, spec.shape).astype(spec.dtype.numpy))
     return arrays
 
@@ -261,8 +268,11 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
                 [(c.variant, p, c.config) for p, c in choices.items() if isinstance(c, Choice)]
             )
             for problem in problems:
-                case = {"group": group, "batch": batch, "precision": args.precision}
+                case = {"group": group, "batch": batch}
+                case["precision"] = group_precision(group, args.precision)
                 case |= {"problem": _text(problem), "key": problem.key[:16]}
+                if args.variants:
+                    case["variants"] = " ".join(args.variants)
                 choice = choices[problem]
                 try:
                     if isinstance(choice, Exception):
@@ -278,6 +288,8 @@ def _text(problem: Problem) -> str:
     """The problem with what its shapes do not tell."""
     op = problem.op
     text = str(problem)
+    if isinstance(op, MatMul) and op.tf32:
+        text += " tf32"
     if isinstance(op, Conv):
         text += f" stride {op.strides[0]} pads {op.pads[0]} groups {op.groups}"
         text += f" + {len(op.epilogue.instrs)} steps" if op.epilogue else ""
@@ -300,11 +312,14 @@ def _run(args: argparse.Namespace, results: Results) -> list[Case]:
             results.add(case)
             done.append(case)
             print(_line(case), flush=True)
+        for case in gains(done):
+            results.add(case)
+            print(f"{case['problem']}: {case['over_fp16']:.2f} times the rate of fp16")
 
     if args.target == "cpu":
         from nrt.tuner_cpu import CpuBench
 
-        keep(_cases(args, CpuBench(), None))
+        keep(_cases(args, _limited(CpuBench(), args), None))
         return done
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.cuda_runner import CudaRunner
@@ -313,8 +328,12 @@ def _run(args: argparse.Namespace, results: Results) -> list[Case]:
     runner = CudaRunner()
     with CompilePool(runner.device, settings().workers) as pool, _precision_context(args):
         bench = CudaBench(runner.device, runner, pool)
-        keep(_cases(args, bench, _cuda_subject(runner, bench)))
+        keep(_cases(args, _limited(bench, args), _cuda_subject(runner, bench)))
     return done
+
+
+def _limited(bench: Any, args: argparse.Namespace) -> Any:
+    return LimitedBench(bench, args.variants) if args.variants else bench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -327,6 +346,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--opt-level", type=int, default=3, help="of nrt's tuner, 0 to 5 (3)")
     parser.add_argument("--limit", type=int, help="only the first N problems of each group")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        metavar="NAME",
+        help="nrt chooses among these only, e.g. those of older GPUs: gemm_mma conv_mma",
+    )
     parser.add_argument("--no-peers", action="store_true", help="nrt alone")
     parser.add_argument("--warm-up", type=float, default=0.05, help="seconds per subject (0.05)")
     parser.add_argument("--duration", type=float, default=0.1, help="seconds per subject (0.1)")
@@ -335,6 +360,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.target == "cuda" and not device_count():
             parser.error("--target cuda: no GPU here; --target cpu times nrt's host kernels alone")
+        if args.variants:
+            args.variants = known_variants(args.variants, args.target)
         header = run_header(args.commit)
         name = args.name or default_name("kernels", args.target, header)
         path = args.results / f"{name}.json"

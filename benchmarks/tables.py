@@ -166,10 +166,11 @@ def _ratio(times: Mapping[str, Case], peer: str) -> str:
 
 
 def _kernels(cases: Sequence[Case]) -> str:
-    """One line per group and batch: the geometric mean over its problems."""
+    """One line per group, batch and choice of variants: the geometric mean over its problems."""
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in cases:
-        groups.setdefault((case["group"], case["batch"]), []).append(case)
+        only = f" ({case['variants']} only)" if case.get("variants") else ""
+        groups.setdefault((case["group"] + only, case["batch"]), []).append(case)
     rows = []
     for (group, batch), members in groups.items():
         good = [c for c in members if c.get("ratio")]

@@ -15,14 +15,14 @@ from benchmarks.kernel_peers import (  # noqa: E402 (it needs torch)
     operands,
 )
 from benchmarks.kernel_problems import conv_problems, memory_problems, product  # noqa: E402
-from nrt.dtypes import BF16, FP16, FP32  # noqa: E402
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8  # noqa: E402
 from nrt.errors import BuildError  # noqa: E402
 from nrt.frontend.network import Network  # noqa: E402
 from nrt.ir.ops import Erf, Reduce  # noqa: E402
 from nrt.problem import Problem, TensorSpec  # noqa: E402
 from nrt.trial import random_inputs, relative_error  # noqa: E402
 
-TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int32": 0.0}
 
 
 def _assert_same(problem: Problem, skip: str = "cuDNN") -> None:
@@ -91,6 +91,40 @@ def test_an_epilogue_without_a_peer_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [FP16, FP32, BF16])
 def test_products(dtype: Any) -> None:
     _assert_same(product(17, 9, 33, dtype))
+
+
+def test_products_of_int8_are_exact() -> None:
+    problem = product(32, 16, 48, INT8)
+    _assert_same(problem)
+    (peer,) = alternatives(problem)
+    a, b = peer.prepare(operands(problem, random_inputs(problem, np.random.default_rng()), "cpu"))
+    assert (a.dtype, b.stride()) == (torch.int8, (1, 48))
+
+
+def test_products_of_fp8_name_their_accumulation() -> None:
+    problem = product(32, 16, 48, FP8E4M3)
+    _assert_same(problem)
+    names = [(p.name, p.exact) for p in alternatives(problem)]
+    assert names == [
+        ("torch._scaled_mm, full accumulation", True),
+        ("torch._scaled_mm, fast accumulation", False),
+    ]
+
+
+def test_products_in_tf32_leave_the_flag_as_it_was() -> None:
+    _assert_same(product(17, 9, 33, FP32, tf32=True))
+    assert not torch.backends.cuda.matmul.allow_tf32
+    seen = []
+
+    def spy(a: Any, b: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return torch.mm(a, b)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "matmul", spy)
+        alternatives(product(17, 9, 33, FP32, tf32=True))[0].run(torch.ones(2, 3), torch.ones(3, 2))
+    assert seen == [True]
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("index", range(12))

@@ -11,18 +11,19 @@ from benchmarks import kernel_problems
 from benchmarks.kernel_problems import (
     GROUPS,
     conv_problems,
+    group_precision,
     group_problems,
     memory_problems,
     product,
     products_of,
     resnext50,
 )
-from nrt.dtypes import DTYPES, FP16, FP32
+from nrt.dtypes import DTYPES, FP8E4M3, FP16, FP32, INT8, INT32, DType
 from nrt.errors import InputError
 from nrt.frontend.network import Network
 from nrt.ir.ops import Conv, MatMul
 from nrt.problem import Problem
-from nrt.work import flops_of
+from nrt.work import flops_of, precision_of
 
 
 def _no_model(name: str, batch: int) -> Any:
@@ -71,6 +72,24 @@ def test_products_of_groups() -> None:
         ((384, 3072), 768),
     ]
     assert {p.y.dtype for p in bert} == {FP32}
+
+
+@pytest.mark.parametrize(
+    ("group", "operands", "result", "precision"),
+    [
+        ("gemm-int8", INT8, INT32, "int8"),
+        ("gemm-fp8", FP8E4M3, FP16, "fp8"),
+        ("gemm-tf32", FP32, FP32, "tf32"),
+    ],
+)
+def test_narrow_products(group: str, operands: DType, result: DType, precision: str) -> None:
+    problems = group_problems(group, 0, "bf16", _no_model)
+    assert [p.y.shape for p in problems] == [(n, n) for n in (1024, 2048, 4096, 8192)]
+    assert {s.dtype for p in problems for s in p.inputs} == {operands}
+    assert {p.y.dtype for p in problems} == {result}
+    assert {p.op for p in problems} == {MatMul(tf32=group == "gemm-tf32")}
+    assert group_precision(group, "bf16") == precision == precision_of(problems[0])
+    assert group_precision("gemm", "bf16") == "bf16"
 
 
 def test_resnext_has_its_grouped_convolutions() -> None:

@@ -65,10 +65,12 @@ def test_kernels_are_summed_up_by_group_and_batch(tmp_path: Path) -> None:
         {**common, "ratio": 2.0, "rate": 512.3},
         {**common, "status": "error", "message": "no"},
         {"group": "softmax", "batch": 0, "unit": "TB/s", "ratio": 1.5, "rate": 4.25},
+        {**common, "ratio": 0.25, "rate": 99.0, "variants": "conv_mma"},
     ]
     _write(tmp_path, "k", "kernels", cases)
     text = tables.fill("<!-- benchmark:k begin --><!-- benchmark:k end -->", tmp_path)
     assert "| resnet50 | 8 | 2 of 3 | 1.00 | 0.50 – 2.00 | 512 TFLOP/s |" in text
+    assert "| resnet50 (conv_mma only) | 8 | 1 of 1 | 0.25 | 0.25 – 0.25 | 99 TFLOP/s |" in text
     assert "| softmax | – | 1 of 1 | 1.50 | 1.50 – 1.50 | 4.25 TB/s |" in text
 
 
