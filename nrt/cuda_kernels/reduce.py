@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.reduce_kernels import THREADS
+from nrt.cuda_kernels.reduce_kernels import THREADS, UNROLL
 from nrt.cuda_kernels.strided import (
     Geometry,
     aligned,
@@ -29,6 +29,9 @@ from nrt.ir.ops.common import normalize_axes
 from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "Reduction", "ReduceColumns", "ReduceRows", "ReduceStrided", "reduction"]
+
+# Seconds from a load to its value, under load.
+_LATENCY = 7e-7
 
 
 @dataclass(frozen=True)
@@ -139,54 +142,72 @@ class ReduceColumns(Variant):
             and (found.reduced.strides[0][0] % width == 0 or found.reduced.size == 1)
         )
 
-    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[int, int]]:
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[int, int, int]]:
         found = reduction(problem)
-        channels = found.kept.shape[-1]
-        outer = found.kept.size // max(channels, 1)
-        widest = min(8, 16 // problem.y.dtype.itemsize)
         item = problem.y.dtype.itemsize
-        result = []
-        width = widest
+        widths = []
+        width = min(8, 16 // item)
         while width >= 1:
             if self._fits(found, width):
-                result += [(lanes, width) for lanes in (8, 32)]
+                widths.append(width)
             width //= 2
-        # A row of threads should read whole 32-byte sectors, and not many lanes beyond the
-        # channels.
-        good = [
-            (lanes, w)
-            for lanes, w in result
-            if lanes * w * item >= 32 and (lanes == 8 or channels > 8 * w)
+        # The widest vectors, and narrower ones where few channels leave SMs without a block.
+        options = [
+            (threads, lanes, width)
+            for width in widths[:3]
+            for lanes in (1, 2, 4, 8, 16, 32)
+            for threads in (64, 128, 256, 512, 1024)
+            if lanes * width <= threads
         ]
-        result = good or result
-        wanted = device.multiprocessors
+        return sorted(options, key=lambda c: self._seconds(problem, found, c, device))[:4]
 
-        def cost(config: tuple[int, int]) -> tuple[float, int]:
-            lanes, w = config
-            blocks = outer * -(-channels // (lanes * w))
-            return (max(1.0, wanted / max(blocks, 1)), -lanes * w)
+    def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
+        return self._seconds(problem, reduction(problem), config, device) + 1.5e-6
 
-        return sorted(result, key=cost)[:4]
+    @staticmethod
+    def _seconds(
+        problem: Problem, found: Reduction, config: tuple[Any, ...], device: DeviceSpec
+    ) -> float:
+        """Bandwidth, or what is in flight per latency, and the steps that combine threads."""
+        threads, lanes, width = config
+        channels = found.kept.shape[-1]
+        item = problem.y.dtype.itemsize
+        groups = -(-channels // width)
+        blocks = found.kept.size // max(channels, 1) * -(-groups // lanes)
+        passes = -(-found.reduced.size // (threads // lanes * UNROLL))
+        # 1024 threads of 64 registers fill an SM.
+        rounds = -(-blocks * threads // (device.multiprocessors * 1024))
+        line = lanes * width * item
+        # Less than 64 bytes wastes memory's bursts, half a line leaves the rest to another block;
+        # lanes beyond the channels do nothing.
+        waste = max(1.0, 64 / line) * (1.05 if line < 128 else 1.0)
+        waste *= -(-groups // lanes) * lanes / max(groups, 1)
+        flow = problem.nbytes * waste / device.bandwidth
+        # A block's instructions: a multiprocessor with two has twice the work of one with one.
+        busy = -(-blocks // device.multiprocessors) * device.multiprocessors / max(blocks, 1)
+        flow *= 1 + 0.1 * (busy - 1)
+        combine = 1e-7 * (threads // 32).bit_length() + 2e-8 * (32 // lanes).bit_length()
+        return max(flow, rounds * passes * _LATENCY) + combine
 
-    def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
+    def emit(self, problem: Problem, config: tuple[int, int, int], device: DeviceSpec) -> Emission:
         del device
         if problem.y.size == 0:
             return Emission(())
-        lanes, width = config
+        threads, lanes, width = config
         found = reduction(problem)
         kept, reduced = found.kept, found.reduced
         rank = kept.rank - 1
         spec = KernelSpec(
             "nrt.cuda_kernels.reduce_kernels:_columns_kernel",
-            (_kind(problem), problem.y.dtype, rank, lanes, width),
-            THREADS,
+            (_kind(problem), problem.y.dtype, rank, threads, lanes, width),
+            threads,
         )
         groups = kept.shape[-1] // width
         numbers = [reduced.size, reduced.strides[0][0], groups, *kept.shape[:-1]]
         numbers += [*kept.strides[0][:-1], *kept.strides[1][:-1]]
         args: tuple[Arg, ...] = (In(0), Out(), *scalars(numbers))
         grid = math.prod(kept.shape[:-1]) * -(-groups // lanes)
-        return Emission((Launch(spec, (grid, 1, 1), (lanes, THREADS // lanes, 1), args),))
+        return Emission((Launch(spec, (grid, 1, 1), (threads, 1, 1), args),))
 
 
 class ReduceRows(Variant):

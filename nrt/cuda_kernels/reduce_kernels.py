@@ -12,13 +12,13 @@ from typing import Any
 
 from numba.cuda import types
 
+from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.elements import (
     convert_text,
     kernel_function,
     kernel_namespace,
     load_lines,
-    store_lines,
     uses_double,
 )
 from nrt.cuda_kernels.strided import (
@@ -28,10 +28,13 @@ from nrt.cuda_kernels.strided import (
 from nrt.dtypes import DType
 from nrt.ir.ops.common import kind_of
 
-__all__ = ["THREADS"]
+__all__ = ["THREADS", "UNROLL"]
 
 THREADS = 256
-"""Threads of a block."""
+"""Threads of a block, but of the columns' kernel."""
+
+UNROLL = 4
+"""Loads that a thread of the columns' kernel has in flight."""
 
 # Length of a serial partial sum: error grows with its root, and with the root of their number.
 _CHUNK = 64
@@ -54,11 +57,13 @@ class _Steps:
     finish: str
 
 
-def _steps(kind: str, register: str) -> _Steps:
+def _steps(kind: str, register: str, double: bool) -> _Steps:
     zero, one = ("F(0)", "F(1)") if register == "f" else ("I(0)", "I(1)")
     lowest = {"f": "F(-inf)", "i": "I(-9223372036854775807 - 1)", "b": "False"}[register]
     highest = {"f": "F(inf)", "i": "I(9223372036854775807)", "b": "True"}[register]
-    mean = "{a} / F({count})" if register == "f" else "idiv({a}, I({count}))"
+    # A division is a call of 30 instructions; the reciprocal of a count is right to a unit.
+    scaled = "{a} / F({count})" if double else "{a} * rcp(F({count}))"
+    mean = scaled if register == "f" else "idiv({a}, I({count}))"
     root = "sqrt_({a})" if register == "f" else "I(math_sqrt(float({a})))"
     add = "{a} + {v}"
     if register == "b":
@@ -78,10 +83,11 @@ def _steps(kind: str, register: str) -> _Steps:
 
 def _namespace(dtype: DType) -> dict[str, Any]:
     kind = kind_of(dtype)
-    cell = {"i": types.int64, "b": types.boolean}.get(
+    # Bools are combined as numbers between threads.
+    cell = {"i": types.int64, "b": types.int64}.get(
         kind, types.float64 if uses_double(dtype) else types.float32
     )
-    return kernel_namespace(dtype) | {"cell": cell, "math_sqrt": math.sqrt}
+    return kernel_namespace(dtype) | {"cell": cell, "math_sqrt": math.sqrt, "rcp": ptx.rcp}
 
 
 def _wide(name: str, dtype: DType) -> str:
@@ -100,7 +106,7 @@ def _strided_kernel(kind: str, dtype: DType, rank: int, depth: int) -> tuple[Any
     x[rank] along kept dimensions, sizes[depth], strides of x[depth] along reduced ones.
     """
     register = kind_of(dtype)
-    steps = _steps(kind, register)
+    steps = _steps(kind, register, uses_double(dtype))
     kept = {n: [f"{n}{r}" for r in range(rank)] for n in ("d", "sy", "sx")}
     deep = {n: [f"{n}{r}" for r in range(depth)] for n in ("e", "se")}
     params = ["x", "y", "n", "count", *kept["d"], *kept["sy"], *kept["sx"], *deep["e"], *deep["se"]]
@@ -140,72 +146,94 @@ def _strided_kernel(kind: str, dtype: DType, rank: int, depth: int) -> tuple[Any
 # -- columns: channels-last ------------------------------------------------------------------------
 
 
-def _columns_kernel(kind: str, dtype: DType, rank: int, lanes: int, width: int) -> tuple[Any, Any]:
+def _columns_kernel(
+    kind: str, dtype: DType, rank: int, threads: int, lanes: int, width: int
+) -> tuple[Any, Any]:
     """Reduce a dimension whose neighbours in memory are kept: the spatial mean of NHWC.
 
-    A block takes ``lanes`` vectors of ``width`` channels; its ``256 / lanes`` rows of threads
+    A block takes ``lanes`` vectors of ``width`` channels; its ``threads / lanes`` rows of threads
     visit the reduced elements in turn, so that every access of a row is ``lanes * width``
-    neighbours. Partial results are combined by a tree in shared memory. Each element is read once.
+    neighbours. A thread has `UNROLL` loads in flight: 64 bytes of 16-bit elements in vectors of 8,
+    32 KB a block of 512 threads, where bandwidth times latency asks for 23 KB an SM. What lies
+    beyond the end is read from the last element and replaced by the neutral one. Shuffles combine
+    the rows of a warp, then, after the only barrier, one thread per channel the warps. Each element
+    is read once.
 
     Kernel parameters: x, y, elements per output, stride of x along them, channel groups, stride of
     y and x along kept dimensions but the last: sizes[rank], strides of y[rank], of x[rank].
     """
     register = kind_of(dtype)
-    steps = _steps(kind, register)
-    rows = THREADS // lanes
+    steps = _steps(kind, register, uses_double(dtype))
+    # Shuffles move numbers: a bool is combined as 0 or 1 between threads.
+    between = "i" if register == "b" else register
+    joined = _steps(kind, between, uses_double(dtype))
+    rows, warps, channels = threads // lanes, threads // 32, lanes * width
     sizes = [f"d{r}" for r in range(rank)]
     ys, xs = [f"sy{r}" for r in range(rank)], [f"sx{r}" for r in range(rank)]
     params = ["x", "y", "count", "pitch", "groups", *sizes, *ys, *xs]
     coords = [f"c{r}" for r in range(rank)]
-    accs = [f"a{j}" for j in range(width)]
-    loads, names = load_lines("v", "x", "o", dtype, width)
-    visit = []
-    for a, name in zip(accs, names, strict=True):
-        visit.append(f"w{name} = {_wide(name, dtype)}")
-        visit.append(f"{a} = {steps.combine.format(a=a, v=steps.visit.format(v=f'w{name}'))}")
+    accs = [f"a{k}" for k in range(width)]
+    fetch, visit = [], []
+    for u in range(UNROLL):
+        fetch += [
+            f"j{u} = u32(j + u32({u * rows}))",
+            f"ok{u} = j{u} < count",
+            f"o{u} = u32(xo + u32((j{u} if ok{u} else last) * pitch))",
+        ]
+        loads, names = load_lines(f"v{u}", "x", f"o{u}", dtype, width)
+        fetch += loads
+        for a, name in zip(accs, names, strict=True):
+            value = steps.visit.format(v=_wide(name, dtype))
+            visit.append(f"w = {value} if ok{u} else {steps.start}")
+            visit.append(f"{a} = {steps.combine.format(a=a, v='w')}")
     lines = [
         f"def kernel({', '.join(params)}):",
-        f"    part = cuda.shared.array({THREADS * width}, cell)",
-        "    tx = u32(cuda.threadIdx.x)",
-        "    ty = u32(cuda.threadIdx.y)",
+        f"    part = cuda.shared.array({warps * channels}, cell)",
+        "    t = u32(cuda.threadIdx.x)",
+        f"    tx = u32(t % u32({lanes}))",
         f"    tiles = u32(u32(groups + u32({lanes - 1})) // u32({lanes}))",
         "    block = u32(cuda.blockIdx.x)",
         "    outer = u32(block // tiles)",
-        f"    group = u32(u32(u32(block - u32(outer * tiles)) * u32({lanes})) + tx)",
-        f"    channel = u32(min(group, u32(groups - u32(1))) * u32({width}))",
+        f"    first = u32(u32(block - u32(outer * tiles)) * u32({lanes}))",
+        f"    channel = u32(min(u32(first + tx), u32(groups - u32(1))) * u32({width}))",
     ]
     if rank:
         lines += [f"    {line}" for line in index_lines(rank, "outer", "c", sizes)]
     lines += [
         f"    xo = {offset_text([*zip(coords, xs, strict=True), ('channel', '1')])}",
-        f"    yo = {offset_text([*zip(coords, ys, strict=True), ('channel', '1')])}",
         *(f"    {a} = {steps.start}" for a in accs),
-        "    j = ty",
+        f"    j = u32(t // u32({lanes}))",
+        "    last = u32(count - u32(1))",
         "    while j < count:",
-        "        o = u32(xo + u32(j * pitch))",
-        *(f"        {line}" for line in loads + visit),
-        f"        j = u32(j + u32({rows}))",
-        f"    slot = u32(u32(ty * u32({lanes})) + tx)",
-        # Element-major: neighbouring threads touch neighbouring words.
-        *(f"    part[u32(slot + u32({THREADS * k}))] = {a}" for k, a in enumerate(accs)),
-        "    cuda.syncthreads()",
+        *(f"        {line}" for line in fetch + visit),
+        f"        j = u32(j + u32({rows * UNROLL}))",
     ]
-    half = rows // 2
-    while half:
-        lines.append(f"    if ty < u32({half}):")
-        for k in range(width):
-            mine = f"part[u32(slot + u32({THREADS * k}))]"
-            other = f"part[u32(slot + u32({THREADS * k + half * lanes}))]"
-            lines.append(f"        {mine} = {steps.combine.format(a=mine, v=other)}")
-        lines.append("    cuda.syncthreads()")
-        half //= 2
-    lines.append("    if ty == u32(0) and group < groups:")
-    results = []
-    for k in range(width):
-        lines.append(f"        b{k} = part[u32(slot + u32({THREADS * k}))]")
-        lines.append(f"        z{k} = {steps.finish.format(a=f'b{k}', count='count')}")
-        results.append(convert_text(f"z{k}", register, dtype))
-    lines += [f"        {line}" for line in store_lines("y", "yo", dtype, results)]
+    if register == "b":
+        lines += [f"    {a} = I(1) if {a} else I(0)" for a in accs]
+    for k, a in enumerate(accs):
+        shift = lanes
+        while shift < 32:
+            lines.append(f"    s{k} = cuda.shfl_xor_sync(0xffffffff, {a}, {shift})")
+            lines.append(f"    {a} = {joined.combine.format(a=a, v=f's{k}')}")
+            shift *= 2
+    lines += [
+        f"    slot = u32(u32(u32(t // u32(32)) * u32({channels})) + u32(tx * u32({width})))",
+        f"    if u32(t % u32(32)) < u32({lanes}):",
+        *(f"        part[u32(slot + u32({k}))] = {a}" for k, a in enumerate(accs)),
+        "    cuda.syncthreads()",
+        f"    place = u32(u32(first * u32({width})) + t)",
+        f"    if t < u32({channels}) and place < u32(groups * u32({width})):",
+        "        b = part[t]",
+    ]
+    for warp in range(1, warps):
+        other = f"part[u32(t + u32({warp * channels}))]"
+        lines.append(f"        b = {joined.combine.format(a='b', v=other)}")
+    result = convert_text("z", between, dtype)
+    lines += [
+        f"        z = {joined.finish.format(a='b', count='count')}",
+        f"        yo = {offset_text([*zip(coords, ys, strict=True), ('place', '1')])}",
+        f"        store_{dtype}(y, yo, {result})",
+    ]
     kernel = kernel_function("\n".join(lines) + "\n", _namespace(dtype))
     return kernel, types.void(pointer(dtype), pointer(dtype), *[types.uint32] * (len(params) - 2))
 
@@ -223,7 +251,7 @@ def _rows_kernel(kind: str, dtype: DType, rank: int, threads: int, width: int) -
     x[rank] along kept dimensions.
     """
     register = kind_of(dtype)
-    steps = _steps(kind, register)
+    steps = _steps(kind, register, uses_double(dtype))
     sizes = [f"d{r}" for r in range(rank)]
     ys, xs = [f"sy{r}" for r in range(rank)], [f"sx{r}" for r in range(rank)]
     params = ["x", "y", "n", "count", *sizes, *ys, *xs]

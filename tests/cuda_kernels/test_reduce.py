@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nrt.cuda_kernels.reduce import VARIANTS, ReduceColumns, ReduceRows, ReduceStrided
+from nrt.cuda_kernels.reduce import VARIANTS, ReduceColumns, ReduceRows, ReduceStrided, reduction
 from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
 from nrt.ir.ops import Reduce
 from nrt.problem import Problem
@@ -47,7 +47,13 @@ TASKS = [
         sliced(1, 16, 3, 5, dtype=FP16, order=NHWC, more=8),
         out=sliced(1, 16, 1, 1, dtype=FP16, order=NHWC, more=8),
     ),
+    task(Reduce("l2", (0, 1), False), rows(6, 13, 40, dtype=BF16)),
+    task(Reduce("max", (1,)), rows(2, 19, 72, dtype=FP32)),
+    task(Reduce("min", (0,)), rows(70, 33, dtype=BOOL)),
+    task(Reduce("sum", (1,)), rows(1, 300, 24, dtype=INT32)),
+    task(Reduce("prod", (1,)), rows(2, 9, 8, dtype=FP64)),
 ]
+COLUMNS = [TASKS[k] for k in (0, 1, 8, 16, 17, 18, 19, 20, 21)]
 REFUSED = [
     (ReduceColumns(), TASKS[2], "the innermost kept dimension is not contiguous"),
     (ReduceRows(), TASKS[0], "the reduced elements are not one contiguous run"),
@@ -66,6 +72,32 @@ def test_emulated(problem: Problem) -> None:
     assert_emulates(VARIANTS, problem)
 
 
+SHAPES = [(64, 4, 8), (64, 32, 2), (128, 8, 4), (512, 16, 1), (1024, 1, 4)]
+"""Threads, lanes and vector width of column kernels that no small problem would choose."""
+
+
+def columns(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> ReduceColumns:
+    """The column kernel with all of `SHAPES` that vectors fit."""
+    variant, found = ReduceColumns(), reduction(problem)
+    fitting = [c for c in SHAPES if c[2] <= 16 // problem.y.dtype.itemsize]
+    fitting = [c for c in fitting if variant._fits(found, c[2])]
+    monkeypatch.setattr(ReduceColumns, "configs", lambda *_: fitting)
+    return variant
+
+
+@pytest.mark.parametrize("problem", COLUMNS, ids=str)
+def test_columns_of_any_block(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_emulates([ReduceStrided(), columns(problem, monkeypatch)], problem)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", COLUMNS, ids=str)
+def test_columns_of_any_block_on_the_gpu(
+    cuda_runner: Any, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_on_gpu(cuda_runner, [ReduceStrided(), columns(problem, monkeypatch)], problem)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("problem", TASKS, ids=str)
 def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
@@ -73,7 +105,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("index", [0, 3, 5, 10])
+@pytest.mark.parametrize("index", [0, 3, 5, 10, 17, 19])
 def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):
