@@ -8,7 +8,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels import matmul_tiled
+from nrt.cuda_kernels import matmul_dp4a, matmul_tiled
 from nrt.cuda_kernels.codegen import loader, pointer
 from nrt.cuda_kernels.conv_common import (
     EVERY_OPERAND,
@@ -125,4 +125,8 @@ class MatMulSimtReference(Variant):
         return max(problem.nbytes / device.bandwidth, 30 * flops / device.fp32_flops) + 2e-6
 
 
-VARIANTS: tuple[Variant, ...] = (*matmul_tiled.VARIANTS, MatMulSimtReference())
+VARIANTS: tuple[Variant, ...] = (
+    *matmul_tiled.VARIANTS,
+    *matmul_dp4a.VARIANTS,
+    MatMulSimtReference(),
+)

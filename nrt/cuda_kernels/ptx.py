@@ -25,6 +25,7 @@ __all__ = [
     "cp_async_16",
     "cp_async_commit",
     "cp_async_wait",
+    "dp4a",
     "ex2",
     "f32_from_bf16",
     "f32_from_f16",
@@ -435,6 +436,11 @@ mma_bf16 = _mma("bf16", "``mma.sync.m16n8k16`` bf16 with float32 accumulators (s
 mma_f16_k8 = _mma("f16_k8", "``mma.sync.m16n8k8`` fp16 with float32 accumulators (sm_75).")
 mma_tf32 = _mma("tf32", "``mma.sync.m16n8k8`` tf32 with float32 accumulators (sm_80).")
 mma_s8 = _mma("s8", "``mma.sync.m16n8k32`` int8 with int32 accumulators (sm_80).")
+
+dp4a = asm(
+    "dp4a", "dp4a.s32.s32 $0, $1, $2, $3;", [i32], [u32, u32, i32], pure=True,
+    doc="``dp4a.s32.s32``: four int8 products of (a, b), added to c (sm_61).",
+)  # fmt: skip
 
 # -- conversions and fast functions ----------------------------------------------------------------
 

@@ -10,6 +10,9 @@ conflicts. At 8x8 a thread makes 64 multiply-adds of four such loads.
 Where there are too few blocks to fill the GPU, ``splits`` blocks share the depth of a tile: each
 writes its partial sums to the workspace, and `simt_reduce` adds them in order and runs the
 epilogue. (The scheme is that of Volkov & Demmel 2008 and CUTLASS's SIMT kernels.)
+
+The elements of a stage are words of four bytes. With `DOT4` a word is four int8 along the depth,
+and a multiply-add is ``dp4a``: a depth of four, summed in int32.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from nrt.dtypes import DType
 from nrt.ir.pointwise import Program
 
 __all__ = [
+    "DOT4",
     "TILES",
+    "Arithmetic",
     "Operand",
     "Tile",
     "gemm_namespace",
@@ -39,6 +44,7 @@ __all__ = [
 ]
 
 f32 = types.float32
+i32 = types.int32
 u32 = types.uint32
 
 PAD = 4  # keeps 16-byte alignment and moves transposed stores to other banks
@@ -46,6 +52,23 @@ UNROLL = 2  # depth steps per loop turn: more only lengthens compilation
 
 
 PLACING = ("m = u32(row_base + m)", "keep = True")
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the words of a stage are.
+
+    Attributes:
+        multiply: expression of ``{c}`` plus the product of the words ``{a}`` and ``{b}``.
+        result: expression of a result from its word ``{r}`` in shared memory.
+    """
+
+    multiply: str
+    result: str
+
+
+FLOATS = Arithmetic("{c} + {a} * {b}", "{r}")
+DOT4 = Arithmetic("dp4a({a}, {b}, {c})", "final(i32({r}))")
 
 
 class Tile(NamedTuple):
@@ -142,7 +165,7 @@ def _stores(name: str, operand: Operand, size: int, tile: Tile, units: int) -> l
         values = [f"{name}{unit}_{j}" for j in range(4)]
         if operand.along_depth:
             lines += [
-                f"st_f32(u32({name}_to + u32({4 * (j * pitch + unit * step)})), {v})"
+                f"st_word(u32({name}_to + u32({4 * (j * pitch + unit * step)})), {v})"
                 for j, v in enumerate(values)
             ]
         else:
@@ -151,7 +174,7 @@ def _stores(name: str, operand: Operand, size: int, tile: Tile, units: int) -> l
     return lines
 
 
-def _multiply(tile: Tile) -> list[str]:
+def _multiply(tile: Tile, arithmetic: Arithmetic) -> list[str]:
     """Statements that multiply the stage at ``a_from``/``b_from`` into ``c{row}_{column}``."""
     pitch_a, pitch_b = tile.bm + PAD, tile.bn + PAD
     unroll = min(UNROLL, tile.bk)
@@ -168,14 +191,14 @@ def _multiply(tile: Tile) -> list[str]:
                 offset = 4 * (k * pitch + group * (extent // (count // 4)))
                 lines.append(f"    {values} = ld_v4(u32(f{name} + u32({offset})))")
         lines += [
-            f"    c{i}_{j} = c{i}_{j} + af{i} * bf{j}"
+            f"    c{i}_{j} = {arithmetic.multiply.format(c=f'c{i}_{j}', a=f'af{i}', b=f'bf{j}')}"
             for i in range(tile.tm)
             for j in range(tile.tn)
         ]
     return lines
 
 
-def _results(tile: Tile, width: int, placing: Sequence[str]) -> list[str]:
+def _results(tile: Tile, width: int, placing: Sequence[str], arithmetic: Arithmetic) -> list[str]:
     """Statements that hand results to the epilogue, ragged edges left out.
 
     They go through shared memory, a row group of all threads at a time: the epilogue's code stands
@@ -190,12 +213,13 @@ def _results(tile: Tile, width: int, placing: Sequence[str]) -> list[str]:
     across = tile.bn // width
     wide = tile.bn // (tile.tn // 4)
     values = ", ".join(f"r{v}" for v in range(width))
-    read = "ld_v4" if width == 4 else "ld_f32"
+    ends = ", ".join(arithmetic.result.format(r=f"r{v}") for v in range(width))
+    read = "ld_v4" if width == 4 else "ld_word"
     lines = [f"write = u32(base + u32(my * u32({16 * pitch}) + mx * u32(16)))"]
     for group in range(groups):
         for i in range(4):
             for j in range(0, tile.tn, 4):
-                words = ", ".join(f"bits(c{4 * group + i}_{j + v})" for v in range(4))
+                words = ", ".join(f"acc_bits(c{4 * group + i}_{j + v})" for v in range(4))
                 offset = 4 * (i * pitch + j // 4 * wide)
                 lines.append(f"st_v4(u32(write + u32({offset})), {words})")
         lines += [
@@ -214,7 +238,7 @@ def _results(tile: Tile, width: int, placing: Sequence[str]) -> list[str]:
             "        if keep:",
             "            n = u32(col_base + n)",
             "            o = u32(origin + row_offset(m, ypitch) + n * ycol)",
-            f"            store({values}, m, n, o, y, {extras})",
+            f"            store({ends}, m, n, o, y, {extras})",
         ]
         if group + 1 < groups:
             lines.append("cuda.syncthreads()")
@@ -229,6 +253,7 @@ def gemm_text(
     b: Operand,
     width: int,
     placing: Sequence[str] = PLACING,
+    arithmetic: Arithmetic = FLOATS,
 ) -> str:
     """The kernel's Python text.
 
@@ -247,7 +272,7 @@ def gemm_text(
     place_a = f"u32(a_k * u32({t.bm + PAD}) + a_row)"
     place_b = f"u32(b_k * u32({t.bn + PAD}) + b_row)"
     body = [
-        f"memory = cuda.shared.array({max(2 * (stage_a + stage_b), results)}, f32)",
+        f"memory = cuda.shared.array({max(2 * (stage_a + stage_b), results)}, word)",
         "base = shared_address(memory)",
         "tid = u32(cuda.threadIdx.x)",
         "tile_m, tile_n = divide(u32(cuda.blockIdx.x), NT)",
@@ -264,8 +289,8 @@ def gemm_text(
         f"b_to = u32(base + u32({8 * stage_a}) + u32({place_b}) * u32(4))",
         "a_from = u32(base + my * u32(16))",
         f"b_from = u32(base + u32({8 * stage_a}) + mx * u32(16))",
-        *[f"c{i}_{j} = f32(0)" for i in range(t.tm) for j in range(t.tn)],
-        *[f"{n}{u}_{j} = f32(0)" for n, c in (("a", t.units_a), ("b", t.units_b))
+        *[f"c{i}_{j} = acc(0)" for i in range(t.tm) for j in range(t.tn)],
+        *[f"{n}{u}_{j} = word(0)" for n, c in (("a", t.units_a), ("b", t.units_b))
           for u in range(c) for j in range(4)],
         "it = u32(first)",
         *a.setup,
@@ -277,7 +302,7 @@ def gemm_text(
         "    if it < last:",
         *_indent([*a.load, *a.advance, *b.load, *b.advance], 2),
         "    if it > first:",
-        *_indent(_multiply(t), 2),
+        *_indent(_multiply(t, arithmetic), 2),
         # The next stage is the other one; distances are added, as addresses wrap at 2^32.
         *[f"        {n}_{end} = u32({n}_{end} + turn_{n})" for n in "ab" for end in ("from", "to")],
         "        turn_a = u32(u32(0) - turn_a)",
@@ -287,10 +312,20 @@ def gemm_text(
         *_indent(_stores("b", b, t.bn, t, t.units_b), 2),
         "    cuda.syncthreads()",
         "    it = u32(it + u32(1))",
-        *_results(t, width, placing),
+        *_results(t, width, placing, arithmetic),
     ]  # fmt: skip
     head = f"def kernel(a, b, y, {extras}, M, N, NT, steps, ypitch, ycol, {', '.join(params)}):"
     return "\n".join([head, *_indent(body, 1)]) + "\n"
+
+
+_FLOAT_NAMES: dict[str, Any] = {
+    "ld_v4": ptx.ld_shared_v4_f32, "ld_word": ptx.ld_shared_f32, "st_word": ptx.st_shared_f32,
+    "bits": ptx.float_bits, "acc_bits": ptx.float_bits, "word": f32, "acc": f32,
+}  # fmt: skip
+_INT_NAMES: dict[str, Any] = {
+    "ld_v4": ptx.ld_shared_v4, "ld_word": ptx.ld_shared_u32, "st_word": ptx.st_shared_u32,
+    "bits": u32, "acc_bits": u32, "word": u32, "acc": i32, "i32": i32, "dp4a": ptx.dp4a,
+}  # fmt: skip
 
 
 def gemm_namespace(
@@ -299,18 +334,15 @@ def gemm_namespace(
     extras: tuple[Extra, ...],
     rows: tuple[tuple[int, int], ...],
     width: int,
+    arithmetic: Arithmetic = FLOATS,
 ) -> dict[str, Any]:
     """Names that `gemm_text` uses; the caller adds those of its operands' text."""
     return {
         "cuda": cuda,
         "shared_address": ptx.shared_address,
-        "ld_v4": ptx.ld_shared_v4_f32,
-        "ld_f32": ptx.ld_shared_f32,
         "st_v4": ptx.st_shared_v4,
-        "st_f32": ptx.st_shared_f32,
-        "bits": ptx.float_bits,
         "u32": u32,
-        "f32": f32,
+        **(_FLOAT_NAMES if arithmetic is FLOATS else _INT_NAMES),
         "divide": divide(),
         "row_offset": row_offset(rows),
         "store": make_store(program, extras, out_dtype, width),

@@ -154,6 +154,12 @@ def _max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
     return pair
 
 
+def _dp4a(a: int, b: int, c: int) -> int:
+    """``dp4a.s32.s32``."""
+    x, y = (np.array([v], np.uint32).view(np.int8).astype(int) for v in (a, b))
+    return _signed(32)(int(x @ y) + c)
+
+
 def _at(pointer: Pointer, index: int) -> Address:
     return Address(pointer, (pointer.start + _u32(index)) * pointer.data.itemsize)
 
@@ -275,7 +281,7 @@ class _Cuda:
             "f32_from_bf16_hi": lambda v: _bf16(v >> 16),
             "float_bits": _bits, "bits_float": _float, "prmt": _prmt,
             "max_f16x2": _max_pair(_half), "max_bf16x2": _max_pair(_bf16),
-            "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
+            "dp4a": _dp4a, "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
             "tanh_approx": math.tanh,
         }  # fmt: skip
 

@@ -29,7 +29,7 @@ SM75 = {
     "st_global_u16": "gh>", "st_global_u32": "gr>", "st_global_v2": "grr>",
     "st_global_v4": "grrrr>", "st_shared_f32": "sf>", "st_shared_u16": "sh>",
     "st_shared_u32": "sr>", "st_shared_v2_f32": "sff>", "st_shared_v4": "srrrr>",
-    "tanh_approx": "f>f", "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
+    "tanh_approx": "f>f", "dp4a": "rri>i", "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
     "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
 }  # fmt: skip
 SM80 = {
