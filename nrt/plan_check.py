@@ -217,7 +217,8 @@ class _Checker:
             and (rank == 4 or not im2col),
             f"{where} is a tensor map of {rank} dimensions whose fields do not fit together",
         )
-        itemsize = self._shape(where, arg.dims, arg.dtype)
+        # tf32: float32 that the copy engine rounds.
+        itemsize = self._shape(where, arg.dims, "fp32" if arg.dtype == "tf32" else arg.dtype)
         boxes = (256, 1024) if im2col else (256,) * rank
         _require(
             arg.swizzle in (0, 32, 64, 128)

@@ -9,7 +9,7 @@ import numpy as np
 from nrt.cuda_kernels import mma_tile, wgmma_tile
 from nrt.cuda_kernels.conv_common import (
     ConvShape,
-    Epilogue,
+    ceil_div,
     conv_epilogue,
     extra_args,
     refuse_conv,
@@ -18,9 +18,8 @@ from nrt.cuda_kernels.conv_common import (
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, TensorMap, Variant
-from nrt.cuda_kernels.wgmma_kernel import BK, HopperTile
+from nrt.cuda_kernels.wgmma_layout import HopperTile, depth
 from nrt.cuda_kernels.wgmma_tile import HopperGemm
-from nrt.dtypes import BF16, FP16
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, Refusal
@@ -32,26 +31,37 @@ _CORNERS = 128
 
 
 class ConvWgmma(Variant):
-    """See `wgmma_kernel`. Weights are packed ``[K, R*S*C']``, C' a multiple of 64."""
+    """See `wgmma_kernel`. Weights are packed ``[K, R*S*C']``, C' whole blocks of 128 bytes.
+
+    Grouped convolutions: up to 64 columns read the input channels of all their groups, with zero
+    weights outside of their own. That is up to 16 times the products (groups of 4), on cores that
+    wait for memory all the same; but a NaN or infinity spreads to its neighbouring groups.
+    """
 
     name = "conv_wgmma"
     ops = (Conv,)
     rank = 6
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        if device.arch != "sm_90a":
-            return Refusal(f"{device.arch} has no warpgroup products, expected sm_90a")
-        refusal = refuse_conv(problem, device, dtypes=(FP16, BF16))
+        refusal = wgmma_tile.refuse_device(device) or refuse_conv(
+            problem, device, dtypes=wgmma_tile.OPERANDS
+        )
+        if refusal is None:
+            refusal = wgmma_tile.refuse_operands(problem)
         if refusal is not None:
             return refusal
         s = ConvShape.of(problem)
-        if s.groups != 1:
-            return Refusal(f"groups={s.groups}, expected 1")
+        if s.groups > 1 and _group_columns(s) == 0:
+            return Refusal(
+                f"groups of {s.kg} output channels: neither they nor {_COLUMNS} are whole "
+                "multiples of the other"
+            )
         if not problem.constants[1]:
             return Refusal("weights are computed at run time, expected a constant to pack")
-        if s.load_width(8) != 8:
+        piece = 16 // s.dtype.itemsize
+        if s.load_width_of(piece, piece) != piece:
             return Refusal(
-                f"input channels ({s.c}) and strides {s.x_strides} are not multiples of 8 "
+                f"input channels ({s.c}) and strides {s.x_strides} are not multiples of {piece} "
                 "with channels innermost"
             )
         if max(s.stride) > 8:
@@ -70,20 +80,39 @@ class ConvWgmma(Variant):
         return wgmma_tile.estimate(_gemm(problem), HopperTile(*config), problem, device)
 
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
-        epilogue = conv_epilogue(problem)
-        width = store_width(epilogue, problem.y, 1, 8)
         return wgmma_tile.emission(
-            _gemm(problem), HopperTile(*config), epilogue, width, In(1), Out(),
-            extra_args(problem), device,
-        )  # fmt: skip
+            _gemm(problem), HopperTile(*config), In(1), Out(), extra_args(problem), device
+        )
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
-        k, c, r, s = array.shape
-        packed = np.zeros((k, r, s, rounded(c, BK)), array.dtype)
-        packed[..., :c] = array.transpose(0, 2, 3, 1)
+        s = ConvShape.of(problem)
+        channels = rounded(_set_channels(s), depth(s.dtype))
+        packed = np.zeros((s.k, s.r, s.s, channels), array.dtype)
+        taps = array.transpose(0, 2, 3, 1)
+        # Columns that share a set of input channels: their own group's stand at its place there.
+        per_set = max(1, _COLUMNS // s.kg) if s.groups > 1 else 1
+        for member in range(per_set):
+            rows = (np.arange(s.k) // s.kg) % per_set == member
+            packed[rows, :, :, member * s.cg : (member + 1) * s.cg] = taps[rows]
         return packed
+
+
+_COLUMNS = 64
+"""Output channels of small groups that are computed together, with zeros outside their group."""
+
+
+def _group_columns(s: ConvShape) -> int:
+    """Columns that read the same input channels; 0 where no tile can hold whole groups."""
+    if _COLUMNS % s.kg == 0:
+        return _COLUMNS
+    return s.kg if s.kg % _COLUMNS == 0 else 0
+
+
+def _set_channels(s: ConvShape) -> int:
+    """Input channels of such columns."""
+    return s.cg if s.groups == 1 else s.cg * max(1, _COLUMNS // s.kg)
 
 
 def _corners(s: ConvShape) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -98,32 +127,33 @@ def _corners(s: ConvShape) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _gemm(problem: Problem) -> HopperGemm:
     s = ConvShape.of(problem)
+    size, bk, kind = s.dtype.itemsize, depth(s.dtype), wgmma_tile.map_type(s.dtype)
+    piece = 16 // size
     plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
     if plain:
-        row = mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if s.m > 1 else rounded(s.c, 8)
-        x_map = TensorMap(In(0), s.dtype.name, (s.c, s.m), (row * 2,), (BK, 1), (1, 1))
+        row = mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if s.m > 1 else rounded(s.c, piece)
+        x_map = TensorMap(In(0), kind, (s.c, s.m), (row * size,), (bk, 1), (1, 1))
     else:
         # The strides of dimensions of size 1 are never walked, but must be legal.
-        pitch_w = s.x_strides[3] if s.w > 1 else rounded(s.c, 8)
+        pitch_w = s.x_strides[3] if s.w > 1 else rounded(s.c, piece)
         pitch_h = s.x_strides[2] if s.h > 1 else pitch_w * s.w
         pitch_n = s.x_strides[0] if s.n > 1 else pitch_h * s.h
         low, high = _corners(s)
         x_map = TensorMap(
-            In(0), s.dtype.name, (s.c, s.w, s.h, s.n), (pitch_w * 2, pitch_h * 2, pitch_n * 2),
-            (BK, 1), (1, s.stride[1], s.stride[0], 1), low, high,
+            In(0), kind, (s.c, s.w, s.h, s.n), (pitch_w * size, pitch_h * size, pitch_n * size),
+            (bk, 1), (1, s.stride[1], s.stride[0], 1), low, high,
         )  # fmt: skip
+    epilogue = conv_epilogue(problem)
     return HopperGemm(
-        m=s.m, k=s.k, blocks_c=rounded(s.c, BK) // BK, taps=s.r * s.s,
+        m=s.m, k=s.k, blocks_c=ceil_div(_set_channels(s), bk), taps=s.r * s.s,
         dtype=s.dtype, out_dtype=s.out_dtype,
         y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)) if s.m > 1 else s.k,
-        x_map=x_map, im2col=not plain, residual=_has_residual(conv_epilogue(problem)),
-        filter_w=s.s, out_h=s.p, out_w=s.q,
-        stride=s.stride, pad=s.pad, dilation=s.dilation,
+        x_map=x_map, im2col=not plain,
+        epilogue=epilogue, width=store_width(epilogue, problem.y, 1, 8),
+        filter_w=s.s, out_h=s.p, out_w=s.q, stride=s.stride, pad=s.pad, dilation=s.dilation,
+        group_k=_group_columns(s) if s.groups > 1 else 0,
+        group_c=_set_channels(s) if s.groups > 1 else 0,
     )  # fmt: skip
-
-
-def _has_residual(epilogue: Epilogue) -> bool:
-    return any(extra.mode == "same" for extra in epilogue.extras)
 
 
 VARIANTS: tuple[Variant, ...] = (ConvWgmma(),)

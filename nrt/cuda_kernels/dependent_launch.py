@@ -40,18 +40,19 @@ MINIMUM_CC = (9, 0)
 """The first compute capability that has ``griddepcontrol``."""
 
 _WAIT = "griddepcontrol.wait"
-_PROLOGUE = "\tgriddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;\n"
+_PROLOGUE = "\tgriddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;\n"
 # An entry up to its first instruction. A function's first block is no branch target: what stands
 # there runs once in every thread.
 _HEAD = re.compile(r"\.entry\b[^{]*\{[^\n]*\n(?:[ \t]*(?:\.(?:reg|local|shared)\b[^\n]*)?\n)*")
 
 
 def with_dependent_launch(ptx: str) -> str:
-    """``ptx`` whose entries let their successor start and then wait for their predecessor.
+    """``ptx`` whose entries wait for their predecessor and then let their successor start.
 
-    The successor is let go first: it waits for this kernel's end all the same, and the earlier its
-    blocks are in place, the more of their start is hidden. They take no place from this kernel,
-    since all of its blocks run by then.
+    In this order at most two kernels of a chain run at a time. Let go before the wait, a successor
+    could start while the kernel before this one still fills first-level caches by
+    ``ld.global.nc``, whose lines only the start of a kernel is sure to drop. The successor's blocks
+    take no place from this kernel, since all of its blocks run by then.
 
     Returns:
         ``ptx`` itself where it has a ``griddepcontrol.wait`` already; without the attribute at the

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from nrt.cuda_kernels import wgmma_tile
-from nrt.cuda_kernels.conv_common import extra_args, rounded, store_width
+from nrt.cuda_kernels.conv_common import ceil_div, extra_args, rounded, store_width
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.gemm_mma import refuse_weights
-from nrt.cuda_kernels.matmul_common import MatMulShape, matmul_epilogue, matrix_output
+from nrt.cuda_kernels.matmul_common import (
+    MatMulShape,
+    matmul_epilogue,
+    matrix_output,
+    refuse_matmul,
+)
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, TensorMap, Variant
-from nrt.cuda_kernels.wgmma_kernel import BK, HopperTile
+from nrt.cuda_kernels.wgmma_layout import HopperTile, depth
 from nrt.cuda_kernels.wgmma_tile import HopperGemm
 from nrt.ir.op import Array
 from nrt.ir.ops import MatMul
@@ -22,16 +26,35 @@ __all__ = ["VARIANTS", "GemmWgmma"]
 
 
 class GemmWgmma(Variant):
-    """`wgmma_kernel` over rows of ``a`` and a constant ``b``, packed ``[N, K']`` in 64s."""
+    """`wgmma_kernel` over rows of ``a`` and a constant ``b``: ``[N, K']``, K' whole blocks."""
 
     name = "gemm_wgmma"
     ops = (MatMul,)
     rank = 6
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        if device.arch != "sm_90a":
-            return Refusal(f"{device.arch} has no warpgroup products, expected sm_90a")
-        return refuse_weights(problem, device)
+        refusal = wgmma_tile.refuse_device(device) or refuse_matmul(
+            problem, device, wgmma_tile.OPERANDS
+        )
+        if refusal is None:
+            refusal = wgmma_tile.refuse_operands(problem)
+        if refusal is not None:
+            return refusal
+        if not problem.constants[1] or len(problem.inputs[1].shape) != 2:
+            return Refusal("b is not a constant matrix, expected one to pack")
+        shape = MatMulShape.of(problem)
+        if shape.batch:
+            return Refusal(f"{len(shape.batch)} leading dimensions are not rows of one matrix")
+        row, step = shape.a_strides
+        piece = 16 // shape.dtype.itemsize
+        if (step != 1 and shape.k > 1) or (row % piece and shape.m > 1) or shape.k % piece:
+            return Refusal(
+                f"rows of a ({shape.k} long, strides {shape.a_strides}) cannot be read "
+                f"{piece} at a time"
+            )
+        if shape.y_strides[1] != 1 and shape.n > 1:
+            return Refusal("columns of the output are not adjacent")
+        return None
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         return wgmma_tile.ranked(_gemm(problem), device)
@@ -40,19 +63,15 @@ class GemmWgmma(Variant):
         return wgmma_tile.estimate(_gemm(problem), HopperTile(*config), problem, device)
 
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
-        epilogue = matmul_epilogue(problem)
-        y = matrix_output(problem)
-        width = store_width(epilogue, y, len(y.shape) - 1, 8)
         return wgmma_tile.emission(
-            _gemm(problem), HopperTile(*config), epilogue, width, In(1), Out(),
-            extra_args(problem), device,
-        )  # fmt: skip
+            _gemm(problem), HopperTile(*config), In(1), Out(), extra_args(problem), device
+        )
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
         k, n = array.shape
-        packed = np.zeros((n, rounded(k, BK)), array.dtype)
+        packed = np.zeros((n, rounded(k, depth(problem.inputs[1].dtype))), array.dtype)
         packed[:, :k] = array.T
         return packed
 
@@ -60,11 +79,15 @@ class GemmWgmma(Variant):
 def _gemm(problem: Problem) -> HopperGemm:
     s = MatMulShape.of(problem)
     row = s.a_strides[0] if s.m > 1 else s.k
+    bk, size = depth(s.dtype), s.dtype.itemsize
+    epilogue, y = matmul_epilogue(problem), matrix_output(problem)
     return HopperGemm(
-        m=s.m, k=s.n, blocks_c=rounded(s.k, BK) // BK, taps=1, dtype=s.dtype,
+        m=s.m, k=s.n, blocks_c=ceil_div(s.k, bk), taps=1, dtype=s.dtype,
         out_dtype=s.out_dtype, y_row=s.y_strides[0] if s.m > 1 else s.n,
-        x_map=TensorMap(In(0), s.dtype.name, (s.k, s.m), (row * 2,), (BK, 1), (1, 1)),
-        im2col=False,
+        x_map=TensorMap(
+            In(0), wgmma_tile.map_type(s.dtype), (s.k, s.m), (row * size,), (bk, 1), (1, 1)
+        ),
+        im2col=False, epilogue=epilogue, width=store_width(epilogue, y, len(y.shape) - 1, 8),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ The conventions are those of `ptx`. Shared addresses are those of this block (``
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.cuda import types
@@ -14,10 +14,19 @@ from nrt.cuda_kernels.ptx import asm, with_arity
 
 __all__ = [
     "bar_sync",
+    "behind",
+    "bulk_commit",
+    "bulk_wait",
+    "bulk_wait_read",
+    "cluster_meet",
+    "cluster_rank",
+    "cluster_sync",
     "fence_async_shared",
     "fence_barrier_init",
     "grid_launch",
     "grid_wait",
+    "ld_cluster_v4_f32",
+    "map_to_rank",
     "mbarrier_arrive",
     "mbarrier_expect",
     "mbarrier_init",
@@ -25,11 +34,15 @@ __all__ = [
     "prefetch_tensor_map",
     "setmaxnreg_dec",
     "setmaxnreg_inc",
+    "stmatrix_x4",
     "tma_load_2d",
+    "tma_load_2d_multicast",
     "tma_load_im2col",
-    "wgmma_block",
+    "tma_store_2d",
+    "wgmma_loop",
 ]
 
+f32 = types.float32
 u16 = types.uint16
 u32 = types.uint32
 i32 = types.int32
@@ -60,7 +73,8 @@ fence_barrier_init = asm(
 )  # fmt: skip
 fence_async_shared = asm(
     "fence_async_shared", "fence.proxy.async.shared::cta;", [], [],
-    doc="``fence.proxy.async``: ordinary writes to shared memory before the copy engine's reads.",
+    doc="``fence.proxy.async``: ordinary writes to shared memory, new barriers among them, before "
+    "what the copy engine does there.",
 )  # fmt: skip
 prefetch_tensor_map = asm(
     "prefetch_tensor_map", "prefetch.tensormap [$0];", [], [i64],
@@ -80,6 +94,61 @@ tma_load_im2col = asm(
     [], [u32, i64, u32, i32, i32, i32, i32, u16, u16],
     doc="``cp.async.bulk.tensor.4d`` in im2col mode: (shared address, tensor map, barrier, "
     "channel, w, h, n, filter w, filter h): one column of pixels.",
+)  # fmt: skip
+tma_load_2d_multicast = asm(
+    "tma_load_2d_multicast",
+    "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+    ".multicast::cluster [$0], [$1, {$3, $4}], [$2], $5;",
+    [], [u32, i64, u32, i32, i32, u16],
+    doc="``cp.async.bulk.tensor.2d`` with multicast: as `tma_load_2d`, to the same shared address "
+    "and barrier of every block of the cluster whose bit is set in the mask.",
+)  # fmt: skip
+tma_store_2d = asm(
+    "tma_store_2d",
+    "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [$0, {$2, $3}], [$1];",
+    [], [i64, u32, i32, i32],
+    doc="``cp.async.bulk.tensor.2d`` to global memory: (tensor map, shared address, x, y): one "
+    "box; what lies outside the tensor is not written.",
+)  # fmt: skip
+bulk_commit = asm(
+    "bulk_commit", "cp.async.bulk.commit_group;", [], [],
+    doc="``cp.async.bulk.commit_group``: close the group of this thread's stores.",
+)  # fmt: skip
+bulk_wait_read = asm(
+    "bulk_wait_read", "cp.async.bulk.wait_group.read 0;", [], [],
+    doc="``cp.async.bulk.wait_group.read``: until this thread's stores have read shared memory.",
+)  # fmt: skip
+bulk_wait = asm(
+    "bulk_wait", "cp.async.bulk.wait_group 0;", [], [],
+    doc="``cp.async.bulk.wait_group``: until this thread's stores are done.",
+)  # fmt: skip
+stmatrix_x4 = asm(
+    "stmatrix_x4", "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};",
+    [], [u32, u32, u32, u32, u32],
+    doc="``stmatrix``: four 8x8 matrices of 16-bit elements; lane i gives the address of row i & 7 "
+    "of matrix i >> 3. The inverse of `ptx.ldmatrix_x4`.",
+)  # fmt: skip
+cluster_rank = asm(
+    "cluster_rank", "mov.u32 $0, %cluster_ctarank;", [u32], [], pure=True,
+    doc="``%cluster_ctarank``: this block's number in its cluster.",
+)  # fmt: skip
+cluster_sync = asm(
+    "cluster_sync", "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;", [], [],
+    doc="``barrier.cluster``: until every thread of the cluster's blocks is here, and what they "
+    "wrote to shared memory is visible.",
+)  # fmt: skip
+cluster_meet = asm(
+    "cluster_meet", "barrier.cluster.arrive.relaxed; barrier.cluster.wait;", [], [],
+    doc="``barrier.cluster`` that orders no memory: no wait for this thread's writes.",
+)  # fmt: skip
+map_to_rank = asm(
+    "map_to_rank", "mapa.shared::cluster.u32 $0, $1, $2;", [u32], [u32, u32], pure=True,
+    doc="``mapa``: the cluster address of this shared address in the block of that rank.",
+)  # fmt: skip
+ld_cluster_v4_f32 = asm(
+    "ld_cluster_v4_f32", "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];",
+    [f32, f32, f32, f32], [u32],
+    doc="``ld.shared::cluster.v4.f32``: 16 bytes of another block's shared memory.",
 )  # fmt: skip
 setmaxnreg_dec = asm(
     "setmaxnreg_dec", "setmaxnreg.dec.sync.aligned.u32 #0;", [], [],
@@ -102,60 +171,148 @@ grid_launch = asm(
     doc="``griddepcontrol.launch_dependents``: let the next kernel start its preamble.",
 )  # fmt: skip
 
-_WGMMA_KINDS = {"fp16": "f32.f16.f16", "bf16": "f32.bf16.bf16"}
+
+def _behind(typingctx: Any, pointer: Any) -> Any:
+    del typingctx
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        text = ir.InlineAsm(ir.FunctionType(kind, [kind]), "", "=l,0,~{memory}", side_effect=True)
+        return builder.call(text, [args[0]])
+
+    return pointer(pointer), codegen
 
 
-def wgmma_block(dtype: str, n: int, steps: int) -> Any:
-    """An intrinsic ``(acc, a, b)``: one K block of ``wgmma.mma_async.m64nNk16``, added to ``acc``.
+behind = with_arity(
+    _behind, "behind", 1,
+    "No instruction: the pointer itself, which nothing can read through before this point. Loads "
+    "without side effects (``ld.global.nc``) have no order against `grid_wait` but this.",
+)  # fmt: skip
 
-    ``acc`` is a local float32 array of ``n / 2`` elements, ``a`` and ``b`` are shared-memory matrix
-    descriptors (int64, K innermost, 128-byte swizzle), which advance by 32 bytes per step of 16.
-    Fence, products, commit and wait are one statement: a wait that lies in another statement makes
-    ptxas serialize every product (warning C7515).
+
+MATRIX = (1 << 16) | (64 << 32) | (1 << 62)
+"""Descriptor of a matrix at shared address 0: rows of 128 bytes, K innermost, 128-byte swizzle,
+1024 bytes from 8 rows to the next (PTX ISA, matrix descriptor)."""
+
+
+class _Products(NamedTuple):
+    """Of one operand type: elements per 32 bytes, result and operand types, trailing operands."""
+
+    k: int
+    types: str
+    tail: str
+
+
+_PRODUCTS = {
+    "fp16": _Products(16, "f32.f16.f16", ", 1, 1, 0, 0"),
+    "bf16": _Products(16, "f32.bf16.bf16", ", 1, 1, 0, 0"),
+    "fp32": _Products(8, "f32.tf32.tf32", ", 1, 1"),
+    "fp8e4m3": _Products(32, "f32.e4m3.e4m3", ", 1, 1"),
+    "int8": _Products(32, "s32.s8.s8", ""),
+}
+
+
+def wgmma_loop(
+    dtype: str,
+    n: int,
+    *,
+    stages: int,
+    stage_bytes: int,
+    resident_bytes: int = 0,
+    cluster: bool = False,
+) -> Any:
+    """An intrinsic: all K blocks of a tile by ``wgmma.mma_async.m64nN``, one ahead of the other.
+
+    ``(acc, a, b, full, empty, frees, slot, parity, count) -> (slot, parity)``. ``acc`` is a local
+    array of ``n / 2`` elements, float32 or (of int8 products) int32, which the products are added
+    to. ``a`` and ``b`` are the shared addresses of the operands in the ring's first buffer, rows of
+    128 bytes with 128-byte swizzle, K innermost. For each of ``count`` blocks it waits for the full
+    barrier of ``slot``, issues the products (four steps of 32 bytes: 16 elements of fp16 and bf16,
+    8 of tf32, 32 of fp8 and int8), and once the block before is done arrives at its buffer's empty
+    barrier, in lanes where ``frees`` is not 0. So the tensor cores never wait for a barrier.
+
+    The loop is one statement, and written as one: a wait for products that lies in another
+    statement than they makes ptxas serialize every one of them (warning C7515), as does any
+    instruction of Numba's between them that touches the accumulators.
 
     Args:
-        dtype: ``fp16`` or ``bf16``.
-        n: columns, a multiple of 8 up to 256.
-        steps: products of depth 16 in a block.
+        dtype: ``fp16``, ``bf16``, ``fp32`` (its products are tf32), ``fp8e4m3`` or ``int8``.
+        n: columns, a multiple of 8 up to 256; of int8, one of 16 above 32.
+        stages: buffers of the ring.
+        stage_bytes: from one buffer to the next.
+        resident_bytes: not 0: ``b``'s blocks lie so many bytes apart, outside of the ring.
+        cluster: ``empty`` is a cluster address.
     """
+    kind = _PRODUCTS[dtype]
+    whole = dtype == "int8"
     count = n // 2
     registers = ", ".join(f"${i}" for i in range(count))
-    lines = [
-        "{ .reg .pred q; .reg .b64 da, db; setp.eq.b32 q, 0, 0;",
-        f"mov.b64 da, ${count}; mov.b64 db, ${count + 1};",
-        "wgmma.fence.sync.aligned;",
-    ]
-    for step in range(steps):
-        lines.append(
-            f"wgmma.mma_async.sync.aligned.m64n{n}k16.{_WGMMA_KINDS[dtype]} "
-            f"{{{registers}}}, da, db, q, 1, 1, 0, 0;"
-        )
-        if step + 1 < steps:
-            lines.append("add.s64 da, da, 2; add.s64 db, db, 2;")
-    lines.append("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }")
-    text = " ".join(lines)
-    # Tied operands follow the others, so the descriptors' numbers come right after the results.
-    constraints = [*["=f"] * count, "l", "l", *(str(i) for i in range(count)), "~{memory}"]
+    slot, parity, a, b, full, empty, frees, blocks = (f"${count + i}" for i in range(8))
+    product = (
+        f"wgmma.mma_async.sync.aligned.m64n{n}k{kind.k}.{kind.types} "
+        f"{{{registers}}}, da, db, one{kind.tail};"
+    )
+    window = "shared::cluster" if cluster else "shared::cta"
+    arrive = f"mbarrier.arrive.{window}.b64 _, [last];"
+    if resident_bytes:
+        where = f"mad.lo.u32 at, k, {resident_bytes}, {b};"
+    else:
+        where = f"mad.lo.u32 at, {slot}, {stage_bytes}, {b};"
+    describe = (
+        "shr.u32 at, at, 4; and.b32 at, at, 0x3FFF; cvt.u64.u32 {0}, at; or.b64 {0}, {0}, {1};"
+    )
+    text = " ".join(
+        [
+            "{ .reg .pred p, one, live; .reg .b32 k, at, bar, last; .reg .b64 da, db;",
+            f"setp.eq.b32 one, 0, 0; setp.ne.b32 live, {frees}, 0; mov.b32 k, 0; mov.b32 last, 0;",
+            f"setp.eq.u32 p, {blocks}, 0; @p bra NRT_END;",
+            f"NRT_BLOCK: mad.lo.u32 bar, {slot}, 8, {full};",
+            f"NRT_WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [bar], {parity};",
+            "@p bra NRT_READY; bra NRT_WAIT; NRT_READY:",
+            f"mad.lo.u32 at, {slot}, {stage_bytes}, {a};",
+            describe.format("da", MATRIX),
+            where,
+            describe.format("db", MATRIX),
+            "wgmma.fence.sync.aligned;",
+            "add.s64 da, da, 2; add.s64 db, db, 2;".join([product] * 4),
+            "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 1;",
+            f"setp.ne.and.u32 p, k, 0, live; @p {arrive}",
+            f"mad.lo.u32 last, {slot}, 8, {empty};",
+            f"add.u32 {slot}, {slot}, 1; setp.eq.u32 p, {slot}, {stages};",
+            f"@p mov.b32 {slot}, 0; @p xor.b32 {parity}, {parity}, 1;",
+            f"add.u32 k, k, 1; setp.lt.u32 p, k, {blocks}; @p bra NRT_BLOCK;",
+            f"wgmma.wait_group.sync.aligned 0; @live {arrive}",
+            "NRT_END: }",
+        ]
+    )
+    letter = "r" if whole else "f"
+    # Tied operands follow the others, so that numbers of those come right after the results.
+    tied = [str(i) for i in range(count + 2)]
+    constraints = [*[f"={letter}"] * count, "=r", "=r", *["r"] * 6, *tied, "~{memory}"]
+    element, word = ir.IntType(32) if whole else ir.FloatType(), ir.IntType(32)
 
-    def impl(typingctx: Any, acc: Any, *descriptors: Any) -> Any:
-        del typingctx, descriptors
-        signature = types.void(acc, i64, i64)
+    def impl(typingctx: Any, acc: Any, *numbers: Any) -> Any:
+        del typingctx, numbers
+        signature = types.UniTuple(u32, 2)(acc, *[u32] * 8)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             data = context.make_array(sig.args[0])(context, builder, args[0]).data
-            cells = [builder.gep(data, [ir.Constant(ir.IntType(32), k)]) for k in range(count)]
-            values = [builder.load(cell) for cell in cells]
-            operands = [*args[1:], *values]
-            kind = ir.FunctionType(
-                ir.LiteralStructType([ir.FloatType()] * count), [v.type for v in operands]
-            )
-            statement = ir.InlineAsm(kind, text, ",".join(constraints), side_effect=True)
-            out = builder.call(statement, operands)
+            cells = [builder.gep(data, [ir.Constant(word, k)]) for k in range(count)]
+            *inputs, first_slot, first_parity, total = args[1:]
+            operands = [
+                *inputs, total, *(builder.load(cell) for cell in cells), first_slot, first_parity
+            ]  # fmt: skip
+            results = ir.LiteralStructType([*[element] * count, word, word])
+            shape = ir.FunctionType(results, [v.type for v in operands])
+            loop = ir.InlineAsm(shape, text, ",".join(constraints), side_effect=True)
+            out = builder.call(loop, operands)
             for k, cell in enumerate(cells):
                 builder.store(builder.extract_value(out, k), cell)
-            return context.get_dummy_value()
+            return context.make_tuple(
+                builder, sig.return_type, [builder.extract_value(out, count + i) for i in (0, 1)]
+            )
 
         return signature, codegen
 
-    name = f"wgmma_m64n{n}k16_{dtype}_x{steps}"
-    return with_arity(impl, name, 3, "``wgmma.mma_async``; see `wgmma_block`.")
+    name = f"wgmma_loop_m64n{n}k{kind.k}_{dtype}"
+    return with_arity(impl, name, 9, "``wgmma.mma_async``; see `wgmma_loop`.")

@@ -105,7 +105,8 @@ class TensorMap:
     @property
     def nbytes(self) -> int:
         """Bytes from the first to the last element it covers, for 2-byte elements and others."""
-        item = {"fp32": 4, "int32": 4}.get(self.dtype, 2 if self.dtype in ("fp16", "bf16") else 1)
+        sizes = {"fp32": 4, "tf32": 4, "int32": 4, "fp16": 2, "bf16": 2}
+        item = sizes.get(self.dtype, 1)
         last = sum((d - 1) * s for d, s in zip(self.dims[1:], self.strides, strict=True))
         return last + self.dims[0] * item
 

@@ -2,20 +2,28 @@
 
 Recipe. ``Y[m, k] = sum_j X[m, j] W[k, j]``, rows of X being patches of output pixels. A block is
 persistent: it walks over tiles of BM x BN (BM = 64 per consumer warpgroup). One producer thread
-keeps a ring of STAGES buffers full: per block of 64 along j one box of X (tiled, or im2col: the
+keeps a ring of STAGES buffers full: per 128 bytes along j one box of X (tiled, or im2col: the
 engine walks the pixels of the patch, padding and ragged rows arrive as zeros) and one of W, both
 with 128-byte swizzle, which announce themselves on a full-barrier. Each consumer warpgroup waits,
-issues four ``wgmma m64nBNk16`` from shared memory, and each of its warps frees the buffer on the
-empty-barrier. Bytes per step (BM + BN) * 128, flops 2 * BM * BN * 64: 128x256 does 85 flops per
-byte from L2, 128x128 64. Accumulators are BN / 2 registers a thread; with BN <= 128 two blocks
-share an SM, so that one's epilogue hides behind the other's products. In the epilogue every warp
-passes its 16 rows through its own stretch of shared memory, CHUNK columns at a time, so that a lane
-holds 8 neighbouring channels, loads the residual with one instruction and stores 16 bytes.
+issues four ``wgmma m64nBN`` from shared memory, and once the four before are done each of its warps
+frees their buffer on the empty-barrier. Bytes per step (BM + BN) * 128, of 2-byte types flops
+2 * BM * BN * 64: 128x256 does 85 flops per byte from L2, 128x128 64, where an H200's L2 gives about
+5.5 TB/s. Two ways to read less: the blocks of a cluster each load a part of W and multicast it, and
+where all of W for a block's columns fits, it stays (``resident``).
+
+The accumulators (BN / 2 registers a thread) leave as boxes where the output has 16-bit rows: the
+epilogue runs in registers, ``stmatrix`` puts the halves into the warp's staging, and the engine
+stores them while the next tile is multiplied; a residual is fetched into the same staging while
+this tile is. Other outputs go row by row. A split reduction is one cluster: every block leaves its
+sums in shared memory, and after the cluster's barrier finishes its share of the rows.
+
+Weights are read before ``griddepcontrol.wait``: launched programmatically, a kernel fills its ring
+with them while the kernel before it ends.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
@@ -23,209 +31,69 @@ from numba.cuda import types
 from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
-from nrt.cuda_kernels.epilogue import Extra, held_operand, make_store
-from nrt.dtypes import UINT8, DType
+from nrt.cuda_kernels.epilogue import Extra
+from nrt.cuda_kernels.epilogue_pair import boxed_operand
+from nrt.cuda_kernels.wgmma_epilogue import (
+    box_drains,
+    cluster_reduce,
+    cluster_scatters,
+    pitch,
+    row_drains,
+)
+from nrt.cuda_kernels.wgmma_layout import (
+    ROW_BYTES,
+    HopperTile,
+    Layout,
+    chunk_columns,
+    depth,
+    next_slot,
+    position,
+    staged_columns,
+)
+from nrt.dtypes import INT8, UINT8, DType
 from nrt.ir.pointwise import Program
 
-__all__ = ["BK", "HopperTile", "has_room", "shared_bytes", "threads"]
+__all__ = ["SCALARS"]
 
 u16 = types.uint16
 u32 = types.uint32
 i32 = types.int32
-i64 = types.int64
 
-_DRAINED = 4
-BK = 64
-"""Depth of a block along j: 64 halves are 128 bytes, the widest swizzle."""
+SCALARS = 20
+"""Numbers that follow the kernel's pointers."""
 
 
-class HopperTile(NamedTuple):
-    """A configuration.
+def _weights_loader(tile: HopperTile, bk: int) -> Any:
+    """Device function: W's rows of one block along j, by this block or by all of its cluster."""
+    share = tile.bn // tile.cluster
+    mask = (1 << tile.cluster) - 1
 
-    Attributes:
-        consumers: warpgroups that multiply, 64 rows each.
-        bn: columns.
-        stages: buffers of the ring.
-        per_sm: blocks that share an SM.
-        split: parts of the reduction, added by a second launch.
-    """
+    def load_w(target, map_w, bar, kb, n0, rank):
+        x = i32(u32(kb * u32(bk)))
+        if mask > 1:
+            ptx_hopper.tma_load_2d_multicast(
+                u32(target + u32(rank * u32(share * ROW_BYTES))), ptx.at(map_w, u32(0)), bar,
+                x, i32(u32(n0 + u32(rank * u32(share)))), u16(mask),
+            )  # fmt: skip
+        else:
+            ptx_hopper.tma_load_2d(target, ptx.at(map_w, u32(0)), bar, x, i32(n0))
 
-    consumers: int
-    bn: int
-    stages: int
-    per_sm: int
-    split: int = 1
-
-
-def threads(tile: HopperTile) -> int:
-    """Consumer warpgroups and one producer warp."""
-    return tile.consumers * 128 + 32
+    return cuda.jit(device=True, inline="always")(load_w)
 
 
-def _chunk(tile: HopperTile) -> int:
-    """Columns that a warp stages at a time."""
-    return min(32, tile.bn)
+def _residual_loader(bn: int) -> Any:
+    """Device function: the residual of a warp's 16 rows, into its staging."""
+    chunk = chunk_columns(bn)
 
+    def load_residual(staging, map_r, bar, n0, m):
+        ptx_hopper.mbarrier_expect(bar, u32(16 * bn * 2))
+        for c in range(bn // chunk):
+            ptx_hopper.tma_load_2d(
+                u32(staging + u32(c * 16 * chunk * 2)), ptx.at(map_r, u32(0)), bar,
+                i32(u32(n0 + u32(c * chunk))), i32(m),
+            )  # fmt: skip
 
-def _pitch(tile: HopperTile) -> int:
-    return _chunk(tile) + 4
-
-
-def _stage_bytes(tile: HopperTile) -> int:
-    return (tile.consumers * 64 + tile.bn) * BK * 2
-
-
-def shared_bytes(tile: HopperTile) -> int:
-    """The ring, the warps' staging, the barriers, and room to align the ring to 1024 bytes."""
-    staging = tile.consumers * 4 * 16 * _pitch(tile) * 4
-    return tile.stages * _stage_bytes(tile) + staging + tile.stages * 16 + 1024
-
-
-def has_room(tile: HopperTile) -> bool:
-    """Whether a residual's words (BN / 4 registers) fit beside the accumulators (BN / 2).
-
-    A quarter of the SM has 16384 registers for its share of the warps; about 48 are for the rest.
-    """
-    warps = -(-(tile.consumers * 4 + 1) * tile.per_sm // 4)
-    limit = min(255, 16384 // (warps * 32) // 8 * 8)
-    return tile.bn <= 32 * _DRAINED and tile.bn // 2 + tile.bn // 4 + 48 <= limit
-
-
-@cuda.jit(device=True, inline="always")
-def position(t, tiles, tiles_n, group):
-    """(row, column) of tile ``t``: columns of ``group`` tiles, so that a wave shares both operands.
-
-    Blocks that run together then cover a near-square of the output, and read the fewest bytes of
-    x and w from the second-level cache.
-    """
-    span = u32(group * tiles_n)
-    strip = u32(t // span)
-    first = u32(strip * group)
-    rest = u32(t - u32(strip * span))
-    height = u32(min(group, u32(u32(tiles // tiles_n) - first)))
-    tn = u32(rest // height)
-    return u32(first + u32(rest - u32(tn * height))), tn
-
-
-_DESCRIPTOR = (1 << 16) | (64 << 32) | (1 << 62)
-"""Of a tile in shared memory: K innermost, 128-byte swizzle, 1024 bytes from 8 rows to the next."""
-
-
-@cuda.jit(device=True, inline="always")
-def describe(address):
-    """Matrix descriptor of a tile at a shared address."""
-    return i64(_DESCRIPTOR) | i64(u32((address >> u32(4)) & u32(0x3FFF)))
-
-
-def _next_slot(stages: int) -> Any:
-    """Device function: the next buffer of the ring and the parity of its phase."""
-
-    def next_slot(slot, parity):
-        following = u32(slot + u32(1))
-        wrapped = following == u32(stages)
-        return u32(0) if wrapped else following, u32(parity ^ u32(1)) if wrapped else parity
-
-    return cuda.jit(device=True, inline="always")(next_slot)
-
-
-def _fetch(base: int, count: int, chunk: int, width: int, operand: int | None) -> Any:
-    """Device function: load the residual of ``count`` chunks ahead of the products.
-
-    Every lane asks for all its 16-byte pieces at once, before it waits for the first block: alone,
-    the loads of the epilogue keep too few bytes in flight to fill the memory's bandwidth.
-    """
-    lanes_per_row = chunk // width
-    passes = max(1, 16 * lanes_per_row // 32)
-
-    def fetch(words, lane, m0, n0, m_count, k_count, y_row, e0, e1, e2, e3):
-        if operand is not None:
-            for index_n in range(count):
-                for i in range(passes):
-                    index = u32(u32(i * 32) + lane)
-                    line = u32(index // u32(lanes_per_row))
-                    m = u32(m0 + line)
-                    k = u32(
-                        n0
-                        + u32((base + index_n) * chunk)
-                        + u32(u32(index % u32(lanes_per_row)) * u32(width))
-                    )
-                    w = ((base + index_n) * passes + i) * 4
-                    if line < u32(16) and m < m_count and k < k_count:
-                        o = u32(u32(m * y_row) + k)
-                        if operand == 0:
-                            where = ptx.at(e0, o)
-                        elif operand == 1:
-                            where = ptx.at(e1, o)
-                        elif operand == 2:
-                            where = ptx.at(e2, o)
-                        else:
-                            where = ptx.at(e3, o)
-                        words[w], words[w + 1], words[w + 2], words[w + 3] = ptx.ld_global_v4(where)
-
-    return cuda.jit(device=True, inline="always")(fetch)
-
-
-def _drain(base: int, count: int, chunk: int, width: int, store: Any, held: bool) -> Any:
-    """Device function: run the epilogue on ``count`` chunks of a warp's accumulators from ``base``.
-
-    At most four chunks at a time: longer loops are not unrolled, and then the accumulators, indexed
-    by a variable, leave the registers (512 bytes of stack at BN = 256).
-    """
-    groups, pitch = chunk // 8, chunk + 4
-    lanes_per_row = chunk // width
-    passes = max(1, 16 * lanes_per_row // 32)
-
-    def drain(
-        acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
-        y, e0, e1, e2, e3,
-    ):  # fmt: skip
-        out = cuda.local.array(8, types.float32)
-        for index_n in range(count):
-            for g in range(groups):
-                v = ((base + index_n) * groups + g) * 4
-                cell = u32(cell0 + u32(g * 32))
-                ptx.st_shared_v2_f32(cell, acc[v], acc[v + 1])
-                ptx.st_shared_v2_f32(u32(cell + u32(8 * pitch * 4)), acc[v + 2], acc[v + 3])
-            cuda.syncwarp()
-            for i in range(passes):
-                index = u32(u32(i * 32) + lane)
-                line = u32(index // u32(lanes_per_row))
-                col = u32(u32(index % u32(lanes_per_row)) * u32(width))
-                m = u32(m0 + line)
-                k = u32(n0 + u32((base + index_n) * chunk) + col)
-                if line < u32(16) and m < m_count and k < k_count:
-                    cell = u32(staging + u32((line * u32(pitch) + col) * u32(4)))
-                    o = u32(u32(m * y_row) + k + y_part)
-                    if width == 8:
-                        out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
-                        out[4], out[5], out[6], out[7] = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
-                        if held:
-                            w = ((base + index_n) * passes + i) * 4
-                            store(
-                                out[0], out[1], out[2], out[3],
-                                out[4], out[5], out[6], out[7],
-                                m, k, o, y, e0, e1, e2, e3,
-                                words[w], words[w + 1], words[w + 2], words[w + 3],
-                            )  # fmt: skip
-                        else:
-                            store(
-                                out[0], out[1], out[2], out[3],
-                                out[4], out[5], out[6], out[7],
-                                m, k, o, y, e0, e1, e2, e3,
-                            )  # fmt: skip
-                    elif width == 4:
-                        out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
-                        store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
-                    elif width == 2:
-                        store(
-                            ptx.ld_shared_f32(cell), ptx.ld_shared_f32(u32(cell + u32(4))),
-                            m, k, o, y, e0, e1, e2, e3,
-                        )  # fmt: skip
-                    else:
-                        store(ptx.ld_shared_f32(cell), m, k, o, y, e0, e1, e2, e3)
-            cuda.syncwarp()
-
-    return cuda.jit(device=True, inline="always")(drain)
+    return cuda.jit(device=True, inline="always")(load_residual)
 
 
 def _hopper_kernel(
@@ -236,61 +104,117 @@ def _hopper_kernel(
     extras: tuple[Extra, ...],
     width: int,
     im2col: bool,
+    boxed: bool,
 ) -> tuple[Any, Any]:
-    """The kernel; with ``tile.split > 1`` part z writes float32 sums to ``y[z, m, k]``."""
-    consumers, bn, stages, _, split = tile
-    bm = consumers * 64
-    acc_size = bn // 2
-    stage_bytes, a_bytes = _stage_bytes(tile), bm * BK * 2
-    chunk, pitch = _chunk(tile), _pitch(tile)
-    chunks = bn // chunk
-    warp_bytes = 16 * pitch * 4
-    ring_bytes = stages * stage_bytes
-    staging_bytes = consumers * 4 * warp_bytes
-    producer, arrivals = consumers * 4, consumers * 4
-    products = ptx_hopper.wgmma_block(dtype.name, bn, BK // 16)
-    next_slot = _next_slot(stages)
-    operands = () if split > 1 else extras
-    held = held_operand(operands, width) if has_room(tile) else None
-    words_size = chunks * max(1, 16 * (chunk // width) // 32) * 4 if held is not None else 1
-    store = make_store(None if split > 1 else program, operands, out_dtype, width, held)
-    first_chunks, last_chunks = min(chunks, _DRAINED), max(chunks - _DRAINED, 0)
-    fetch = _fetch(0, first_chunks, chunk, width, held)
-    drain0 = _drain(0, first_chunks, chunk, width, store, held is not None)
-    drain1 = _drain(_DRAINED, last_chunks, chunk, width, store, held is not None)
+    """The kernel; see the module's text.
+
+    Args:
+        tile: configuration.
+        dtype: of the operands; fp32 is multiplied as tf32.
+        out_dtype: of y.
+        program: epilogue.
+        extras: its operands.
+        width: channels of one store, where the output leaves row by row.
+        im2col: x is read as patches.
+        boxed: the output leaves through the copy engine.
+    """
+    consumers, bn, stages, _, split, cluster, resident = tile
+    held = boxed and boxed_operand(extras) is not None
+    layout = Layout.of(tile, boxed, held)
+    bm, bk = consumers * 64, depth(dtype)
+    whole = dtype == INT8
+    acc_size, acc_type = bn // 2, types.int32 if whole else types.float32
+    stage_bytes, a_bytes, w_bytes = layout.stage, layout.a, bn * ROW_BYTES
+    producer, arrivals = consumers * 4, consumers * 4 * cluster
+    # Whether the second half of the columns takes the first one's place in the staging.
+    again = staged_columns(bn, held) < bn
+    products = ptx_hopper.wgmma_loop(
+        dtype.name, bn, stages=stages, stage_bytes=stage_bytes,
+        resident_bytes=w_bytes if resident else 0, cluster=cluster > 1,
+    )  # fmt: skip
+    following = next_slot(stages)
+    load_w = _weights_loader(tile, bk)
+    load_residual = _residual_loader(bn)
+    drain0 = drain1 = scatter0 = scatter1 = reduce = None
+    two = bn > 128
+    if split > 1:
+        scatters = cluster_scatters(bn)
+        scatter0, scatter1 = scatters[0], scatters[-1]
+        reduce = cluster_reduce(tile, program, extras, out_dtype, width)
+    elif boxed:
+        drains = box_drains(bn, program, extras, out_dtype, held)
+        drain0, drain1 = drains[0], drains[-1]
+    else:
+        drains = row_drains(bn, program, extras, out_dtype, width, whole)
+        drain0, drain1 = drains[0], drains[-1]
+    sum_pitch = pitch(bn)
 
     def kernel(
-        map_x, map_w, y, e0, e1, e2, e3,
+        map_x, map_w, map_y, map_r, y, extra0, extra1, extra2, extra3,
         m_count, k_count, tiles, tiles_n, blocks, blocks_part, blocks_c,
         filter_w, out_hw, out_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, y_row, group,
+        group_tiles, group_c,
     ):  # fmt: skip
         raw = ptx.shared_address(cuda.shared.array(0, types.uint8))
         ring = u32(u32(raw + u32(1023)) & u32(0xFFFFFC00))
-        full = u32(ring + u32(ring_bytes + staging_bytes))
-        empty = u32(full + u32(stages * 8))
+        full = u32(ring + u32(layout.full))
+        empty = u32(ring + u32(layout.empty))
+        w_full = u32(ring + u32(layout.w_full))
+        w_base = u32(ring + u32(layout.w))
         tid = u32(cuda.threadIdx.x)
         lane = u32(tid & u32(31))
         warp = u32(tid >> u32(5))
-        step = u32(cuda.gridDim.x)
-        part = u32(cuda.blockIdx.y)
-        first = u32(part * blocks_part)
+        rank = ptx_hopper.cluster_rank() if cluster > 1 or split > 1 else u32(0)
+        mate = rank if cluster > 1 else u32(0)
+        start = u32(u32(cuda.blockIdx.x) // u32(cluster))
+        step = u32(u32(cuda.gridDim.x) // u32(cluster))
+        first = u32(u32(cuda.blockIdx.y) * blocks_part)
         count = u32(min(u32(blocks_part), u32(blocks - first))) if blocks > first else u32(0)
         if tid == u32(0):
             for s in range(stages):
                 ptx_hopper.mbarrier_init(u32(full + u32(s * 8)), u32(1))
                 ptx_hopper.mbarrier_init(u32(empty + u32(s * 8)), u32(arrivals))
-            ptx_hopper.fence_barrier_init()
-        cuda.syncthreads()
+            ptx_hopper.mbarrier_init(w_full, u32(1))
+            for s in range(consumers * 4):
+                ptx_hopper.mbarrier_init(u32(ring + u32(layout.residual + s * 8)), u32(1))
+            if cluster > 1:
+                ptx_hopper.fence_barrier_init()
+            else:
+                ptx_hopper.fence_async_shared()
+        if cluster > 1:
+            ptx_hopper.cluster_meet()
+        else:
+            cuda.syncthreads()
 
         if warp == u32(producer):
             if lane == u32(0):
+                tm, tn = position(start, tiles, tiles_n, group)
+                n0 = u32(tn * u32(bn))
+                ahead = u32(0)
+                if resident > 0:
+                    ptx_hopper.mbarrier_expect(w_full, u32(resident * w_bytes))
+                    for kb in range(resident):
+                        load_w(u32(w_base + u32(kb * w_bytes)), map_w, w_full, u32(kb), n0, rank)
+                elif start < tiles:
+                    ahead = u32(min(u32(stages), count))
+                    for kb in range(ahead):
+                        bar = u32(full + u32(u32(kb) * u32(8)))
+                        ptx_hopper.mbarrier_expect(bar, u32(stage_bytes))
+                        load_w(
+                            u32(ring + u32(u32(kb) * u32(stage_bytes)) + u32(a_bytes)),
+                            map_w, bar, u32(first + u32(kb)), n0, rank,
+                        )  # fmt: skip
+                ptx_hopper.grid_wait()
                 slot = u32(0)
                 parity = u32(1)
-                t = u32(cuda.blockIdx.x)
+                t = start
                 while t < tiles:
                     tm, tn = position(t, tiles, tiles_n, group)
-                    n0 = i32(u32(tn * u32(bn)))
-                    m0 = u32(tm * u32(bm))
+                    n0 = u32(tn * u32(bn))
+                    m0 = u32(
+                        u32(u32(tm * u32(cluster)) + (rank if cluster > 1 else u32(0))) * u32(bm)
+                    )
+                    base_c = u32(u32(tn // group_tiles) * group_c)
                     image = i32(0)
                     h0 = i32(0)
                     w0 = i32(0)
@@ -311,22 +235,27 @@ def _hopper_kernel(
                         s = u32(rs - u32(r * filter_w))
                     for kb in range(count):
                         bar = u32(full + u32(slot * u32(8)))
-                        ptx_hopper.mbarrier_wait(u32(empty + u32(slot * u32(8))), parity)
-                        ptx_hopper.mbarrier_expect(bar, u32(stage_bytes))
                         target = u32(ring + u32(slot * u32(stage_bytes)))
+                        ptx_hopper.mbarrier_wait(u32(empty + u32(slot * u32(8))), parity)
+                        if ahead > u32(0):
+                            ahead = u32(ahead - u32(1))
+                        else:
+                            ptx_hopper.mbarrier_expect(bar, u32(stage_bytes))
+                            if resident == 0:
+                                load_w(
+                                    u32(target + u32(a_bytes)), map_w, bar,
+                                    u32(first + u32(kb)), n0, rank,
+                                )  # fmt: skip
+                        channel = i32(u32(u32(c * u32(bk)) + base_c))
                         if im2col:
                             ptx_hopper.tma_load_im2col(
-                                target, ptx.at(map_x, u32(0)), bar, i32(u32(c * u32(BK))),
+                                target, ptx.at(map_x, u32(0)), bar, channel,
                                 w0, h0, image, u16(u32(s * dil_w)), u16(u32(r * dil_h)),
                             )  # fmt: skip
                         else:
                             ptx_hopper.tma_load_2d(
-                                target, ptx.at(map_x, u32(0)), bar, i32(u32(c * u32(BK))), i32(m0)
+                                target, ptx.at(map_x, u32(0)), bar, channel, i32(m0)
                             )
-                        ptx_hopper.tma_load_2d(
-                            u32(target + u32(a_bytes)), ptx.at(map_w, u32(0)), bar,
-                            i32(u32(u32(first + u32(kb)) * u32(BK))), n0,
-                        )  # fmt: skip
                         c = u32(c + u32(1))
                         if im2col and c == blocks_c:
                             c = u32(0)
@@ -334,48 +263,87 @@ def _hopper_kernel(
                             if s == filter_w:
                                 s = u32(0)
                                 r = u32(r + u32(1))
-                        slot, parity = next_slot(slot, parity)
+                        slot, parity = following(slot, parity)
                     t = u32(t + step)
         else:
-            # This warpgroup's rows in a buffer, and how far from there the columns are.
-            rows = u32(ring + u32(u32(warp >> u32(2)) * u32(64 * BK * 2)))
-            columns = u32(u32(ring + u32(a_bytes)) - rows)
-            acc = cuda.local.array(acc_size, types.float32)
-            words = cuda.local.array(words_size, types.uint32)
-            staging = u32(ring + u32(ring_bytes) + u32(warp * u32(warp_bytes)))
-            cell0 = u32(
-                staging + u32(((lane >> u32(2)) * u32(pitch) + (lane & u32(3)) * u32(2)) * u32(4))
-            )
-            y_part = u32(u32(part * m_count) * k_count) if split > 1 else u32(0)
+            ptx_hopper.grid_wait()
+            ptx_hopper.grid_launch()
+            # This warpgroup's rows in a buffer.
+            rows = u32(ring + u32(u32(warp >> u32(2)) * u32(64 * ROW_BYTES)))
+            there = w_base if resident > 0 else u32(ring + u32(a_bytes))
+            # A lane of each warp frees a buffer, in each block of a cluster.
+            freed = ptx_hopper.map_to_rank(empty, lane) if cluster > 1 else empty
+            frees = u32(1) if lane < u32(cluster) else u32(0)
+            acc = cuda.local.array(acc_size, acc_type)
+            staging = u32(ring + u32(layout.staging) + u32(warp * u32(layout.warp_staging)))
+            e0, e1 = ptx_hopper.behind(extra0), ptx_hopper.behind(extra1)
+            e2, e3 = ptx_hopper.behind(extra2), ptx_hopper.behind(extra3)
+            fetched = u32(ring + u32(layout.residual) + u32(warp * u32(8)))
+            fetch_parity = u32(0)
             slot = u32(0)
             parity = u32(0)
-            t = u32(cuda.blockIdx.x)
+            t = start
+            if resident > 0:
+                ptx_hopper.mbarrier_wait(w_full, u32(0))
             while t < tiles:
                 tm, tn = position(t, tiles, tiles_n, group)
                 n0 = u32(tn * u32(bn))
-                m0 = u32(u32(tm * u32(bm)) + u32(warp * u32(16)))
-                fetch(words, lane, m0, n0, m_count, k_count, y_row, e0, e1, e2, e3)
+                m0 = u32(u32(u32(tm * u32(cluster)) + mate) * u32(bm))
+                m = u32(m0 + u32(warp * u32(16)))
+                if held and lane == u32(0):
+                    ptx_hopper.bulk_wait_read()
+                    load_residual(staging, map_r, fetched, n0, m)
                 for i in range(acc_size):
-                    acc[i] = types.float32(0)
-                for _ in range(count):
-                    ptx_hopper.mbarrier_wait(u32(full + u32(slot * u32(8))), parity)
-                    base = u32(rows + u32(slot * u32(stage_bytes)))
-                    products(acc, describe(base), describe(u32(base + columns)))
+                    acc[i] = acc_type(0)
+                slot, parity = products(acc, rows, there, full, freed, frees, slot, parity, count)
+                if split > 1:
+                    # The other warpgroups may still read the ring.
+                    ptx_hopper.bar_sync(u32(1), u32(consumers * 128))
+                    mine = u32(ring + u32(warp * u32(16 * sum_pitch * 4)))
+                    scatter0(acc, mine, lane)
+                    if two:
+                        scatter1(acc, mine, lane)
+                elif boxed:
+                    if held:
+                        ptx_hopper.mbarrier_wait(fetched, fetch_parity)
+                        fetch_parity = u32(fetch_parity ^ u32(1))
+                    else:
+                        if lane == u32(0):
+                            ptx_hopper.bulk_wait_read()
+                        cuda.syncwarp()
+                    drain0(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3)
+                    if two:
+                        if again:
+                            if lane == u32(0):
+                                ptx_hopper.bulk_commit()
+                                ptx_hopper.bulk_wait_read()
+                            cuda.syncwarp()
+                        drain1(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3)
                     if lane == u32(0):
-                        ptx_hopper.mbarrier_arrive(u32(empty + u32(slot * u32(8))))
-                    slot, parity = next_slot(slot, parity)
-                drain0(
-                    acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
-                    y, e0, e1, e2, e3,
-                )  # fmt: skip
-                if chunks > _DRAINED:
-                    drain1(
-                        acc, words, staging, cell0, lane, m0, n0, m_count, k_count, y_row, y_part,
-                        y, e0, e1, e2, e3,
-                    )  # fmt: skip
+                        ptx_hopper.bulk_commit()
+                else:
+                    drain0(acc, staging, lane, n0, m, m_count, k_count, y_row, y, e0, e1, e2, e3)
+                    if two:
+                        drain1(
+                            acc, staging, lane, n0, m, m_count, k_count, y_row, y, e0, e1, e2, e3
+                        )
                 t = u32(t + step)
+            if boxed and lane == u32(0):
+                ptx_hopper.bulk_wait_read()
+
+        if split > 1:
+            ptx_hopper.cluster_sync()
+            if warp != u32(producer):
+                tm, tn = position(start, tiles, tiles_n, group)
+                reduce(
+                    ring, tid, rank, u32(tm * u32(bm)), u32(tn * u32(bn)),
+                    m_count, k_count, y_row, y, extra0, extra1, extra2, extra3,
+                )  # fmt: skip
+        if cluster > 1 or split > 1:
+            # No block may leave while another reads or writes its shared memory.
+            ptx_hopper.cluster_meet()
 
     signature = types.void(
-        pointer(UINT8), pointer(UINT8), pointer(out_dtype), *extra_types(extras), *[u32] * 18
+        *[pointer(UINT8)] * 4, pointer(out_dtype), *extra_types(extras), *[u32] * SCALARS
     )
     return kernel, signature

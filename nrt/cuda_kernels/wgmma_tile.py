@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS
-from nrt.cuda_kernels.mma_tile import part_width, reduce_launch
-from nrt.cuda_kernels.variant import (
-    Arg,
-    Emission,
-    KernelSpec,
-    Launch,
-    Null,
-    Scalar,
-    TensorMap,
-    Work,
+from nrt.cuda_kernels.epilogue_pair import boxed_operand, refuse_pairs
+from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Null, Scalar, TensorMap
+from nrt.cuda_kernels.wgmma_layout import (
+    HopperTile,
+    Layout,
+    chunk_columns,
+    depth,
+    threads,
 )
-from nrt.cuda_kernels.wgmma_kernel import BK, HopperTile, has_room, shared_bytes, threads
-from nrt.dtypes import FP32, DType
-from nrt.problem import Problem
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
+from nrt.ir.ops import Conv, MatMul
+from nrt.problem import Problem, Refusal
 
-__all__ = ["TILES", "HopperGemm", "emission", "estimate", "ranked"]
+__all__ = [
+    "OPERANDS",
+    "HopperGemm",
+    "emission",
+    "estimate",
+    "map_type",
+    "ranked",
+    "refuse_device",
+    "refuse_operands",
+]
 
-TILES: tuple[HopperTile, ...] = (
-    HopperTile(2, 256, 4, 1),
-    HopperTile(2, 128, 3, 2),
-    HopperTile(2, 128, 5, 1),
-    HopperTile(2, 64, 4, 2),
-    HopperTile(1, 256, 4, 1),
-    HopperTile(1, 128, 4, 2),
-    HopperTile(1, 64, 6, 2),
-    HopperTile(1, 64, 3, 4),
-    HopperTile(1, 32, 4, 4),
+OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, INT8, FP8E4M3)
+"""Types of operands; products of fp32 are tf32."""
+
+_SHAPES = (
+    # warpgroups, columns, blocks on an SM
+    (2, 256, 1),
+    (2, 192, 1),
+    (2, 128, 1),
+    (2, 128, 2),
+    (2, 96, 2),
+    (2, 64, 2),
+    (2, 64, 3),
+    (3, 128, 1),
+    (4, 64, 1),
+    (1, 256, 1),
+    (1, 128, 2),
+    (1, 96, 3),
+    (1, 64, 2),
+    (1, 64, 4),
+    (1, 32, 4),
+    (2, 32, 3),
 )
+_STAGES = 8
+"""Buffers of a ring at most: 8 of 16 KB hide more than a load's latency."""
+_L2_RATE = 5.5e12
+"""Bytes per second from the second-level cache to all SMs of an H200, as its convolutions reach."""
+_SM_RATE = 1.1e11
+"""Bytes per second into one SM: 64 a clock."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +69,18 @@ class HopperGemm:
 
     Attributes:
         m, k: output rows and channels.
-        blocks_c: blocks of 64 channels per filter position.
+        blocks_c: blocks of 128 bytes of channels per filter position.
         taps: filter positions.
         out_dtype: of y.
         dtype: of the operands.
         y_row: elements from one row of y to the next.
         x_map: the map of x, but for its box of rows, which is the tile's.
         im2col: whether that map walks patches.
-        residual: whether the epilogue reads an operand of the output's size.
+        epilogue: what ends the kernel.
+        width: channels of its stores, see `conv_common.store_width`.
         filter_w, out_h, out_w, stride, pad, dilation: geometry, for im2col.
+        group_k: columns that share their input channels; 0: all. A tile lies inside of one.
+        group_c: channels from one such set of columns to the next.
     """
 
     m: int
@@ -64,18 +92,47 @@ class HopperGemm:
     y_row: int
     x_map: TensorMap
     im2col: bool
-    residual: bool = False
+    epilogue: Epilogue
+    width: int
     filter_w: int = 1
     out_h: int = 1
     out_w: int = 1
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    group_k: int = 0
+    group_c: int = 0
 
     @property
     def blocks(self) -> int:
-        """Blocks of 64 along the reduction."""
+        """Blocks of 128 bytes along the reduction."""
         return self.blocks_c * self.taps
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the output can leave through the copy engine."""
+        return self.width == 8 and not refuse_pairs(self.epilogue.extras, self.out_dtype)
+
+    @property
+    def residual(self) -> bool:
+        """Whether the epilogue reads an operand of the output's size."""
+        return boxed_operand(self.epilogue.extras) is not None
+
+
+def refuse_device(device: DeviceSpec) -> Refusal | None:
+    """None, or why the device has no such kernels."""
+    if device.arch != "sm_90a":
+        return Refusal(f"{device.arch} has no warpgroup products, expected sm_90a")
+    return None
+
+
+def refuse_operands(problem: Problem) -> Refusal | None:
+    """None, or why operands of float32 must not be rounded to tf32."""
+    op = problem.op
+    assert isinstance(op, Conv | MatMul)
+    if problem.inputs[0].dtype == FP32 and not op.tf32:
+        return Refusal("operands are fp32 and may not be rounded: permit tf32")
+    return None
 
 
 def _part(gemm: HopperGemm, tile: HopperTile) -> int:
@@ -83,61 +140,111 @@ def _part(gemm: HopperGemm, tile: HopperTile) -> int:
 
 
 def _tiles(gemm: HopperGemm, tile: HopperTile) -> tuple[int, int]:
-    return ceil_div(gemm.m, tile.consumers * 64), ceil_div(gemm.k, tile.bn)
+    """Rows (counted in clusters) and columns of tiles."""
+    rows = ceil_div(gemm.m, tile.consumers * 64 * tile.cluster)
+    return rows, ceil_div(gemm.k, tile.bn)
+
+
+def _boxed(gemm: HopperGemm, tile: HopperTile) -> bool:
+    return gemm.boxed and tile.split == 1
+
+
+def _layout(gemm: HopperGemm, tile: HopperTile) -> Layout:
+    return Layout.of(tile, _boxed(gemm, tile), _boxed(gemm, tile) and gemm.residual)
+
+
+def _with_stages(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> HopperTile | None:
+    """``tile`` with as many buffers as fit beside the others on its SM; None if fewer than 2."""
+    limit = min(device.shared_per_block, device.shared_per_sm // tile.per_sm - 1024)
+    found = None
+    for stages in range(2, _STAGES + 1):
+        candidate = tile._replace(stages=stages)
+        if _layout(gemm, candidate).shared_bytes <= limit:
+            found = candidate
+    return found
+
+
+def _grid(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> int:
+    """Blocks along x: persistent ones fill the device once."""
+    rows, columns = _tiles(gemm, tile)
+    tiles = rows * columns
+    if tile.split > 1:
+        return tiles
+    clusters = max(1, device.multiprocessors * tile.per_sm // tile.cluster)
+    if tile.resident:
+        # A block keeps its columns: the step between its tiles is a whole number of rows.
+        clusters = max(1, clusters // columns) * columns
+    return min(tiles, clusters) * tile.cluster
+
+
+def _candidates(gemm: HopperGemm, device: DeviceSpec) -> Iterator[HopperTile]:
+    for consumers, bn, per_sm in _SHAPES:
+        if gemm.group_k % bn:
+            continue
+        if gemm.dtype == INT8 and bn % 16:
+            continue
+        base = HopperTile(consumers, bn, 2, per_sm)
+        rows, columns = _tiles(gemm, base)
+        tiles = rows * columns
+        yield base
+        if tiles >= device.multiprocessors and rows > 1:
+            yield base._replace(cluster=2)
+        if gemm.blocks * bn <= 1024 and tiles > device.multiprocessors * per_sm:
+            yield base._replace(resident=gemm.blocks)
+        exact = gemm.out_dtype.kind == "int"
+        for split in (2, 4, 8):
+            few = tiles * split <= 2 * device.multiprocessors and gemm.blocks >= 2 * split
+            if few and gemm.width >= 4 and not exact:
+                yield base._replace(split=split)
 
 
 def _bare_estimate(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> float:
     """Seconds of the tiles: rounds of blocks, each bound by products, loads or latency."""
-    tiles_m, tiles_n = _tiles(gemm, tile)
-    count = tiles_m * tiles_n * tile.split
+    rows, columns = _tiles(gemm, tile)
+    count = rows * columns * tile.split * tile.cluster
+    slots = device.multiprocessors * tile.per_sm
     resident = min(tile.per_sm, ceil_div(count, device.multiprocessors))
-    rounds = math.ceil(count / (device.multiprocessors * resident))
+    rounds = math.ceil(count / slots)
     steps = _part(gemm, tile)
     bm = tile.consumers * 64
     rate = 0.9 * device.fp16_flops / device.multiprocessors
-    compute = 2.0 * bm * tile.bn * BK * steps * resident / rate
+    rate *= {1: 2.0, 2: 1.0, 4: 0.5}[gemm.dtype.itemsize]
+    compute = 2.0 * bm * tile.bn * depth(gemm.dtype) * steps * resident / rate
     # A lone warpgroup cannot keep the tensor cores busy; wgmma of few columns neither.
-    compute /= min(1.0, 0.5 * tile.consumers * resident) * min(1.0, 0.4 + tile.bn / 200)
-    loads = (bm + tile.bn) * BK * 2.0 * steps * resident / 1.1e11
+    compute /= min(1.0, 0.6 * tile.consumers * resident) * min(1.0, 0.5 + tile.bn / 256)
+    w_bytes = 0.0 if tile.resident else tile.bn * 128.0
+    into = (bm * 128.0 + w_bytes) * steps
+    from_l2 = (bm * 128.0 + w_bytes / tile.cluster) * steps
+    live = min(count, slots)
+    loads = max(into * resident / _SM_RATE, from_l2 * live / _L2_RATE)
     epilogue = bm * tile.bn * resident / _epilogue_rate(gemm, tile)
-    latency = 1.2e-6 + steps * 0.12e-6
-    seconds = rounds * (max(compute, loads, latency) + epilogue) + 2e-6
+    latency = 1.0e-6 + steps * 0.1e-6
+    hidden = resident > 1 or tile.consumers > 1
+    body = max(compute, loads, latency)
+    seconds = rounds * (max(body, epilogue) + (0.3 if hidden else 0.6) * min(body, epilogue))
     if tile.split > 1:
-        seconds += 2e-6 + gemm.m * gemm.k * 4.0 * (tile.split + 1) / device.bandwidth
-    return seconds
+        seconds += 0.8e-6 + bm * tile.bn * 4.0 / _SM_RATE
+    return seconds + 1.5e-6
 
 
 def _epilogue_rate(gemm: HopperGemm, tile: HopperTile) -> float:
-    """Elements per second that the epilogues of an SM finish.
-
-    From a 1x1 convolution of 64 to 256 channels at 56x56, batch 32, with a residual, on an H200:
-    50 us with two warpgroups a block and the residual loaded ahead, 80 with none loaded ahead, 130
-    with that and four warps on the SM. That one warpgroup does better is an expectation.
-    """
-    rate = 5.4e9
-    if not gemm.residual:
-        return rate
-    if not has_room(tile):
-        return rate * (0.45 if tile.consumers * tile.per_sm > 1 else 0.28)
-    return rate if tile.consumers == 1 else rate * 0.75
+    """Elements per second that the epilogues of an SM finish."""
+    if not _boxed(gemm, tile):
+        return 6e9
+    return 1.5e10 if gemm.residual else 2e10
 
 
 def estimate(gemm: HopperGemm, tile: HopperTile, problem: Problem, device: DeviceSpec) -> float:
     """Expected seconds: those of the tiles, but at least those of moving every byte once."""
-    return max(_bare_estimate(gemm, tile, device), problem.nbytes / device.bandwidth + 2e-6)
+    return max(_bare_estimate(gemm, tile, device), problem.nbytes / device.bandwidth + 1.5e-6)
 
 
 def ranked(gemm: HopperGemm, device: DeviceSpec) -> list[HopperTile]:
     """Tiles, best estimate first; splits only where tiles are few."""
     found = []
-    for base in TILES:
-        tiles_m, tiles_n = _tiles(gemm, base)
-        for split in (1, 2, 4, 8, 16):
-            tile = base._replace(split=split)
-            if split > 1 and (
-                tiles_m * tiles_n * split > 2 * device.multiprocessors or gemm.blocks < 2 * split
-            ):
-                continue
+    for base in _candidates(gemm, device):
+        tile = _with_stages(gemm, base, device)
+        if tile is not None:
             found.append((_bare_estimate(gemm, tile, device), tile))
     found.sort(key=lambda item: item[0])
     return [tile for _, tile in found]
@@ -146,57 +253,72 @@ def ranked(gemm: HopperGemm, device: DeviceSpec) -> list[HopperTile]:
 def emission(
     gemm: HopperGemm,
     tile: HopperTile,
-    epilogue: Epilogue,
-    width: int,
-    weights: Arg,
+    weights: In,
     out: Arg,
     extras: tuple[Arg, ...],
     device: DeviceSpec,
 ) -> Emission:
-    """The launches of one run: the tiles, and for a split reduction the sum of its parts."""
-    split = tile.split > 1
+    """The launch of one run."""
+    boxed = _boxed(gemm, tile)
+    epilogue = gemm.epilogue
     spec = KernelSpec(
         "nrt.cuda_kernels.wgmma_kernel:_hopper_kernel",
         (
-            tile, gemm.dtype, FP32 if split else gemm.out_dtype,
-            None if split else epilogue.program, () if split else epilogue.extras,
-            part_width(gemm.k) if split else width, gemm.im2col,
+            tile, gemm.dtype, gemm.out_dtype, epilogue.program, epilogue.extras,
+            8 if boxed else gemm.width, gemm.im2col, boxed,
         ),
         threads(tile),
         tile.per_sm,
     )  # fmt: skip
-    assert not isinstance(weights, Null | Scalar | TensorMap)
-    depth = gemm.blocks * BK
+    bk = depth(gemm.dtype)
+    inner = gemm.blocks * bk
+    kind = map_type(gemm.dtype)
     w_map = TensorMap(
-        weights, gemm.dtype.name, (depth, gemm.k), (depth * 2,), (BK, tile.bn), (1, 1)
-    )
-    rows = tile.consumers * 64
-    x_map = _with_rows(gemm.x_map, rows)
-    tiles_m, tiles_n = _tiles(gemm, tile)
-    tiles = tiles_m * tiles_n
-    numbers = (
-        gemm.m, gemm.k, tiles, tiles_n, gemm.blocks, _part(gemm, tile), gemm.blocks_c,
-        gemm.filter_w, gemm.out_h * gemm.out_w, gemm.out_w, *gemm.stride, *gemm.pad,
-        *gemm.dilation, gemm.k if split else gemm.y_row, _group(tiles_n),
+        weights, kind, (inner, gemm.k), (inner * gemm.dtype.itemsize,),
+        (bk, tile.bn // tile.cluster), (1, 1),
     )  # fmt: skip
-    none = (Null(),) * MAX_EXTRAS
-    grid = min(tiles, max(1, device.multiprocessors * tile.per_sm // tile.split))
-    main = Launch(
+    y_map: Arg = Null()
+    r_map: Arg = Null()
+    if boxed:
+        y_map = _output_map(gemm, tile, out, gemm.out_dtype)
+        held = boxed_operand(epilogue.extras)
+        if held is not None:
+            r_map = _output_map(gemm, tile, extras[held], epilogue.extras[held].dtype)
+    rows, columns = _tiles(gemm, tile)
+    numbers = (
+        gemm.m, gemm.k, rows * columns, columns, gemm.blocks, _part(gemm, tile), gemm.blocks_c,
+        gemm.filter_w, gemm.out_h * gemm.out_w, gemm.out_w, *gemm.stride, *gemm.pad,
+        *gemm.dilation, gemm.y_row, 1 if tile.resident else _group(columns),
+        max(1, gemm.group_k // tile.bn), gemm.group_c,
+    )  # fmt: skip
+    assert len(extras) == MAX_EXTRAS
+    launch = Launch(
         spec,
-        (grid, tile.split, 1),
+        (_grid(gemm, tile, device), tile.split, 1),
         (threads(tile), 1, 1),
         (
-            x_map, w_map, Work() if split else out, *(none if split else extras),
+            _with_rows(gemm.x_map, tile.consumers * 64), w_map, y_map, r_map, out, *extras,
             *(Scalar(v) for v in numbers),
         ),
-        shared_bytes(tile),
+        _layout(gemm, tile).shared_bytes,
+        (tile.cluster, tile.split, 1),
     )  # fmt: skip
-    if not split:
-        return Emission((main,))
-    reduce = reduce_launch(
-        gemm.m, gemm.k, gemm.y_row, gemm.out_dtype, tile.split, epilogue, width, out, extras
-    )
-    return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
+    return Emission((launch,))
+
+
+def map_type(dtype: DType) -> str:
+    """Element type of an operand's tensor map: the copy engine rounds float32 to tf32."""
+    return "tf32" if dtype == FP32 else dtype.name
+
+
+def _output_map(gemm: HopperGemm, tile: HopperTile, of: Arg, dtype: DType) -> TensorMap:
+    """Boxes of 16 rows of an operand in the output's order."""
+    assert not isinstance(of, Null | Scalar | TensorMap)
+    columns = chunk_columns(tile.bn)
+    return TensorMap(
+        of, dtype.name, (gemm.k, gemm.m), (gemm.y_row * 2,), (columns, 16), (1, 1),
+        swizzle=columns * 2,
+    )  # fmt: skip
 
 
 def _group(tiles_n: int) -> int:
@@ -210,6 +332,6 @@ def _group(tiles_n: int) -> int:
 
 def _with_rows(x_map: TensorMap, rows: int) -> TensorMap:
     return TensorMap(
-        x_map.of, x_map.dtype, x_map.dims, x_map.strides, (BK, rows), x_map.steps,
+        x_map.of, x_map.dtype, x_map.dims, x_map.strides, (x_map.box[0], rows), x_map.steps,
         x_map.lower, x_map.upper,
     )  # fmt: skip

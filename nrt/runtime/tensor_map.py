@@ -18,6 +18,7 @@ _TYPES = {
     "fp16": "FLOAT16",
     "bf16": "BFLOAT16",
     "fp32": "FLOAT32",
+    "tf32": "TFLOAT32",
     "int32": "INT32",
     "int8": "UINT8",
     "uint8": "UINT8",

@@ -17,7 +17,7 @@ from nrt.errors import CompileError
 
 from .tiny_kernels import spec
 
-PROLOGUE = ["griddepcontrol.launch_dependents;", "griddepcontrol.wait;"]
+PROLOGUE = ["griddepcontrol.wait;", "griddepcontrol.launch_dependents;"]
 DECLARATIONS = (".reg", ".local", ".shared")
 
 

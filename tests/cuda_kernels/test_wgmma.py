@@ -9,20 +9,42 @@ import pytest
 from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.gemm_wgmma import GemmWgmma
-from nrt.dtypes import FP16, FP32
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.value import NHWC
 from nrt.problem import Problem
 
 from .harness import assert_right, compiled, problem
-from .test_mma import CONVS, LIMIT, MATMULS, conv
+from .test_mma import CONVS, MATMULS, conv
+from .test_mma import LIMIT as FLOAT_LIMIT
 
+LIMIT = {**FLOAT_LIMIT, "int8": 1e-2}
 MORE = [
     conv(3, 64, 14, 14, 256, 1, 1, residual=True),
     conv(2, 72, 10, 9, 200, 3, 3, pads=(0, 1, 2, 0), strides=(1, 2)),
     conv(9, 8, 3, 2, 24, 3, 2, pads=(1, 1, 1, 0)),
     conv(1, 2048, 1, 1, 64, 1, 1),
+    # Many tiles: clusters that multicast, weights that stay.
+    conv(6, 64, 56, 56, 256, 1, 1, residual=True),
+    conv(7, 64, 57, 55, 64, 3, 3, pads=(1, 1, 1, 1)),
+    conv(5, 128, 56, 56, 328, 1, 1, leading=8),
+    # Groups smaller and larger than a block of columns.
+    conv(2, 128, 15, 14, 128, 3, 3, pads=(1, 1, 1, 1), groups=32),
+    conv(1, 256, 9, 9, 512, 3, 3, pads=(1, 1, 1, 1), groups=32),
+    conv(2, 192, 9, 7, 256, 1, 1, groups=2),
+    # Other types.
+    conv(2, 40, 17, 9, 72, 3, 3, pads=(1, 1, 1, 1), dtype=FP32, tf32=True),
+    conv(2, 48, 17, 9, 72, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP16),
+    conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=INT8, out_dtype=BF16),
+    conv(2, 272, 17, 9, 80, 1, 1, dtype=INT8, out_dtype=INT8),
 ]
+OTHER_MATMULS = [
+    problem(MatMul(tf32=True), [(300, 1000), (1000, 200)], FP32, constants=(1,)),
+    problem(MatMul(), [(300, 1040), (1040, 200)], FP8E4M3, constants=(1,)),
+    problem(MatMul(), [(300, 1040), (1040, 200)], INT8, constants=(1,)),
+    problem(MatMul(out_dtype=BF16), [(70, 144), (144, 33)], INT8, constants=(1,)),
+]
+MATMULS = [*MATMULS, *OTHER_MATMULS]
 
 
 @pytest.mark.gpu

@@ -1,0 +1,257 @@
+"""Three ways out of the Hopper kernel's accumulators: boxes, rows, and sums of a cluster.
+
+The accumulators of ``wgmma`` m64nN: lane ``l`` of a warp holds of each 8 columns ``g`` the elements
+``4 g … 4 g + 3``: columns ``2 (l & 3)`` and the next, in rows ``l >> 2`` and 8 below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cuda
+from numba.cuda import types
+
+from nrt.cuda_kernels import ptx, ptx_hopper
+from nrt.cuda_kernels.epilogue import Extra, make_store
+from nrt.cuda_kernels.epilogue_pair import make_quad
+from nrt.cuda_kernels.wgmma_layout import DRAIN_COLUMNS, HopperTile, chunk_columns, staged_columns
+from nrt.dtypes import INT32, DType
+from nrt.ir.pointwise import Program
+
+__all__ = ["box_drains", "cluster_reduce", "cluster_scatters", "pitch", "row_drains"]
+
+u32 = types.uint32
+i32 = types.int32
+f32 = types.float32
+
+
+def _inline(function: Any) -> Any:
+    return cuda.jit(device=True, inline="always")(function)
+
+
+def pitch(bn: int) -> int:
+    """Floats from one row to the next where a block leaves its sums; 8 more against conflicts."""
+    return bn + 8
+
+
+def box_drains(
+    bn: int, program: Program | None, extras: tuple[Extra, ...], dtype: DType, held: bool
+) -> list[Any]:
+    """Device functions that send a warp's 16 rows out as boxes of 64 columns, in turn.
+
+    Each runs the epilogue on up to `DRAIN_COLUMNS` columns, packs the results into the warp's
+    staging with ``stmatrix``, swizzled as the copy engine reads them, and one lane stores the
+    boxes. What the engine fetched of a residual lies in the very cells that the results replace.
+    """
+    chunk = chunk_columns(bn)
+    row_bytes = chunk * 2
+    shift = {64: 0, 32: 1, 16: 2}[chunk]
+    mask = chunk // 8 - 1
+    quad = make_quad(program, extras, dtype)
+    per_drain = max(1, DRAIN_COLUMNS // chunk)
+    staged = staged_columns(bn, held) // chunk
+
+    def drain_of(base: int, count: int) -> Any:
+        place = base % staged
+
+        def drain(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3):
+            row = u32(lane & u32(15))
+            half = u32(lane >> u32(4))
+            turn = u32((row >> u32(shift)) & u32(mask))
+            line = u32(staging + u32(row * u32(row_bytes)))
+            first = u32(n0 + u32((lane & u32(3)) * u32(2)))
+            last = u32(k_count - u32(2))
+            for c in range(count):
+                for g in range(0, chunk // 8, 2):
+                    cell = u32(
+                        line
+                        + u32((place + c) * 16 * row_bytes)
+                        + u32((u32(half + u32(g)) ^ turn) << u32(4))
+                    )
+                    i = ((base + c) * (chunk // 8) + g) * 4
+                    k = u32(first + u32((base + c) * chunk + g * 8))
+                    # Columns past the end are not stored, but their operands must not be read.
+                    k0 = u32(min(k, last))
+                    k1 = u32(min(u32(k + u32(8)), last))
+                    if held:
+                        h0, h1, h2, h3 = ptx.ldmatrix_x4(cell)
+                    else:
+                        h0, h1, h2, h3 = u32(0), u32(0), u32(0), u32(0)
+                    w0, w1 = quad(
+                        f32(acc[i]), f32(acc[i + 1]), f32(acc[i + 2]), f32(acc[i + 3]),
+                        k0, e0, e1, e2, e3, h0, h1,
+                    )  # fmt: skip
+                    w2, w3 = quad(
+                        f32(acc[i + 4]), f32(acc[i + 5]), f32(acc[i + 6]), f32(acc[i + 7]),
+                        k1, e0, e1, e2, e3, h2, h3,
+                    )  # fmt: skip
+                    ptx_hopper.stmatrix_x4(cell, w0, w1, w2, w3)
+            ptx_hopper.fence_async_shared()
+            cuda.syncwarp()
+            if lane == u32(0):
+                for c in range(count):
+                    k = u32(n0 + u32((base + c) * chunk))
+                    if k < k_count:
+                        ptx_hopper.tma_store_2d(
+                            ptx.at(map_y, u32(0)),
+                            u32(staging + u32((place + c) * 16 * row_bytes)),
+                            i32(k),
+                            i32(m),
+                        )
+
+        return _inline(drain)
+
+    chunks = bn // chunk
+    return [drain_of(base, min(per_drain, chunks - base)) for base in range(0, chunks, per_drain)]
+
+
+def row_drains(
+    bn: int,
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    dtype: DType,
+    width: int,
+    whole: bool,
+) -> list[Any]:
+    """Device functions for outputs that no box describes: any width, type and operand.
+
+    A warp passes its rows through its staging as 32-bit words, so that a lane holds ``width``
+    neighbouring channels. ``whole`` accumulators (int32) that are stored as they are keep their
+    bits; others become float32.
+    """
+    chunk = min(32, bn)
+    groups, step = chunk // 8, chunk + 4
+    lanes_per_row = chunk // width
+    passes = max(1, 16 * lanes_per_row // 32)
+    raw = whole and program is None and dtype == INT32
+    store = make_store(program, extras, dtype, width)
+    per_drain = max(1, DRAIN_COLUMNS // chunk)
+    if raw:
+        word = _inline(lambda value: ptx.bits_float(u32(value)))
+        value_of = _inline(lambda bits: i32(ptx.float_bits(bits)))
+    else:
+        word = f32
+        value_of = _inline(lambda value: value)
+    out_type = types.int32 if raw else types.float32
+
+    def drain_of(base: int, count: int) -> Any:
+        def drain(acc, staging, lane, n0, m0, m_count, k_count, y_row, y, e0, e1, e2, e3):
+            out = cuda.local.array(8, out_type)
+            cell0 = u32(
+                staging + u32(((lane >> u32(2)) * u32(step) + (lane & u32(3)) * u32(2)) * u32(4))
+            )
+            for c in range(count):
+                for g in range(groups):
+                    v = ((base + c) * groups + g) * 4
+                    cell = u32(cell0 + u32(g * 32))
+                    ptx.st_shared_v2_f32(cell, word(acc[v]), word(acc[v + 1]))
+                    ptx.st_shared_v2_f32(
+                        u32(cell + u32(8 * step * 4)), word(acc[v + 2]), word(acc[v + 3])
+                    )
+                cuda.syncwarp()
+                for i in range(passes):
+                    index = u32(u32(i * 32) + lane)
+                    line = u32(index // u32(lanes_per_row))
+                    col = u32(u32(index % u32(lanes_per_row)) * u32(width))
+                    m = u32(m0 + line)
+                    k = u32(n0 + u32((base + c) * chunk) + col)
+                    if line < u32(16) and m < m_count and k < k_count:
+                        cell = u32(staging + u32((line * u32(step) + col) * u32(4)))
+                        if width >= 4:
+                            for j in range(0, width, 4):
+                                v0, v1, v2, v3 = ptx.ld_shared_v4_f32(u32(cell + u32(j * 4)))
+                                out[j], out[j + 1] = value_of(v0), value_of(v1)
+                                out[j + 2], out[j + 3] = value_of(v2), value_of(v3)
+                        else:
+                            for j in range(width):
+                                out[j] = value_of(ptx.ld_shared_f32(u32(cell + u32(j * 4))))
+                        o = u32(u32(m * y_row) + k)
+                        if width == 8:
+                            store(
+                                out[0], out[1], out[2], out[3],
+                                out[4], out[5], out[6], out[7],
+                                m, k, o, y, e0, e1, e2, e3,
+                            )  # fmt: skip
+                        elif width == 4:
+                            store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
+                        elif width == 2:
+                            store(out[0], out[1], m, k, o, y, e0, e1, e2, e3)
+                        else:
+                            store(out[0], m, k, o, y, e0, e1, e2, e3)
+                cuda.syncwarp()
+
+        return _inline(drain)
+
+    chunks = bn // chunk
+    return [drain_of(base, min(per_drain, chunks - base)) for base in range(0, chunks, per_drain)]
+
+
+def cluster_scatters(bn: int) -> list[Any]:
+    """Device functions that leave a warp's sums in this block's shared memory, as float32 rows."""
+    groups = bn // 8
+    step = pitch(bn)
+    per = DRAIN_COLUMNS // 8
+
+    def scatter_of(base: int, count: int) -> Any:
+        def scatter(acc, rows, lane):
+            cell = u32(
+                rows + u32(((lane >> u32(2)) * u32(step) + (lane & u32(3)) * u32(2)) * u32(4))
+            )
+            for g in range(count):
+                v = (base + g) * 4
+                where = u32(cell + u32((base + g) * 32))
+                ptx.st_shared_v2_f32(where, f32(acc[v]), f32(acc[v + 1]))
+                ptx.st_shared_v2_f32(
+                    u32(where + u32(8 * step * 4)), f32(acc[v + 2]), f32(acc[v + 3])
+                )
+
+        return _inline(scatter)
+
+    return [scatter_of(base, min(per, groups - base)) for base in range(0, groups, per)]
+
+
+def cluster_reduce(
+    tile: HopperTile,
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    dtype: DType,
+    width: int,
+) -> Any:
+    """Device function that adds the parts of a cluster, in order, and runs the epilogue.
+
+    Every block finishes an equal share of the tile's rows; ``width`` is 4 or 8.
+    """
+    bn, split = tile.bn, tile.split
+    share = tile.consumers * 64 // split
+    per_row = bn // width
+    count = share * per_row
+    lanes = tile.consumers * 128
+    step = pitch(bn)
+    store = make_store(program, extras, dtype, width)
+
+    def reduce(rows, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3):
+        index = u32(tid)
+        while index < u32(count):
+            line = u32(u32(index // u32(per_row)) + u32(rank * u32(share)))
+            col = u32(u32(index % u32(per_row)) * u32(width))
+            m = u32(m0 + line)
+            k = u32(n0 + col)
+            if m < m_count and k < k_count:
+                cell = u32(rows + u32((line * u32(step) + col) * u32(4)))
+                a0, a1, a2, a3 = f32(0), f32(0), f32(0), f32(0)
+                a4, a5, a6, a7 = f32(0), f32(0), f32(0), f32(0)
+                for p in range(split):
+                    there = ptx_hopper.map_to_rank(cell, u32(p))
+                    b0, b1, b2, b3 = ptx_hopper.ld_cluster_v4_f32(there)
+                    a0, a1, a2, a3 = f32(a0 + b0), f32(a1 + b1), f32(a2 + b2), f32(a3 + b3)
+                    if width == 8:
+                        b4, b5, b6, b7 = ptx_hopper.ld_cluster_v4_f32(u32(there + u32(16)))
+                        a4, a5, a6, a7 = f32(a4 + b4), f32(a5 + b5), f32(a6 + b6), f32(a7 + b7)
+                o = u32(u32(m * y_row) + k)
+                if width == 8:
+                    store(a0, a1, a2, a3, a4, a5, a6, a7, m, k, o, y, e0, e1, e2, e3)
+                else:
+                    store(a0, a1, a2, a3, m, k, o, y, e0, e1, e2, e3)
+            index = u32(index + u32(lanes))
+
+    return _inline(reduce)

@@ -1,0 +1,171 @@
+"""Tiles of the Hopper kernels: their configuration, what lies where in shared memory, their order.
+
+A block's dynamic shared memory, from the first multiple of 1024 bytes:
+
+====================  ==================================================================
+ring                  ``stages`` buffers: rows of x, then (unless resident) rows of w
+resident w            all of w's blocks for this block's columns
+staging               per consumer warp, its 16 rows of the output
+barriers              full and empty per buffer, one for w, one per consumer warp
+====================  ==================================================================
+
+A row of an operand is 128 bytes in a buffer, whatever its type: 64 halves, 32 floats, 128 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numba import cuda
+from numba.cuda import types
+
+from nrt.dtypes import DType
+
+__all__ = [
+    "DRAIN_COLUMNS",
+    "ROW_BYTES",
+    "HopperTile",
+    "Layout",
+    "chunk_columns",
+    "depth",
+    "next_slot",
+    "position",
+    "staged_columns",
+    "threads",
+]
+
+u32 = types.uint32
+
+ROW_BYTES = 128
+"""Bytes of an operand's row in a buffer: the widest swizzle."""
+
+
+DRAIN_COLUMNS = 128
+"""Columns that are drained at a time: longer loops are not unrolled, and then the accumulators,
+indexed by a variable, leave the registers (512 bytes of stack at 256 columns)."""
+
+
+class HopperTile(NamedTuple):
+    """A configuration.
+
+    Attributes:
+        consumers: warpgroups that multiply, 64 rows each.
+        bn: columns.
+        stages: buffers of the ring.
+        per_sm: blocks that share an SM.
+        split: parts of the reduction: blocks of a cluster, added through its shared memory.
+        cluster: blocks that load w together, a part each, and multicast it; neighbours in rows.
+        resident: number of blocks of w that stay in shared memory for all of a block's tiles; 0
+            loads w anew with every tile.
+    """
+
+    consumers: int
+    bn: int
+    stages: int
+    per_sm: int
+    split: int = 1
+    cluster: int = 1
+    resident: int = 0
+
+
+def threads(tile: HopperTile) -> int:
+    """Consumer warpgroups and one producer warp."""
+    return tile.consumers * 128 + 32
+
+
+def depth(dtype: DType) -> int:
+    """Elements of a block along the reduction."""
+    return ROW_BYTES // dtype.itemsize
+
+
+def chunk_columns(bn: int) -> int:
+    """Columns of the output that one copy-engine box holds: 64 halves are 128 bytes."""
+    return 64 if bn % 64 == 0 else 32 if bn % 32 == 0 else 16
+
+
+def staged_columns(bn: int, held: bool) -> int:
+    """Columns of its rows that a warp stages at a time.
+
+    All of them where a residual is fetched ahead; else half of 256, which leaves room for a fourth
+    buffer of 128 x 256 tiles.
+    """
+    return bn if held else min(bn, DRAIN_COLUMNS)
+
+
+class Layout(NamedTuple):
+    """Offsets in bytes from the aligned start of shared memory; see the module's text."""
+
+    stage: int
+    a: int
+    w: int
+    staging: int
+    warp_staging: int
+    full: int
+    empty: int
+    w_full: int
+    residual: int
+    total: int
+
+    @classmethod
+    def of(cls, tile: HopperTile, boxed: bool, held: bool) -> Layout:
+        """The layout of ``tile``.
+
+        Args:
+            tile: configuration.
+            boxed: the output leaves through the copy engine.
+            held: which fetches a residual too.
+        """
+        a = tile.consumers * 64 * ROW_BYTES
+        w = tile.bn * ROW_BYTES
+        stage = a if tile.resident else a + w
+        warps = tile.consumers * 4
+        if tile.split > 1:
+            warp_staging = 0  # the ring serves again
+        elif boxed:
+            warp_staging = 16 * staged_columns(tile.bn, held) * 2
+        else:
+            warp_staging = -(-16 * (min(32, tile.bn) + 4) * 4 // 128) * 128
+        ring = tile.stages * stage
+        if tile.split > 1:
+            ring = max(ring, tile.consumers * 64 * (tile.bn + 8) * 4)
+        staging = ring + tile.resident * w
+        full = staging + warps * warp_staging
+        empty = full + 8 * tile.stages
+        w_full = empty + 8 * tile.stages
+        residual = w_full + 8
+        return cls(
+            stage, a, ring, staging, warp_staging, full, empty, w_full, residual,
+            residual + 8 * warps,
+        )  # fmt: skip
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory to ask for: room to align included."""
+        return self.total + 1024
+
+
+@cuda.jit(device=True, inline="always")
+def position(t, tiles, tiles_n, group):
+    """(row, column) of tile ``t``: columns of ``group`` tiles, so that a wave shares both operands.
+
+    Blocks that run together then cover a near-square of the output, and read the fewest bytes of
+    x and w from the second-level cache.
+    """
+    span = u32(group * tiles_n)
+    strip = u32(t // span)
+    first = u32(strip * group)
+    rest = u32(t - u32(strip * span))
+    height = u32(min(group, u32(u32(tiles // tiles_n) - first)))
+    tn = u32(rest // height)
+    return u32(first + u32(rest - u32(tn * height))), tn
+
+
+def next_slot(stages: int) -> Any:
+    """Device function: the next buffer of the ring and the parity of its phase."""
+
+    def following(slot, parity):
+        after = u32(slot + u32(1))
+        wrapped = after == u32(stages)
+        return u32(0) if wrapped else after, u32(parity ^ u32(1)) if wrapped else parity
+
+    return cuda.jit(device=True, inline="always")(following)
