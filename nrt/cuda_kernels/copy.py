@@ -2,9 +2,9 @@
 
 Every movement that strides cannot express reaches this family as a `Reformat`. Three access
 patterns are told apart: the same innermost dimension on both sides (vectors), different ones (a
-tile through shared memory), and few interleaved channels (planes to pixels). A copy's ends may lie
-anywhere inside a larger tensor, so the kernels that use vectors look at the addresses and have a
-way without them.
+tile through shared memory, or squares in registers), and few interleaved channels (planes to
+pixels). A copy's ends may lie anywhere inside a larger tensor, so the kernels that use vectors look
+at the addresses and have a way without them.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ them along the window's width once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -258,7 +259,10 @@ class PoolStrips(Variant):
         # Rows that strips share come from the second-level cache, at about twice the rate.
         again = len(_row_offsets(rows, op.kernel[0], op.strides[0])) / (rows * op.strides[0]) - 1
         extra = max(again, 0.0) * problem.inputs[0].size * problem.y.dtype.itemsize / 2
-        return (problem.nbytes + extra) / device.bandwidth + 2e-6
+        # Instructions per place of a window; a packed maximum of three takes one per two channels.
+        places = problem.y.size * math.prod(op.kernel)
+        work = (1 if isinstance(op, MaxPool) else 2.5) * places / (device.fp32_flops / 2)
+        return (problem.nbytes + extra) / device.bandwidth + work + 2e-6
 
 
 def _binary_op(op: _Pool) -> _Pool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nrt.cuda_kernels.copy import VARIANTS, CopyBlock, CopyPlanes, CopyStrided, CopyTile, CopyVector
+from nrt.cuda_kernels.device import ARCHS
 from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
 from nrt.ir.ops import Reformat, Slice
 from nrt.problem import Problem, TensorSpec
@@ -132,6 +133,52 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):
+            assert cubin.spills == 0
+
+
+def test_squares_are_expected_to_be_faster() -> None:
+    """Transposes in registers come first, in blocks that fill the dimensions."""
+    device = ARCHS["sm_90a"]
+    problem = copy(rows(64, 64, 56, 56, dtype=FP16), last(64, 64, 56, 56, dtype=FP16))
+    block, tile = CopyBlock(), CopyTile()
+    configs = block.configs(problem, device)
+    assert configs[0] == (8, 1, 8)
+    first = block.estimate(problem, configs[0], device)
+    assert first < tile.estimate(problem, tile.configs(problem, device)[0], device)
+    back = copy(last(64, 64, 56, 56, dtype=FP16), rows(64, 64, 56, 56, dtype=FP16))
+    assert block.configs(back, device)[0] == (8, 4, 2)
+    small = copy(rows(1, 64, 8, 8, dtype=FP16), last(1, 64, 8, 8, dtype=FP16))
+    assert block.configs(small, device)[0] == (8, 1, 1)
+
+
+@pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (8, 2, 4), (4, 8, 1), (4, 1, 1)], ids=str)
+@pytest.mark.parametrize("index", [18, 20, 22, 23])
+def test_squares_in_any_block(
+    index: int, config: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small problems would get two of the configurations only."""
+    monkeypatch.setattr(CopyBlock, "configs", lambda *_: [config])
+    assert_emulates([CopyStrided(), CopyBlock()], TASKS[index])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (8, 2, 4), (4, 8, 1), (4, 1, 1)], ids=str)
+@pytest.mark.parametrize("index", [18, 19, 20, 21, 22, 23, 24])
+def test_squares_in_any_block_on_the_gpu(
+    cuda_runner: Any,
+    index: int,
+    config: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CopyBlock, "configs", lambda *_: [config])
+    assert_on_gpu(cuda_runner, [CopyStrided(), CopyBlock()], TASKS[index])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [18, 22, 23])
+def test_compiles_for_turing(index: int) -> None:
+    for variant in variants_of(VARIANTS, TASKS[index]):
+        for cubin in compiled(variant, TASKS[index], "sm_75"):
             assert cubin.spills == 0
 
 

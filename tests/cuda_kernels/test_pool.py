@@ -15,10 +15,12 @@ from nrt.ir.ops import AveragePool, MaxPool
 from nrt.problem import Problem
 
 from .harness import compiled
+from .kernel_emulator import KernelEmulator
 from .memory_bound import (
     ARCHES,
     assert_emulates,
     assert_on_gpu,
+    data,
     last,
     refusal,
     rows,
@@ -133,6 +135,32 @@ def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):
             assert cubin.spills == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1, 11])
+def test_compiles_for_turing(index: int) -> None:
+    for variant in variants_of(VARIANTS, TASKS[index]):
+        for cubin in compiled(variant, TASKS[index], "sm_75"):
+            assert cubin.spills == 0
+
+
+def test_maxima_without_packed_halves() -> None:
+    """Before sm_80 halves are compared in float32."""
+    problem = TASKS[0]
+    inputs = data(problem)
+    device = ARCHS["sm_75"]
+    config = PoolStrips().configs(problem, device)[0]
+    (out,) = KernelEmulator(device).run(PoolStrips(), problem, config, inputs)
+    np.testing.assert_array_equal(out, problem.op.reference(*inputs)[0])
+
+
+def test_strips_are_expected_to_be_faster() -> None:
+    device = ARCHS["sm_90a"]
+    problem = task(THREE, last(64, 64, 56, 56, dtype=FP16), out=last)
+    times = {v.name: v.estimate(problem, v.configs(problem, device)[0], device) for v in VARIANTS}
+    assert times["pool_strips"] < times["pool_nhwc"] < times["pool_strided"]
+    assert PoolStrips().configs(problem, device) == [(8, 2), (8, 4), (8, 1)]
 
 
 @pytest.mark.parametrize(("variant", "problem", "reason"), REFUSED, ids=lambda v: str(v)[:60])

@@ -112,6 +112,14 @@ def test_compiles_without_spills(arch: str, index: int) -> None:
             assert cubin.spills == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 18])
+def test_compiles_for_turing(index: int) -> None:
+    for variant in variants_of(VARIANTS, TASKS[index]):
+        for cubin in compiled(variant, TASKS[index], "sm_75"):
+            assert cubin.spills == 0
+
+
 @pytest.mark.parametrize(("variant", "problem", "reason"), REFUSED, ids=lambda v: str(v)[:60])
 def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
     assert reason in refusal(variant, problem)
