@@ -13,10 +13,10 @@ from nrt.cuda_kernels.conv_common import (
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.mma_kernel import Tile
+from nrt.cuda_kernels.mma_layout import Tile
+from nrt.cuda_kernels.mma_pack import packed
 from nrt.cuda_kernels.mma_tile import Gemm
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
-from nrt.dtypes import BF16, FP16
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, Refusal
@@ -36,9 +36,8 @@ class ConvMma(Variant):
     rank = 4
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        if device.cc < (8, 0):
-            return Refusal(f"{device.arch} has no cp.async, expected sm_80 or later")
-        refusal = refuse_conv(problem, device, dtypes=(FP16, BF16))
+        refusal = refuse_conv(problem, device, dtypes=mma_tile.OPERANDS)
+        refusal = refusal or mma_tile.refuse_operands(problem, device)
         if refusal is not None:
             return refusal
         shape = ConvShape.of(problem)
@@ -46,10 +45,11 @@ class ConvMma(Variant):
             return Refusal(f"groups={shape.groups}, expected 1")
         if not problem.constants[1]:
             return Refusal("weights are computed at run time, expected a constant to pack")
-        if shape.load_width(8) != 8:
+        piece = 16 // shape.dtype.itemsize
+        if shape.load_width(piece) != piece:
             return Refusal(
-                f"input channels ({shape.c}) and strides {shape.x_strides} are not multiples of 8 "
-                "with channels innermost"
+                f"input channels ({shape.c}) and strides {shape.x_strides} are not multiples of "
+                f"{piece} with channels innermost"
             )
         return mma_tile.refuse_rows(problem, 1)
 
@@ -64,14 +64,14 @@ class ConvMma(Variant):
         width = store_width(epilogue, problem.y, 1, 8)
         return mma_tile.emission(
             self._gemm(problem), Tile(*config), epilogue, width, (In(0), In(1)), Out(),
-            extra_args(problem),
+            extra_args(problem), device,
         )  # fmt: skip
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
         rows = array.transpose(0, 2, 3, 1).reshape(array.shape[0], -1)
-        return mma_tile.packed(rows, Tile(*config))
+        return packed(rows, Tile(*config))
 
     @staticmethod
     def _gemm(problem: Problem) -> Gemm:

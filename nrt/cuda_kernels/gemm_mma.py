@@ -13,10 +13,11 @@ from nrt.cuda_kernels.matmul_common import (
     matrix_output,
     refuse_matmul,
 )
-from nrt.cuda_kernels.mma_kernel import Tile
+from nrt.cuda_kernels.mma_layout import Tile
+from nrt.cuda_kernels.mma_pack import packed
 from nrt.cuda_kernels.mma_tile import Gemm
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
-from nrt.dtypes import BF16, FP16
+from nrt.dtypes import BF16, FP16, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import MatMul
 from nrt.problem import Problem, Refusal
@@ -24,9 +25,12 @@ from nrt.problem import Problem, Refusal
 __all__ = ["VARIANTS", "GemmMma", "refuse_weights"]
 
 
-def refuse_weights(problem: Problem, device: DeviceSpec) -> Refusal | None:
-    """None, or why ``a`` and a constant ``b`` cannot be read along K, 8 halves at a time."""
-    refusal = refuse_matmul(problem, device, (FP16, BF16))
+def refuse_weights(
+    problem: Problem, device: DeviceSpec, dtypes: Sequence[DType] = (FP16, BF16)
+) -> Refusal | None:
+    """None, or why ``a`` and a constant ``b`` cannot be read along K, 16 bytes at a time."""
+    refusal = refuse_matmul(problem, device, dtypes)
+    refusal = refusal or mma_tile.refuse_operands(problem, device)
     if refusal is not None:
         return refusal
     if not problem.constants[1] or len(problem.inputs[1].shape) != 2:
@@ -35,9 +39,11 @@ def refuse_weights(problem: Problem, device: DeviceSpec) -> Refusal | None:
     if shape.batch:
         return Refusal(f"{len(shape.batch)} leading dimensions are not rows of one matrix")
     row, step = shape.a_strides
-    if (step != 1 and shape.k > 1) or row % 8 or shape.k % 8:
+    piece = 16 // shape.dtype.itemsize
+    if (step != 1 and shape.k > 1) or row % piece or shape.k % piece:
         return Refusal(
-            f"rows of a ({shape.k} long, strides {shape.a_strides}) cannot be read 8 at a time"
+            f"rows of a ({shape.k} long, strides {shape.a_strides}) cannot be read {piece} at a "
+            "time"
         )
     if shape.y_strides[1] != 1 and shape.n > 1:
         return Refusal("columns of the output are not adjacent")
@@ -52,9 +58,7 @@ class GemmMma(Variant):
     rank = 4
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        if device.cc < (8, 0):
-            return Refusal(f"{device.arch} has no cp.async, expected sm_80 or later")
-        return refuse_weights(problem, device)
+        return refuse_weights(problem, device, mma_tile.OPERANDS)
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         return mma_tile.ranked(self._gemm(problem), device)
@@ -68,14 +72,14 @@ class GemmMma(Variant):
         width = store_width(epilogue, y, len(y.shape) - 1, 8)
         return mma_tile.emission(
             self._gemm(problem), Tile(*config), epilogue, width, (In(0), In(1)), Out(),
-            extra_args(problem),
+            extra_args(problem), device,
         )  # fmt: skip
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
         assert isinstance(problem.op, MatMul)
-        return mma_tile.packed(array if problem.op.trans_b else array.T, Tile(*config))
+        return packed(array if problem.op.trans_b else array.T, Tile(*config))
 
     @staticmethod
     def _gemm(problem: Problem) -> Gemm:

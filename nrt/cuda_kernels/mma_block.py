@@ -41,6 +41,16 @@ def tile_position(t, tiles, tiles_n, group):
     return u32(first + u32(rest - u32(column * height))), column
 
 
+_ROUND_TF32 = (
+    "{ .reg .pred p; .reg .f32 a; mov.b32 a, $1; abs.f32 a, a; setp.lt.f32 p, a, 0f7F800000; "
+    "mov.u32 $0, $1; @p add.u32 $0, $0, 4096; }"
+)
+"""Half of a tf32's last place more: the product, which drops the rest, then rounds to nearest.
+
+``cvt.rna.tf32`` is the same and a third instruction, which clears what is dropped anyway.
+"""
+
+
 def _cells(context: Any, builder: Any, kind: Any, array: Any, count: int) -> list[Any]:
     """Addresses of the first ``count`` elements of a local array."""
     data = context.make_array(kind)(context, builder, array).data
@@ -111,7 +121,8 @@ def warp_mma(kind: str, mi_count: int, ni_count: int) -> Any:
     share an operand.
 
     Args:
-        kind: as `ptx.mma_statement` has it; ``f16_k8`` (sm_75) takes two products for a step.
+        kind: as `ptx.mma_statement` has it; ``f16_k8`` (sm_75) takes two products for a step;
+            ``tf32`` rounds a's floats to nearest, b's have to be rounded.
         mi_count, ni_count: blocks of 16 rows and of 8 columns.
     """
     text, a_words, b_words, acc_type = mma_statement(kind)
@@ -128,6 +139,11 @@ def warp_mma(kind: str, mi_count: int, ni_count: int) -> Any:
                 for k, v, n in zip(sig.args, args, sizes, strict=True)
             )
             a_values = [builder.load(cell) for cell in a_cells]
+            if kind == "tf32":
+                a_values = [
+                    statement(builder, _ROUND_TF32, [u32], [u32], [v], pure=True)[0]
+                    for v in a_values
+                ]
             b_values = [builder.load(cell) for cell in b_cells]
             for part in range(parts):
                 for mi in range(mi_count):

@@ -23,18 +23,19 @@ epilogue sees 8 neighbouring channels and stores 16 bytes.
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
-from nrt.cuda_kernels.conv_common import extra_types
+from nrt.cuda_kernels.conv_common import acc_type, extra_types, result_type
 from nrt.cuda_kernels.epilogue import Extra, make_store
-from nrt.cuda_kernels.mma_block import copies, fragments, put_rows, tile_position, warp_mma
-from nrt.dtypes import BF16, FP16, FP32, DType
+from nrt.cuda_kernels.mma_block import fragments, put_rows, tile_position, warp_mma
+from nrt.cuda_kernels.mma_layout import Layout, Tile, place, threads
+from nrt.cuda_kernels.mma_load import load_w, load_x, next_position, put_held, w_start
+from nrt.dtypes import BF16, FP16, FP32, INT8, INT32, DType
 from nrt.ir.pointwise import Program
 
 __all__ = ["Tile", "shared_bytes", "threads"]
@@ -44,113 +45,21 @@ i32 = types.int32
 f32 = types.float32
 
 
-class Tile(NamedTuple):
-    """A configuration.
-
-    Attributes:
-        bm, bn, bk: tile of the block: rows, channels, reduction.
-        wm, wn: warps along rows and channels.
-        stages: shared buffers.
-        split: parts of the reduction, computed by different blocks and added in a second launch.
-    """
-
-    bm: int
-    bn: int
-    bk: int
-    wm: int
-    wn: int
-    stages: int
-    split: int = 1
+_KINDS = {FP16: "f16", BF16: "bf16", FP32: "tf32", INT8: "s8"}
 
 
-def threads(tile: Tile) -> int:
-    """Threads of a block."""
-    return tile.wm * tile.wn * 32
+def shared_bytes(tile: Tile, dtype: DType) -> int:
+    """Dynamic shared memory of a block for operands of ``dtype``."""
+    return Layout(tile, dtype.itemsize).shared_bytes
 
 
-def _row_step(tile: Tile) -> int:
-    """Rows between the pieces of one thread: a multiple of 8, after which the swizzle repeats."""
-    return threads(tile) // (tile.bk // 8)
-
-
-def _loads(tile: Tile) -> tuple[int, int]:
-    """Pieces of x and of w that a thread copies per block."""
-    return tile.bm // _row_step(tile), tile.bn // _row_step(tile)
-
-
-def _pitch(tile: Tile) -> int:
-    """Floats per row of the epilogue's staging: 8 more than a multiple of 32.
-
-    The four rows that half a warp writes at a time then lie in different banks.
-    """
-    return -(-(tile.bn // tile.wn) // 32) * 32 + 8
-
-
-def shared_bytes(tile: Tile) -> int:
-    """Dynamic shared memory: the stages, which the epilogue's staging uses again, and alignment."""
-    stages = tile.stages * (tile.bm + tile.bn) * tile.bk * 2
-    return max(stages, tile.wm * tile.wn * 16 * _pitch(tile) * 4) + 128
-
-
-@functools.cache
-def _place(row_bytes: int) -> Any:
-    """Device function: (row, 16-byte piece) -> offset in a tile of such rows, free of conflicts.
-
-    A step deeper into the row is an exclusive or with its 32 bytes, eight rows further down are
-    ``8 * row_bytes`` more: neither needs this function again.
-    """
-    if row_bytes == 64:
-        # Two rows share 128 bytes: the piece turns with every second row.
-        return cuda.jit(device=True, inline="always")(
-            lambda row, piece: u32(u32(row * 64) + u32((piece ^ ((row >> u32(1)) & u32(3))) * 16))
-        )
-    return cuda.jit(device=True, inline="always")(
-        lambda row, piece: u32(u32(row * 128) + u32((piece ^ (row & u32(7))) * 16))
-    )
-
-
-def _load_x(tile: Tile, pointwise: bool) -> Any:
-    """Device function: this thread's pieces of the block of x at (tap r, s; channel c).
-
-    ``base`` holds the offsets of its rows, ``h`` and ``w`` the upper left corners of their patches;
-    nothing is read where ``live`` is false: zeros are written.
-    """
-    count, step = _loads(tile)[0], _row_step(tile)
-    row_bytes = tile.bk * 2
-
-    def load(target, x_at, base, h, w, live, c, r, s, height, width, dil_h, dil_w, x_h, x_w):
-        if pointwise:
-            size = u32(16) if live else u32(0)
-            for i in range(count):
-                place = u32(target + u32(i * step * row_bytes))
-                ptx.cp_async_16(place, ptx.further_2(x_at, u32(base[i] + c)), size)
-        else:
-            down = u32(r * dil_h)
-            right = u32(s * dil_w)
-            shift = u32(u32(down * x_h) + u32(right * x_w) + c)
-            # Beyond the end no row is in the image.
-            below = i32(down) if live else i32(0x40000000)
-            for i in range(count):
-                inside = u32(h[i] + below) < height and u32(w[i] + i32(right)) < width
-                place = u32(target + u32(i * step * row_bytes))
-                ptx.cp_async_16(
-                    place, ptx.further_2(x_at, u32(base[i] + shift)), u32(16) if inside else u32(0)
-                )
-
-    return cuda.jit(device=True, inline="always")(load)
-
-
-@cuda.jit(device=True, inline="always")
-def _next_position(c, r, s, step, channels, filter_w):
-    """The channel and tap ``step`` elements further along j."""
-    c = u32(c + step)
-    while c >= channels:
-        c = u32(c - channels)
-        s = u32(s + u32(1))
-        if s == filter_w:
-            s = u32(0)
-            r = u32(r + u32(1))
-    return c, r, s
+def _value(integer: bool, result: Any) -> Any:
+    """Function: the word of a sum as what the epilogue takes."""
+    if not integer:
+        return ptx.bits_float
+    if result == i32:
+        return i32
+    return cuda.jit(device=True, inline="always")(lambda word: f32(i32(word)))
 
 
 def _mma_kernel(
@@ -161,37 +70,42 @@ def _mma_kernel(
     extras: tuple[Extra, ...],
     width: int,
     pointwise: bool,
+    asynchronous: bool = True,
 ) -> tuple[Any, Any]:
     """The kernel; ``pointwise`` drops the filter position (a matrix product or an unpadded 1x1).
 
-    With ``tile.split > 1`` the block of part z writes float32 sums to ``y[z, m, k]`` and the
-    epilogue is left to `_reduce_kernel`.
+    With ``tile.split > 1`` the block of part z writes its sums (``out_dtype``: float32 or int32) to
+    ``y[z, m, k]`` and the epilogue is left to `_reduce_kernel`. Without ``asynchronous`` copies
+    there are two stages, and a block is on its way through registers.
     """
-    bm, bn, bk, wm, wn, stages, split = tile
-    pieces, row_step = bk // 8, _row_step(tile)
-    a_loads, b_loads = _loads(tile)
-    warp_m, warp_n = bm // wm, bn // wn
+    bm, bn, bk, _, wn, stages, split = tile
+    layout = Layout(tile, dtype.itemsize)
+    pieces, per_piece, row_step = layout.pieces, layout.per_piece, layout.row_step
+    x_loads, w_loads = layout.x_loads, layout.w_loads
+    warp_m, warp_n = layout.warp_tile
     mi_count, ni_count = warp_m // 16, warp_n // 8
-    row_bytes = bk * 2
-    a_bytes, stage_bytes = bm * row_bytes, (bm + bn) * row_bytes
-    ring = stages * stage_bytes
-    pitch = _pitch(tile)
-    place = _place(row_bytes)
-    load_x = _load_x(tile, pointwise)
-    b_middle = b_loads // 2
-    copies_w = copies(b_loads, row_step * row_bytes, 512, -512 * b_middle)
+    row_bytes, stage_bytes, ring = layout.row_bytes, layout.stage_bytes, layout.ring_bytes
+    x_bytes, pitch = layout.x_bytes, layout.pitch
+    where = place(row_bytes)
+    load_a, load_b = load_x(layout, pointwise, asynchronous), load_w(layout, asynchronous)
+    put_pieces = put_held(layout, asynchronous)
+    # Packed w: 32 pieces of a warp, then the next 32.
+    w_warp, w_middle = w_loads * 32 * per_piece, w_start(layout, asynchronous) // dtype.itemsize
+    held_size = 1 if asynchronous else 4 * (x_loads + w_loads)
+    kind = _KINDS[dtype] if asynchronous else "f16_k8"
     fragments_a = fragments(mi_count, 16 * row_bytes)
     fragments_b = fragments(ni_count // 2, 16 * row_bytes)
-    products = warp_mma({FP16: "f16", BF16: "bf16"}[dtype], mi_count, ni_count)
+    products = warp_mma(kind, mi_count, ni_count)
     put = put_rows(mi_count, ni_count, pitch)
     lanes_per_row = warp_n // width
     passes = 16 * lanes_per_row // 32
     pairs, last = row_bytes // 64 - 1, row_bytes - 32
     pending = stages - 2
     acc_size, fa_size, fb_size = mi_count * ni_count * 4, mi_count * 4, ni_count * 2
-    store = make_store(
-        None if split > 1 else program, () if split > 1 else extras, out_dtype, width
-    )
+    end, operands = (None, ()) if split > 1 else (program, extras)
+    sum_type, value_type = acc_type(dtype), result_type(dtype, out_dtype, end)
+    value = _value(dtype == INT8, value_type)
+    store = make_store(end, operands, out_dtype, width)
 
     def kernel(
         x, w, y, e0, e1, e2, e3,
@@ -218,12 +132,11 @@ def _mma_kernel(
         # This thread's pieces: rows row + i * row_step, always the same piece of the row.
         row = u32(tid // u32(pieces))
         piece = u32(tid % u32(pieces))
-        # Packed w: 32 pieces of a warp, then the next 32; in the middle, so that all are in reach.
-        w_first = u32(u32(warp * u32(b_loads * 256)) + u32(lane * u32(8)) + u32(b_middle * 256))
-        x_base = cuda.local.array(a_loads, types.uint32)
-        x_top = cuda.local.array(a_loads, types.int32)
-        x_left = cuda.local.array(a_loads, types.int32)
-        for i in range(a_loads):
+        w_first = u32(u32(warp * u32(w_warp)) + u32(lane * u32(per_piece)) + u32(w_middle))
+        x_base = cuda.local.array(x_loads, types.uint32)
+        x_top = cuda.local.array(x_loads, types.int32)
+        x_left = cuda.local.array(x_loads, types.int32)
+        for i in range(x_loads):
             # Rows past the end repeat the last one; they are never stored.
             m = u32(min(u32(m0 + row + u32(i * row_step)), u32(m_count - u32(1))))
             if pointwise:
@@ -236,7 +149,7 @@ def _mma_kernel(
                 x_top[i] = i32(i32(p * stride_h) - i32(pad_h))
                 x_left[i] = i32(i32(q * stride_w) - i32(pad_w))
                 x_base[i] = u32(u32(n * x_n) + u32(u32(x_top[i]) * x_h) + u32(u32(x_left[i]) * x_w))
-        j = u32(u32(first * u32(bk)) + u32(piece * u32(8)))
+        j = u32(u32(first * u32(bk)) + u32(piece * u32(per_piece)))
         j_end = u32(min(u32(u32(first + count) * u32(bk)), j_count))
         c = j
         r = u32(0)
@@ -248,23 +161,24 @@ def _mma_kernel(
             s = u32(tap - u32(r * filter_w))
         x_at = ptx.at(x, u32(0))
         w_here = ptx.ahead(w, u32(u32(tile_n * total + first) * u32(bn * bk) + w_first))
-        x_to = u32(shared + place(row, piece))
-        w_to = u32(x_to + u32(a_bytes))
+        x_to = u32(shared + where(row, piece))
+        w_to = u32(x_to + u32(x_bytes))
 
-        acc = cuda.local.array(acc_size, types.float32)
+        held = cuda.local.array(held_size, types.uint32)
+        acc = cuda.local.array(acc_size, sum_type)
         for i in range(acc_size):
-            acc[i] = f32(0)
+            acc[i] = sum_type(0)
         fa0 = cuda.local.array(fa_size, types.uint32)
         fb0 = cuda.local.array(fb_size, types.uint32)
         fa1 = cuda.local.array(fa_size, types.uint32)
         fb1 = cuda.local.array(fb_size, types.uint32)
         warp_row = u32(u32(warp // u32(wn)) * u32(warp_m))
         warp_col = u32(u32(warp % u32(wn)) * u32(warp_n))
-        a_from = u32(shared + place(u32(warp_row + (lane & u32(15))), u32(lane >> u32(4))))
+        a_from = u32(shared + where(u32(warp_row + (lane & u32(15))), u32(lane >> u32(4))))
         b_from = u32(
             shared
-            + u32(a_bytes)
-            + place(
+            + u32(x_bytes)
+            + where(
                 u32(warp_col + (lane & u32(7)) + u32(u32(lane >> u32(4)) * u32(8))),
                 u32(u32(lane >> u32(3)) & u32(1)),
             )
@@ -273,19 +187,35 @@ def _mma_kernel(
         for slot in range(stages - 1):
             to = u32(u32(slot) * u32(stage_bytes))
             live = j < j_end
-            load_x(
-                u32(x_to + to), x_at, x_base, x_top, x_left, live, c, r, s,
+            load_a(
+                held, u32(x_to + to), x_at, x_base, x_top, x_left, live, c, r, s,
                 height, width_in, dil_h, dil_w, x_h, x_w,
             )  # fmt: skip
-            copies_w(u32(w_to + to), ptx.at(w_here, u32(0)), u32(16) if live else u32(0))
-            ptx.cp_async_commit()
+            load_b(held, u32(w_to + to), w_here, live)
+            put_pieces(held, u32(x_to + to), u32(w_to + to))
+            if asynchronous:
+                ptx.cp_async_commit()
             j = u32(j + u32(bk))
             w_here = ptx.ahead(w_here, u32(bn * bk))
             if pointwise:
                 c = j
             else:
-                c, r, s = _next_position(c, r, s, u32(bk), channels, filter_w)
-        ptx.cp_async_wait(pending)
+                c, r, s = next_position(c, r, s, u32(bk), channels, filter_w)
+        if asynchronous:
+            ptx.cp_async_wait(pending)
+        else:
+            live = j < j_end
+            load_a(
+                held, x_to, x_at, x_base, x_top, x_left, live, c, r, s,
+                height, width_in, dil_h, dil_w, x_h, x_w,
+            )  # fmt: skip
+            load_b(held, w_to, w_here, live)
+            j = u32(j + u32(bk))
+            w_here = ptx.ahead(w_here, u32(bn * bk))
+            if pointwise:
+                c = j
+            else:
+                c, r, s = next_position(c, r, s, u32(bk), channels, filter_w)
         cuda.syncthreads()
         fragments_a(fa0, a_from)
         fragments_b(fb0, b_from)
@@ -309,29 +239,33 @@ def _mma_kernel(
                 products(acc, fa1, fb1)
             fragments_a(fa1, u32(a_here ^ u32(last)))
             fragments_b(fb1, u32(b_here ^ u32(last)))
-            load_x(
-                u32(x_to + writing), x_at, x_base, x_top, x_left, live, c, r, s,
+            put_pieces(held, u32(x_to + writing), u32(w_to + writing))
+            load_a(
+                held, u32(x_to + writing), x_at, x_base, x_top, x_left, live, c, r, s,
                 height, width_in, dil_h, dil_w, x_h, x_w,
             )  # fmt: skip
-            copies_w(u32(w_to + writing), ptx.at(w_here, u32(0)), u32(16) if live else u32(0))
-            ptx.cp_async_commit()
+            load_b(held, u32(w_to + writing), w_here, live)
+            if asynchronous:
+                ptx.cp_async_commit()
             products(acc, fa0, fb0)
             j = u32(j + u32(bk))
             w_here = ptx.ahead(w_here, u32(bn * bk))
             if pointwise:
                 c = j
             else:
-                c, r, s = _next_position(c, r, s, u32(bk), channels, filter_w)
+                c, r, s = next_position(c, r, s, u32(bk), channels, filter_w)
             writing = reading
             reading = u32(reading + u32(stage_bytes))
             if reading == u32(ring):
                 reading = u32(0)
-            ptx.cp_async_wait(pending)
+            if asynchronous:
+                ptx.cp_async_wait(pending)
             cuda.syncthreads()
             fragments_a(fa0, u32(a_from + reading))
             fragments_b(fb0, u32(b_from + reading))
             products(acc, fa1, fb1)
-        ptx.cp_async_wait(0)
+        if asynchronous:
+            ptx.cp_async_wait(0)
         cuda.syncthreads()
 
         staging = u32(shared + u32(warp * u32(16 * pitch * 4)))
@@ -339,7 +273,8 @@ def _mma_kernel(
             staging + u32(u32(u32(u32(lane >> u32(2)) * u32(pitch)) + u32((lane & u32(3)) * 2)) * 4)
         )
         y_part = u32(u32(part * m_count) * k_count) if split > 1 else u32(0)
-        out = cuda.local.array(8, types.float32)
+        words = cuda.local.array(8, types.uint32)
+        out = cuda.local.array(8, value_type)
         for mi in range(mi_count):
             put(acc, corner)
             cuda.syncwarp()
@@ -352,11 +287,17 @@ def _mma_kernel(
                 cell = u32(staging + u32((line * u32(pitch) + col) * u32(4)))
                 if m < m_count and k < k_count:
                     if width == 8:
-                        out[0], out[1], out[2], out[3] = ptx.ld_shared_v4_f32(cell)
-                        out[4], out[5], out[6], out[7] = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
+                        words[0], words[1], words[2], words[3] = ptx.ld_shared_v4(cell)
+                        words[4], words[5], words[6], words[7] = ptx.ld_shared_v4(
+                            u32(cell + u32(16))
+                        )
+                    elif width == 4:
+                        words[0], words[1], words[2], words[3] = ptx.ld_shared_v4(cell)
                     else:
                         for v in range(width):
-                            out[v] = ptx.ld_shared_f32(u32(cell + u32(v * 4)))
+                            words[v] = ptx.ld_shared_u32(u32(cell + u32(v * 4)))
+                    for v in range(width):
+                        out[v] = value(words[v])
                     o = u32(u32(m * y_row) + k + y_part)
                     if width == 8:
                         store(
@@ -378,9 +319,16 @@ def _mma_kernel(
 
 
 def _reduce_kernel(
-    out_dtype: DType, program: Program | None, extras: tuple[Extra, ...], width: int, split: int
+    out_dtype: DType,
+    program: Program | None,
+    extras: tuple[Extra, ...],
+    width: int,
+    split: int,
+    sums: DType = FP32,
 ) -> tuple[Any, Any]:
-    """Adds ``split`` float32 partial sums ``[split, m, k]`` in order and runs the epilogue."""
+    """Adds ``split`` partial sums ``[split, m, k]`` (float32 or int32), then runs the epilogue."""
+    operand = INT8 if sums == INT32 else FP32
+    sum_type, value_type = acc_type(operand), result_type(operand, out_dtype, program)
     store = make_store(program, extras, out_dtype, width)
 
     def kernel(parts, y, e0, e1, e2, e3, m_count, k_count, y_row):
@@ -389,26 +337,29 @@ def _reduce_kernel(
         m = u32(index // per_row)
         k = u32(u32(index - m * per_row) * u32(width))
         if m < m_count:
-            total = cuda.local.array(8, types.float32)
+            total = cuda.local.array(8, sum_type)
+            out = cuda.local.array(8, value_type)
             for v in range(width):
-                total[v] = f32(0)
+                total[v] = sum_type(0)
             for z in range(split):
                 base = u32(u32(u32(u32(z) * m_count) + m) * k_count + k)
                 for v in range(width):
-                    total[v] += parts[u32(base + u32(v))]
+                    total[v] = sum_type(total[v] + parts[u32(base + u32(v))])
+            for v in range(width):
+                out[v] = value_type(total[v])
             o = u32(u32(m * y_row) + k)
             if width == 8:
                 store(
-                    total[0], total[1], total[2], total[3], total[4], total[5], total[6], total[7],
+                    out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7],
                     m, k, o, y, e0, e1, e2, e3,
                 )  # fmt: skip
             elif width == 4:
-                store(total[0], total[1], total[2], total[3], m, k, o, y, e0, e1, e2, e3)
+                store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
             elif width == 2:
-                store(total[0], total[1], m, k, o, y, e0, e1, e2, e3)
+                store(out[0], out[1], m, k, o, y, e0, e1, e2, e3)
             else:
-                store(total[0], m, k, o, y, e0, e1, e2, e3)
+                store(out[0], m, k, o, y, e0, e1, e2, e3)
 
     return kernel, types.void(
-        pointer(FP32), pointer(out_dtype), *extra_types(extras), u32, u32, u32
+        pointer(sums), pointer(out_dtype), *extra_types(extras), u32, u32, u32
     )

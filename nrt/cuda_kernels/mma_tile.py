@@ -6,35 +6,44 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, rounded
+from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS
-from nrt.cuda_kernels.mma_kernel import Tile, shared_bytes, threads
+from nrt.cuda_kernels.mma_kernel import shared_bytes
+from nrt.cuda_kernels.mma_layout import Tile, threads
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Scalar, Work
-from nrt.dtypes import FP32, DType
-from nrt.ir.op import Array
+from nrt.dtypes import BF16, FP16, FP32, INT8, INT32, DType
+from nrt.ir.ops import Conv, MatMul
 from nrt.problem import Problem, Refusal
 
 __all__ = [
+    "OPERANDS",
+    "SYNCHRONOUS",
     "TILES",
     "Gemm",
     "emission",
     "estimate",
-    "packed",
+    "is_asynchronous",
     "part_width",
     "ranked",
     "reduce_launch",
+    "refuse_operands",
     "refuse_rows",
     "row_step",
+    "tiles_for",
     "uniform_rows",
 ]
 
 _REDUCE_THREADS = 256
 
+MAX_CONFIGS = 16
+
+OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, INT8)
+"""Element types that tensor cores multiply here; fp32 as tf32."""
+
 TILES: tuple[Tile, ...] = (
     Tile(128, 256, 64, 2, 4, 3),
+    Tile(128, 256, 64, 2, 4, 4),
     Tile(256, 128, 64, 4, 2, 3),
     Tile(128, 128, 64, 2, 2, 3),
     Tile(128, 128, 32, 2, 2, 4),
@@ -49,6 +58,41 @@ TILES: tuple[Tile, ...] = (
     Tile(32, 64, 64, 1, 2, 4),
     Tile(32, 32, 64, 1, 2, 6),
 )
+"""For elements of 2 bytes; of others a tile has as many bytes (`tiles_for`)."""
+
+SYNCHRONOUS: tuple[Tile, ...] = (
+    Tile(128, 128, 32, 2, 4, 2),
+    Tile(128, 64, 32, 2, 2, 2),
+    Tile(64, 64, 64, 2, 2, 2),
+    Tile(64, 64, 32, 2, 2, 2),
+    Tile(32, 32, 64, 1, 2, 2),
+)
+"""Without ``cp.async``: two stages, a block held in registers."""
+
+
+def tiles_for(dtype: DType, device: DeviceSpec) -> list[Tile]:
+    """The tiles for operands of ``dtype`` that fit the device, largest first."""
+    base = TILES if is_asynchronous(device) else SYNCHRONOUS
+    tiles = [t._replace(bk=t.bk * 2 // dtype.itemsize) for t in base]
+    return [t for t in tiles if shared_bytes(t, dtype) <= device.shared_per_block]
+
+
+def is_asynchronous(device: DeviceSpec) -> bool:
+    """Whether the device has ``cp.async``."""
+    return device.cc >= (8, 0)
+
+
+def refuse_operands(problem: Problem, device: DeviceSpec) -> Refusal | None:
+    """None, or why the device's tensor cores do not multiply the problem's operands."""
+    op, dtype = problem.op, problem.inputs[0].dtype
+    assert isinstance(op, Conv | MatMul)
+    if dtype == FP32 and not op.tf32:
+        return Refusal("operands are fp32 and may not be rounded to tf32")
+    if device.cc < (7, 5):
+        return Refusal(f"{device.arch} has no ldmatrix, expected sm_75 or later")
+    if device.cc < (8, 0) and dtype != FP16:
+        return Refusal(f"{device.arch} multiplies fp16 only here, operands are {dtype}")
+    return None
 
 
 @dataclass(frozen=True)
@@ -119,8 +163,8 @@ def _warp_tile(tile: Tile) -> tuple[int, int]:
     return tile.bm // tile.wm, tile.bn // tile.wn
 
 
-def _blocks_per_sm(tile: Tile, device: DeviceSpec) -> int:
-    by_shared = device.shared_per_sm // (shared_bytes(tile) + 1024)
+def _blocks_per_sm(tile: Tile, dtype: DType, device: DeviceSpec) -> int:
+    by_shared = device.shared_per_sm // (shared_bytes(tile, dtype) + 1024)
     rows, columns = _warp_tile(tile)
     # Sums, two sets of fragments, about 50 for addresses and counters.
     registers = rows * columns // 32 + (rows + columns) // 2 + 50
@@ -140,7 +184,7 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     with 64x32: 0.4 of an H200's peak) is an expectation. Every launch costs about 2 us.
     """
     blocks = ceil_div(gemm.m, tile.bm) * ceil_div(gemm.k, tile.bn) * tile.split
-    per_sm = _blocks_per_sm(tile, device)
+    per_sm = _blocks_per_sm(tile, gemm.dtype, device)
     resident = min(per_sm, ceil_div(blocks, device.multiprocessors))
     rounds = max(1.0, blocks / (device.multiprocessors * resident))
     if rounds < 4:
@@ -148,11 +192,12 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     steps = part_blocks(tile, gemm.j)
     rows, columns = _warp_tile(tile)
     share = (0.58 if device.cc >= (9, 0) else 0.8) * min(1.0, 0.4 + rows * columns / 6800)
-    rate = share * device.fp16_flops / device.multiprocessors
+    size = gemm.dtype.itemsize
+    rate = share * device.fp16_flops / device.multiprocessors * 2 / size
     warps = min(1.0, tile.wm * tile.wn * resident / 8)
     compute = 2.0 * tile.bm * tile.bn * tile.bk * steps * resident / (rate * max(warps, 0.25))
     # L2 to shared memory: about 64 bytes per clock and SM at 1.7 GHz.
-    loads = (tile.bm + tile.bn) * tile.bk * 2.0 * steps * resident / 1.1e11
+    loads = (tile.bm + tile.bn) * tile.bk * float(size) * steps * resident / 1.1e11
     latency = 0.8e-6 + steps * 0.25e-6 / resident
     # An SM's epilogues finish 3 to 5 elements a nanosecond (1x1, 64 to 256 channels, with and
     # without a residual).
@@ -166,9 +211,7 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
 def ranked(gemm: Gemm, device: DeviceSpec) -> list[Tile]:
     """Tiles that fit the device, best estimate first; splits only where blocks are few."""
     found: list[tuple[float, Tile]] = []
-    for base in TILES:
-        if shared_bytes(base) > device.shared_per_block:
-            continue
+    for base in tiles_for(gemm.dtype, device):
         blocks = ceil_div(gemm.m, base.bm) * ceil_div(gemm.k, base.bn)
         for split in (1, 2, 4, 8):
             tile = base._replace(split=split)
@@ -179,7 +222,7 @@ def ranked(gemm: Gemm, device: DeviceSpec) -> list[Tile]:
             if enough:
                 found.append((_bare_estimate(gemm, tile, device), tile))
     found.sort(key=lambda item: item[0])
-    return [tile for _, tile in found]
+    return [tile for _, tile in found[:MAX_CONFIGS]]
 
 
 def emission(
@@ -190,12 +233,17 @@ def emission(
     operands: tuple[Arg, Arg],
     out: Arg,
     extras: tuple[Arg, ...],
+    device: DeviceSpec,
 ) -> Emission:
     """The launches of one run: the tiles, and for a split reduction the sum of its parts."""
     split = tile.split > 1
+    sums = INT32 if gemm.dtype == INT8 else FP32
     params = (
-        tile, gemm.dtype, FP32 if split else gemm.out_dtype, None if split else epilogue.program,
-        () if split else epilogue.extras, part_width(gemm.k) if split else width, gemm.pointwise,
+        # How many parts there are concerns the launch alone.
+        tile._replace(split=min(tile.split, 2)), gemm.dtype, sums if split else gemm.out_dtype,
+        None if split else epilogue.program, () if split else epilogue.extras,
+        part_width(gemm.k) if split else width, gemm.pointwise,
+        is_asynchronous(device),
     )  # fmt: skip
     spec = KernelSpec("nrt.cuda_kernels.mma_kernel:_mma_kernel", params, threads(tile))
     tiles_n = ceil_div(gemm.k, tile.bn)
@@ -216,13 +264,14 @@ def emission(
             *operands, Work() if split else out, *(none if split else extras),
             *(Scalar(v) for v in numbers),
         ),
-        shared_bytes(tile),
+        shared_bytes(tile, gemm.dtype),
     )  # fmt: skip
     if not split:
         return Emission((main,))
     reduce = reduce_launch(
-        gemm.m, gemm.k, gemm.y_row, gemm.out_dtype, tile.split, epilogue, width, out, extras
-    )
+        gemm.m, gemm.k, gemm.y_row, gemm.out_dtype, tile.split, epilogue, width, out, extras,
+        sums,
+    )  # fmt: skip
     return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
 
 
@@ -235,23 +284,6 @@ def _group(tile: Tile, tiles_n: int) -> int:
     return max(1, 1024 // tile.bm) if tiles_n >= 8 else 1
 
 
-def packed(weights: Array, tile: Tile) -> Array:
-    """Weights ``[k, j]`` as the kernel's blocks, zeros beyond the edges.
-
-    Tiles of ``bn`` rows, their blocks along j, and in a block for every warp the pieces of 16 bytes
-    that its lanes copy at a time (see `mma_kernel`).
-    """
-    k, j = weights.shape
-    pieces = tile.bk // 8
-    loads, lines = tile.bn * pieces // threads(tile), 32 // pieces
-    warps = tile.wm * tile.wn
-    whole = np.zeros((rounded(k, tile.bn), rounded(j, tile.bk)), weights.dtype)
-    whole[:k, :j] = weights
-    # Row of a tile: load, warp, line of the warp.
-    parts = whole.reshape(-1, loads, warps, lines, whole.shape[1] // tile.bk, tile.bk)
-    return np.ascontiguousarray(parts.transpose(0, 4, 2, 1, 3, 5))
-
-
 def reduce_launch(
     m: int,
     k: int,
@@ -262,9 +294,13 @@ def reduce_launch(
     width: int,
     out: Arg,
     extras: tuple[Arg, ...],
+    sums: DType = FP32,
 ) -> Launch:
-    """Adds the ``split`` parts ``[split, m, k]`` in the workspace, then runs the epilogue."""
-    params = (out_dtype, epilogue.program, epilogue.extras, width, split)
+    """Adds the ``split`` parts ``[split, m, k]`` in the workspace, then runs the epilogue.
+
+    The parts are float32 or int32, as ``sums`` says.
+    """
+    params = (out_dtype, epilogue.program, epilogue.extras, width, split, sums)
     return Launch(
         KernelSpec("nrt.cuda_kernels.mma_kernel:_reduce_kernel", params, _REDUCE_THREADS),
         (ceil_div(m * k // width, _REDUCE_THREADS), 1, 1),

@@ -47,6 +47,7 @@ __all__ = [
     "ld_global_nc_u32",
     "ld_global_nc_v2",
     "ld_global_nc_v4",
+    "ld_global_nc_v4_if",
     "ld_global_v4",
     "ld_shared_f32",
     "ld_shared_u16",
@@ -296,6 +297,14 @@ ld_global_nc_u16_if = asm(
     [u16], [i64, u32], memory=False,
     doc="``ld.global.nc.u16``: 2 bytes of read-only data, or 0 where the second operand is 0. It "
     "stays where it stands, so that it may run far ahead of its use.",
+)  # fmt: skip
+ld_global_nc_v4_if = asm(
+    "ld_global_nc_v4_if",
+    "{ .reg .pred p; setp.ne.u32 p, $5, 0; mov.u32 $0, 0; mov.u32 $1, 0; mov.u32 $2, 0; "
+    "mov.u32 $3, 0; @p ld.global.nc.v4.u32 {$0, $1, $2, $3}, [$4]; }",
+    [u32] * 4, [i64, u32], memory=False,
+    doc="``ld.global.nc.v4.u32``: 16 bytes of read-only data, or zeros where the second operand is "
+    "0. It stays where it stands, as `ld_global_nc_u16_if`.",
 )  # fmt: skip
 ld_global_v4 = asm(
     "ld_global_v4", "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", [u32] * 4, [i64],

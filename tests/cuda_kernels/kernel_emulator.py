@@ -260,6 +260,7 @@ class _Cuda:
             "shared_address": self.shared_address,
             "ld_global_nc_v4": _load(4), "ld_global_v4": _load(4), "ld_global_nc_v2": _load(2),
             "ld_global_nc_u32": _load(1), "ld_global_nc_u16": _load(1, np.uint16),
+            "ld_global_nc_v4_if": lambda a, live: _load(4)(a) if live else (0, 0, 0, 0),
             "ld_global_nc_u16_if": lambda a, live: _load(1, np.uint16)(a) if live else 0,
             "st_global_v4": _store(), "st_global_v2": _store(), "st_global_u32": _store(),
             "st_global_u16": _store(np.uint16),

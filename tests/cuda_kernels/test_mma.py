@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from nrt.cuda_kernels.conv_mma import ConvMma
-from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.gemm_mma import GemmMma
-from nrt.cuda_kernels.mma_kernel import Tile, threads
-from nrt.cuda_kernels.mma_tile import TILES, packed
-from nrt.dtypes import BF16, FP16, FP32
+from nrt.cuda_kernels.mma_kernel import Tile, shared_bytes, threads
+from nrt.cuda_kernels.mma_pack import packed
+from nrt.cuda_kernels.mma_tile import SYNCHRONOUS, TILES, tiles_for
+from nrt.cuda_kernels.variant import Emission
+from nrt.dtypes import BF16, FP16, FP32, FP64, INT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.pointwise import Builder
 from nrt.ir.value import NHWC
@@ -22,7 +25,9 @@ from nrt.problem import Problem, TensorSpec
 from .harness import assert_right, compiled, problem
 from .plain_cases import assert_emulated
 
-LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2}
+# int8 results differ where a sum lies half-way between two integers; int32 ones are exact.
+LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-3}
+TF32 = {"fp32": 1e-3, "fp16": 5e-3}
 
 _b = Builder("fff")
 RESIDUAL = _b.build(_b("max", _b("add", _b("add", 0, 1), 2), _b.const(0.0)))
@@ -87,11 +92,46 @@ MATMULS = [
 ]
 
 
+def product(m: int, k: int, n: int, dtype: Any = FP16, bias: bool = False, **more: Any) -> Problem:
+    """A matrix product; with ``bias`` also a ReLU."""
+    op = MatMul(epilogue=BIAS if bias else None, **more)
+    shapes: list[tuple[int, ...]] = [(m, k), (k, n), (n,)]
+    return problem(op, shapes[: 2 + bias], dtype, dtypes={2: FP32}, constants=(1, 2))
+
+
+def plain_conv(dtype: Any, *args: int, bias: bool = True, **attributes: Any) -> Problem:
+    """A convolution of n, c, h, w, k, r, s; with ``bias`` also a ReLU."""
+    n, c, h, w, k, r, s = args
+    op = Conv(epilogue=BIAS if bias else None, **attributes)
+    shapes: list[tuple[int, ...]] = [(n, c, h, w), (k, c, r, s), (k, 1, 1)]
+    return problem(op, shapes[: 2 + bias], dtype, order=NHWC, dtypes={2: FP32}, constants=(1, 2))
+
+
+TF32_MATMULS = [
+    product(300, 1024, 520, FP32, tf32=True),
+    product(1, 2048, 1000, FP32, bias=True, tf32=True),
+    product(133, 76, 57, FP32, bias=True, tf32=True, out_dtype=FP16),
+]
+TF32_CONVS = [
+    plain_conv(FP32, 2, 12, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), tf32=True),
+    plain_conv(FP32, 3, 128, 14, 14, 136, 3, 3, pads=(1, 1, 1, 1), strides=(2, 2), tf32=True),
+]
+INT8_MATMULS = [
+    product(300, 1024, 520, INT8),
+    product(67, 4096, 130, INT8),
+    product(1, 2048, 1000, INT8, bias=True, out_dtype=FP16),
+    product(133, 80, 57, INT8, bias=True, out_dtype=FP32),
+    product(133, 80, 56, INT8, bias=True, out_dtype=INT8),
+    product(35, 48, 56, INT8, out_dtype=BF16),
+]
+INT8_CONVS = [
+    plain_conv(INT8, 2, 16, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), bias=False),
+    plain_conv(INT8, 3, 128, 14, 14, 136, 3, 3, pads=(1, 1, 1, 1), out_dtype=FP16),
+    plain_conv(INT8, 1, 48, 9, 9, 40, 1, 1, strides=(2, 2), out_dtype=INT8),
+]
+
+
 SMALL, NARROW = Tile(32, 32, 64, 1, 2, 3), Tile(32, 32, 32, 1, 1, 3)
-
-
-def product(m: int, k: int, n: int, dtype: Any = FP16) -> Problem:
-    return problem(MatMul(), [(m, k), (k, n)], dtype, constants=(1,))
 
 
 EMULATED: list[tuple[Any, Problem, Tile]] = [
@@ -115,7 +155,53 @@ EMULATED: list[tuple[Any, Problem, Tile]] = [
     (ConvMma(), conv(3, 64, 7, 7, 72, 1, 1, residual=True), Tile(128, 128, 64, 2, 2, 3)),
     (ConvMma(), conv(1, 16, 5, 7, 24, 3, 3, pads=(1, 1, 1, 1), leading=32), SMALL),
     (ConvMma(), conv(1, 40, 5, 5, 16, 1, 1, strides=(2, 2)), SMALL),
+    # Rows of a tile have 64 or 128 bytes whatever the elements.
+    (GemmMma(), product(33, 76, 57, FP32, tf32=True), Tile(32, 32, 32, 1, 2, 3)),
+    (GemmMma(), product(33, 76, 56, FP32, bias=True, tf32=True), Tile(32, 32, 32, 1, 2, 3, 2)),
+    (ConvMma(), TF32_CONVS[0], Tile(64, 64, 16, 2, 2, 4)),
+    (GemmMma(), product(33, 400, 57, INT8), Tile(32, 32, 128, 1, 2, 3)),
+    (GemmMma(), product(33, 400, 56, INT8), Tile(32, 32, 128, 1, 2, 3, 2)),
+    (GemmMma(), product(33, 400, 56, INT8, bias=True, out_dtype=FP16),
+     Tile(32, 32, 128, 1, 2, 3, 2)),
+    (GemmMma(), product(33, 80, 56, INT8, bias=True, out_dtype=INT8), Tile(32, 32, 128, 1, 2, 3)),
+    (GemmMma(), product(33, 80, 57, INT8, out_dtype=FP32), Tile(32, 32, 128, 1, 2, 3)),
+    (ConvMma(), INT8_CONVS[0], Tile(64, 64, 64, 2, 2, 4)),
+    (ConvMma(), INT8_CONVS[2], Tile(64, 64, 64, 2, 2, 4)),
 ]  # fmt: skip
+
+
+def synchronous(kind: Any) -> Any:
+    """The variant as it is built for GPUs without ``cp.async``, for any GPU."""
+    old = ARCHS["sm_75"]
+
+    class Synchronous(kind):  # type: ignore[misc]
+        def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Any]:
+            found: Sequence[Any] = super().configs(problem, old)
+            return found
+
+        def emit(self, problem: Problem, config: Any, device: DeviceSpec) -> Emission:
+            emission: Emission = super().emit(problem, config, old)
+            return emission
+
+    return Synchronous()
+
+
+@pytest.mark.parametrize("tile", [SYNCHRONOUS[-1], SYNCHRONOUS[-1]._replace(split=2)], ids=str)
+def test_without_cp_async_emulated(tile: Tile) -> None:
+    for kind, task in (
+        (GemmMma, product(33, 72, 57)),
+        (GemmMma, product(3, 8, 7)),
+        (GemmMma, product(40, 328, 56, bias=True)),
+        (ConvMma, conv(2, 24, 9, 11, 40, 3, 3, pads=(1, 1, 1, 1), strides=(2, 2), residual=True)),
+    ):
+        assert_emulated(synchronous(kind), task, LIMIT, tile)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", SYNCHRONOUS, ids=str)
+def test_every_tile_without_cp_async_emulated(tile: Tile) -> None:
+    task = product(2 * tile.bm - 3, 3 * tile.bk - 8, tile.bn + 9)
+    assert_emulated(synchronous(GemmMma), task, LIMIT, tile)
 
 
 @pytest.mark.parametrize(("variant", "task", "tile"), EMULATED, ids=str)
@@ -154,6 +240,44 @@ def test_convolution_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     assert_right(cuda_runner, ConvMma(), task, LIMIT)
 
 
+class _Fixed(GemmMma):
+    """The variant with one configuration."""
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
+
+    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Tile]:
+        del problem, device
+        return [self.tile]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FP16, BF16, FP32, INT8], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_on_the_gpu(cuda_runner: Any, tile: Tile, dtype: Any) -> None:
+    task = product(1027, 1040, 1304, dtype, tf32=dtype is FP32)
+    sized = tile._replace(bk=tile.bk * 2 // dtype.itemsize)
+    assert_right(cuda_runner, _Fixed(sized), task, TF32 if dtype is FP32 else LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*TF32_MATMULS, *TF32_CONVS], ids=str)
+def test_tf32_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_right(cuda_runner, ConvMma() if task in TF32_CONVS else GemmMma(), task, TF32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*INT8_MATMULS, *INT8_CONVS], ids=str)
+def test_int8_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_right(cuda_runner, ConvMma() if task in INT8_CONVS else GemmMma(), task, LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [MATMULS[0], MATMULS[1], MATMULS[3], *CONVS[:6]], ids=str)
+def test_without_cp_async_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_right(cuda_runner, synchronous(ConvMma if task in CONVS else GemmMma), task, LIMIT)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", MATMULS, ids=str)
 def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
@@ -168,17 +292,30 @@ def test_convolution_compiles_without_spills(arch: str, task: Problem) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_87", "sm_90a"])
-def test_every_tile_compiles_without_spills(arch: str) -> None:
-    variant, task = ConvMma(), CONVS[4]
-    for config in TILES:
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_87", "sm_90a"])
+@pytest.mark.parametrize("task", [CONVS[4], TF32_CONVS[1], INT8_CONVS[1]], ids=str)
+def test_every_tile_compiles_without_spills(arch: str, task: Problem) -> None:
+    variant, device = ConvMma(), ARCHS[arch]
+    if variant.supports(task, device) is not None:
+        pytest.skip(f"{arch} does not multiply {task.inputs[0].dtype}")
+    for config in tiles_for(task.inputs[0].dtype, device):
         for cubin in compiled(variant, task, arch, config):
             assert cubin.spills == 0, config
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_matrix_product_compiles(arch: str) -> None:
-    for cubin in compiled(GemmMma(), MATMULS[0], arch):
+@pytest.mark.parametrize(
+    ("arch", "task"),
+    [
+        ("sm_80", MATMULS[0]), ("sm_90a", MATMULS[0]), ("sm_75", MATMULS[3]),
+        ("sm_80", TF32_MATMULS[0]), ("sm_80", INT8_MATMULS[0]),
+        pytest.param("sm_90a", TF32_MATMULS[0], marks=pytest.mark.slow),
+        pytest.param("sm_90a", INT8_MATMULS[1], marks=pytest.mark.slow),
+        pytest.param("sm_87", INT8_MATMULS[2], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_matrix_product_compiles(arch: str, task: Problem) -> None:
+    for cubin in compiled(GemmMma(), task, arch):
         assert cubin.spills == 0
 
 
@@ -186,7 +323,16 @@ def test_matrix_product_compiles(arch: str) -> None:
     ("task", "reason"),
     [
         (conv(1, 3, 8, 8, 8, 3, 3), "input channels (3) and strides"),
-        (conv(1, 8, 8, 8, 8, 1, 1, dtype=FP32), "operands are fp32, expected fp16 or bf16"),
+        (
+            conv(1, 8, 8, 8, 8, 1, 1, dtype=FP32),
+            "operands are fp32 and may not be rounded to tf32",
+        ),
+        (
+            conv(1, 8, 8, 8, 8, 1, 1, dtype=FP64),
+            "operands are fp64, expected fp16 or bf16 or fp32 or int8",
+        ),
+        (plain_conv(INT8, 1, 8, 8, 8, 8, 1, 1, bias=False), "are not multiples of 16 with"),
+        (plain_conv(FP32, 1, 6, 8, 8, 8, 1, 1, tf32=True), "are not multiples of 4 with"),
         (
             problem(
                 Conv(groups=2), [(1, 16, 8, 8), (8, 8, 3, 3)], FP16, order=NHWC, constants=(1,)
@@ -210,7 +356,68 @@ def test_convolution_refuses(task: Problem, reason: str) -> None:
     assert reason in refusal.reason
 
 
-def test_old_architecture_is_refused() -> None:
-    refusal = ConvMma().supports(CONVS[0], ARCHS["sm_75"])
+@pytest.mark.parametrize("dtype", [BF16, INT8])
+def test_old_architecture_multiplies_fp16_only(dtype: Any) -> None:
+    refusal = GemmMma().supports(product(8, 32, 8, dtype), ARCHS["sm_75"])
     assert refusal is not None
-    assert "sm_75 has no cp.async" in refusal.reason
+    expected = {
+        BF16: "sm_75 has no bf16 conversion, expected sm_80 or later",
+        INT8: "sm_75 multiplies fp16 only here, operands are int8",
+    }
+    assert refusal.reason == expected[dtype]
+
+
+def test_older_architectures_are_refused() -> None:
+    volta = replace(ARCHS["sm_75"], arch="sm_70", cc=(7, 0))
+    refusal = GemmMma().supports(product(8, 32, 8), volta)
+    assert refusal is not None
+    assert refusal.reason == "sm_70 has no ldmatrix, expected sm_75 or later"
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (product(8, 36, 8), "rows of a (36 long, strides (36, 1)) cannot be read 8 at a time"),
+        (
+            product(8, 24, 8, INT8),
+            "rows of a (24 long, strides (24, 1)) cannot be read 16 at a time",
+        ),
+        (product(8, 32, 8, FP32), "operands are fp32 and may not be rounded to tf32"),
+        (
+            problem(MatMul(), [(8, 32), (32, 8)], FP16),
+            "b is not a constant matrix, expected one to pack",
+        ),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_matrix_product_refuses(task: Problem, reason: str) -> None:
+    refusal = GemmMma().supports(task, ARCHS["sm_80"])
+    assert refusal is not None
+    assert refusal.reason == reason
+
+
+def test_weights_are_rounded_to_tf32() -> None:
+    values = np.array([1.0, 1 + 2**-11, 1 + 2**-11 - 2**-23, -1 - 2**-10, np.inf, np.nan])
+    tile = Tile(32, 32, 32, 1, 2, 3)
+    row = np.zeros((1, 32), np.float32)
+    row[0, :6] = values
+    found = packed(row, tile).reshape(-1)[:6]
+    expected = np.array([1.0, 1 + 2**-10, 1.0, -1 - 2**-10, np.inf, np.nan], np.float32)
+    # Lane 0's first piece is the first four, lane 1's the next.
+    assert np.array_equal(found, expected, equal_nan=True)
+
+
+def test_tiles_fit_every_device() -> None:
+    for arch, device in ARCHS.items():
+        for dtype in (FP16, FP32, INT8):
+            tiles = tiles_for(dtype, device)
+            assert len(tiles) >= 5
+            for tile in tiles:
+                assert shared_bytes(tile, dtype) <= device.shared_per_block, arch
+
+
+def test_large_tiles_are_for_large_products() -> None:
+    device = ARCHS["sm_90a"]
+    few, many = (GemmMma().configs(product(n, 4096, 4096), device)[0] for n in (32, 4096))
+    assert Tile(*many)[:3] == (128, 256, 64)
+    assert Tile(*few).bm <= 32
