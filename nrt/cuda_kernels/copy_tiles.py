@@ -130,12 +130,14 @@ class CopyBlock(Copy):
             return total
 
         # Lanes along A, warps along A and B: long lines of the input, of the output, or squares.
-        large = sorted([(8, 1, 8), (8, 4, 2), (8, 2, 4), (4, 8, 1)], key=threads)
-        small = sorted([(8, 1, 1), (4, 1, 1)], key=threads)
+        large = sorted([(8, 1, 8), (8, 4, 2), (8, 2, 4)], key=threads)
+        small = sorted([(8, 1, 1), (4, 1, 1)], key=threads)[0]
         if geometry.size // side**2 < 2 * 256 * device.multiprocessors:
             # Large blocks would leave SMs without one.
-            return [small[0], large[0]]
-        return [*large[:3], small[0]]
+            return [small, large[0]]
+        # The same block of other warps: they read whole lines and write halves.
+        halves = (4, 2 * large[0][1], large[0][2] // 2)
+        return [large[0], halves, large[1], small]
 
     def emit(self, problem: Problem, config: tuple[int, int, int], device: DeviceSpec) -> Emission:
         del device

@@ -142,7 +142,7 @@ def test_squares_are_expected_to_be_faster() -> None:
     problem = copy(rows(64, 64, 56, 56, dtype=FP16), last(64, 64, 56, 56, dtype=FP16))
     block, tile = CopyBlock(), CopyTile()
     configs = block.configs(problem, device)
-    assert configs[0] == (8, 1, 8)
+    assert configs[:2] == [(8, 1, 8), (4, 2, 4)]
     first = block.estimate(problem, configs[0], device)
     assert first < tile.estimate(problem, tile.configs(problem, device)[0], device)
     back = copy(last(64, 64, 56, 56, dtype=FP16), rows(64, 64, 56, 56, dtype=FP16))
@@ -151,7 +151,7 @@ def test_squares_are_expected_to_be_faster() -> None:
     assert block.configs(small, device)[0] == (8, 1, 1)
 
 
-@pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (8, 2, 4), (4, 8, 1), (4, 1, 1)], ids=str)
+@pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (4, 4, 2), (4, 8, 1), (4, 1, 1)], ids=str)
 @pytest.mark.parametrize("index", [18, 20, 22, 23])
 def test_squares_in_any_block(
     index: int, config: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -162,7 +162,7 @@ def test_squares_in_any_block(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (8, 2, 4), (4, 8, 1), (4, 1, 1)], ids=str)
+@pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (4, 4, 2), (4, 8, 1), (4, 1, 1)], ids=str)
 @pytest.mark.parametrize("index", [18, 19, 20, 21, 22, 23, 24])
 def test_squares_in_any_block_on_the_gpu(
     cuda_runner: Any,
