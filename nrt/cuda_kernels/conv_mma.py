@@ -14,7 +14,7 @@ from nrt.cuda_kernels.conv_common import (
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.mma_layout import Tile
-from nrt.cuda_kernels.mma_pack import packed
+from nrt.cuda_kernels.mma_pack import block_diagonal, packed
 from nrt.cuda_kernels.mma_tile import Gemm
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
 from nrt.ir.op import Array
@@ -23,12 +23,16 @@ from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "ConvMma"]
 
+MIN_GROUP = 4
+"""Input channels of a group: with fewer, tiles of 32 columns multiply zeros nine times in ten."""
+
 
 class ConvMma(Variant):
-    """Implicit GEMM with cp.async, ldmatrix and m16n8k16; see `mma_kernel` for the recipe.
+    """Implicit GEMM with ldmatrix and ``mma.sync``; see `mma_kernel` for the recipe.
 
-    Weights are packed ``[K, R*S*C]``, channels innermost. A second launch adds the parts of a split
-    reduction, in order, so that results are the same from run to run.
+    Weights are packed by `mma_pack`, groups that share a tile as a block diagonal: their zeros meet
+    the other groups' channels, so that an infinity there spoils the whole tile. A second launch
+    adds the parts of a split reduction, in order, so that results are the same from run to run.
     """
 
     name = "conv_mma"
@@ -40,49 +44,70 @@ class ConvMma(Variant):
         refusal = refusal or mma_tile.refuse_operands(problem, device)
         if refusal is not None:
             return refusal
-        shape = ConvShape.of(problem)
-        if shape.groups != 1:
-            return Refusal(f"groups={shape.groups}, expected 1")
         if not problem.constants[1]:
             return Refusal("weights are computed at run time, expected a constant to pack")
+        shape = ConvShape.of(problem)
         piece = 16 // shape.dtype.itemsize
-        if shape.load_width(piece) != piece:
+        channels = shape.c if shape.groups == 1 else piece
+        if shape.load_width_of(channels, piece) != piece:
             return Refusal(
                 f"input channels ({shape.c}) and strides {shape.x_strides} are not multiples of "
                 f"{piece} with channels innermost"
             )
+        if shape.groups > 1:
+            refusal = self._refuse_groups(shape, device)
+            if refusal is not None:
+                return refusal
         return mma_tile.refuse_rows(problem, 1)
 
+    @staticmethod
+    def _refuse_groups(shape: ConvShape, device: DeviceSpec) -> Refusal | None:
+        """None, or why no tile's columns are whole groups of channels."""
+        if shape.cg < MIN_GROUP:
+            return Refusal(
+                f"groups of {shape.cg} input channels leave tensor cores idle, expected "
+                f"{MIN_GROUP} or more"
+            )
+        gemm = ConvMma._gemm(shape)
+        if any(gemm.on(t) is not None for t in mma_tile.tiles_for(shape.dtype, device)):
+            return None
+        return Refusal(
+            f"{shape.groups} groups of {shape.cg} to {shape.kg} channels: no tile's columns are "
+            "whole groups whose channels are multiples of 16 bytes"
+        )
+
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
-        return mma_tile.ranked(self._gemm(problem), device)
+        return mma_tile.ranked(self._gemm(ConvShape.of(problem)), device)
 
     def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:
-        return mma_tile.estimate(self._gemm(problem), Tile(*config), problem, device)
+        return mma_tile.estimate(self._gemm(ConvShape.of(problem)), Tile(*config), problem, device)
 
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
         epilogue = conv_epilogue(problem)
         width = store_width(epilogue, problem.y, 1, 8)
+        gemm = self._gemm(ConvShape.of(problem))
         return mma_tile.emission(
-            self._gemm(problem), Tile(*config), epilogue, width, (In(0), In(1)), Out(),
-            extra_args(problem), device,
-        )  # fmt: skip
+            gemm, Tile(*config), epilogue, width, (In(0), In(1)), Out(), extra_args(problem), device
+        )
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
-        rows = array.transpose(0, 2, 3, 1).reshape(array.shape[0], -1)
-        return packed(rows, Tile(*config))
+        tile, shape = Tile(*config), ConvShape.of(problem)
+        shared = 1
+        if shape.groups > 1:
+            shared = mma_tile.groups_of_tile(shape.groups, shape.kg, tile.bn) or 1
+        return packed(block_diagonal(array, shape.groups, shared), tile)
 
     @staticmethod
-    def _gemm(problem: Problem) -> Gemm:
-        s = ConvShape.of(problem)
+    def _gemm(s: ConvShape) -> Gemm:
         plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
         return Gemm(
             m=s.m, k=s.k, j=s.crs, dtype=s.dtype, out_dtype=s.out_dtype,
             pointwise=plain, y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)),
             height=s.h, width=s.w, channels=s.c, out_h=s.p, out_w=s.q, filter_w=s.s,
             stride=s.stride, pad=s.pad, dilation=s.dilation,
-            x_n=s.x_strides[0], x_h=s.x_strides[2],
+            x_n=s.x_strides[0], x_h=s.x_strides[2], groups=s.groups,
             x_w=mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if plain else s.x_strides[3],
         )  # fmt: skip
 

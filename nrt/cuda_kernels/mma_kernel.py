@@ -17,6 +17,10 @@ warps of 64x64 a warp issues, per BK = 64: 128 HMMA, 32 LDSM, 12 LDGSTS, 39 othe
 (a convolution 265); 230 registers. Bytes from L2 per block and step (BM + BN) * BK * 2, flops
 2 * BM * BN * BK: 128x256 does 85 flops per byte, 128x128 64.
 
+Groups of a convolution: a tile's columns belong to one group, or to several whole ones whose
+weights then form a block diagonal among zeros (`mma_pack`); either way they read one run of
+channels, whose start depends on the tile's column alone.
+
 The results go through a private stretch of shared memory per warp, 16 rows at a time, so that the
 epilogue sees 8 neighbouring channels and stores 16 bytes.
 """
@@ -112,7 +116,7 @@ def _mma_kernel(
         m_count, k_count, j_count,
         height, width_in, channels, out_hw, out_w, filter_w,
         stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
-        x_n, x_h, x_w, y_row, tiles, tiles_n, group, blocks_k,
+        x_n, x_h, x_w, y_row, tiles, tiles_n, strip, blocks_k, group_tiles, group_c,
     ):  # fmt: skip
         # Rows of 128 bytes start at multiples of 128, so that offsets in them are bits of their
         # own.
@@ -121,13 +125,16 @@ def _mma_kernel(
         tid = u32(cuda.threadIdx.x)
         lane = u32(tid & u32(31))
         warp = u32(tid >> u32(5))
-        tile_m, tile_n = tile_position(u32(cuda.blockIdx.x), tiles, tiles_n, group)
+        tile_m, tile_n = tile_position(u32(cuda.blockIdx.x), tiles, tiles_n, strip)
         m0 = u32(tile_m * u32(bm))
         n0 = u32(tile_n * u32(bn))
         part = u32(cuda.blockIdx.y)
         first = u32(part * blocks_k)
         total = u32((j_count + u32(bk - 1)) // u32(bk))
         count = u32(min(u32(blocks_k), u32(total - first))) if total > first else u32(0)
+
+        # Columns of a group (or of several that share a tile) read that group's channels.
+        base_c = u32(u32(tile_n // group_tiles) * group_c)
 
         # This thread's pieces: rows row + i * row_step, always the same piece of the row.
         row = u32(tid // u32(pieces))
@@ -140,7 +147,7 @@ def _mma_kernel(
             # Rows past the end repeat the last one; they are never stored.
             m = u32(min(u32(m0 + row + u32(i * row_step)), u32(m_count - u32(1))))
             if pointwise:
-                x_base[i] = u32(m * x_w)
+                x_base[i] = u32(u32(m * x_w) + base_c)
             else:
                 n = u32(m // out_hw)
                 pq = u32(m - u32(n * out_hw))
@@ -148,7 +155,9 @@ def _mma_kernel(
                 q = u32(pq - u32(p * out_w))
                 x_top[i] = i32(i32(p * stride_h) - i32(pad_h))
                 x_left[i] = i32(i32(q * stride_w) - i32(pad_w))
-                x_base[i] = u32(u32(n * x_n) + u32(u32(x_top[i]) * x_h) + u32(u32(x_left[i]) * x_w))
+                x_base[i] = u32(
+                    u32(n * x_n) + u32(u32(x_top[i]) * x_h) + u32(u32(x_left[i]) * x_w) + base_c
+                )
         j = u32(u32(first * u32(bk)) + u32(piece * u32(per_piece)))
         j_end = u32(min(u32(u32(first + count) * u32(bk)), j_count))
         c = j
@@ -313,7 +322,7 @@ def _mma_kernel(
             cuda.syncwarp()
 
     signature = types.void(
-        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 23
+        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 25
     )
     return kernel, signature
 

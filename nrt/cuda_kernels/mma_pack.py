@@ -8,7 +8,23 @@ from nrt.cuda_kernels.conv_common import rounded
 from nrt.cuda_kernels.mma_layout import Layout, Tile
 from nrt.ir.op import Array
 
-__all__ = ["packed"]
+__all__ = ["block_diagonal", "packed"]
+
+
+def block_diagonal(weights: Array, groups: int, shared: int) -> Array:
+    """Rows ``[k, r * s * c]`` of filters ``[k, c, r, s]``, in runs of ``shared`` groups.
+
+    Such a run reads ``shared * c`` channels, of which a filter's own are those of its group and the
+    others meet zeros. Channels are innermost.
+    """
+    k, c, r, s = weights.shape
+    rows = weights.transpose(0, 2, 3, 1)
+    if shared > 1:
+        wide = np.zeros((k, r, s, shared, c), weights.dtype)
+        group = np.arange(k) // (k // groups)
+        wide[np.arange(k), :, :, group % shared] = rows
+        rows = wide
+    return rows.reshape(k, -1)
 
 
 def packed(weights: Array, tile: Tile) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
@@ -23,6 +23,7 @@ __all__ = [
     "Gemm",
     "emission",
     "estimate",
+    "groups_of_tile",
     "is_asynchronous",
     "part_width",
     "ranked",
@@ -54,6 +55,7 @@ TILES: tuple[Tile, ...] = (
     Tile(64, 128, 32, 2, 2, 4),
     Tile(64, 64, 32, 2, 2, 4),
     Tile(64, 64, 64, 2, 2, 4),
+    Tile(128, 32, 32, 4, 1, 4),
     Tile(64, 32, 64, 2, 1, 4),
     Tile(32, 64, 64, 1, 2, 4),
     Tile(32, 32, 64, 1, 2, 6),
@@ -65,6 +67,7 @@ SYNCHRONOUS: tuple[Tile, ...] = (
     Tile(128, 64, 32, 2, 2, 2),
     Tile(64, 64, 64, 2, 2, 2),
     Tile(64, 64, 32, 2, 2, 2),
+    Tile(128, 32, 32, 4, 1, 2),
     Tile(32, 32, 64, 1, 2, 2),
 )
 """Without ``cp.async``: two stages, a block held in registers."""
@@ -109,6 +112,9 @@ class Gemm:
         filter_w: width of the filter.
         stride, pad, dilation: (vertical, horizontal).
         x_n, x_h: elements from one image, one line of x, to the next.
+        groups: of a convolution; ``j`` and a group's sums are then those of one group.
+        group_tiles, group_c: tiles that read the same channels, channels from one such run to the
+            next (see `on`).
     """
 
     m: int
@@ -130,6 +136,34 @@ class Gemm:
     dilation: tuple[int, int] = (1, 1)
     x_n: int = 0
     x_h: int = 0
+    groups: int = 1
+    group_tiles: int = 1
+    group_c: int = 0
+
+    def on(self, tile: Tile) -> Gemm | None:
+        """What a tile sees: with groups, the length of its own sums; None if it cannot be used.
+
+        The columns of a tile belong to one group or to several whole ones; all columns of a tile
+        then read the channels of all of them.
+        """
+        if self.groups == 1:
+            return self
+        c, k = self.channels // self.groups, self.k // self.groups
+        shared = groups_of_tile(self.groups, k, tile.bn)
+        if shared is None or shared * c * self.dtype.itemsize % 16:
+            return None
+        run = shared * c
+        return replace(
+            self, j=self.j // c * run, channels=run, group_c=run, group_tiles=ceil_div(k, tile.bn)
+        )
+
+
+def groups_of_tile(groups: int, k: int, bn: int) -> int | None:
+    """Groups of ``k`` output channels that ``bn`` columns belong to; None if not whole ones."""
+    if k % bn == 0:
+        return 1
+    shared = bn // k
+    return None if bn % k or groups % shared else shared
 
 
 def uniform_rows(strides: tuple[int, int, int, int], sizes: tuple[int, int, int]) -> bool:
@@ -173,7 +207,14 @@ def _blocks_per_sm(tile: Tile, dtype: DType, device: DeviceSpec) -> int:
 
 def estimate(gemm: Gemm, tile: Tile, problem: Problem, device: DeviceSpec) -> float:
     """Expected seconds: those of the tiles, but at least those of moving every byte once."""
+    gemm = _seen(gemm, tile)
     return max(_bare_estimate(gemm, tile, device), problem.nbytes / device.bandwidth + 2e-6)
+
+
+def _seen(gemm: Gemm, tile: Tile) -> Gemm:
+    seen = gemm.on(tile)
+    assert seen is not None
+    return seen
 
 
 def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
@@ -212,15 +253,18 @@ def ranked(gemm: Gemm, device: DeviceSpec) -> list[Tile]:
     """Tiles that fit the device, best estimate first; splits only where blocks are few."""
     found: list[tuple[float, Tile]] = []
     for base in tiles_for(gemm.dtype, device):
+        seen = gemm.on(base)
+        if seen is None:
+            continue
         blocks = ceil_div(gemm.m, base.bm) * ceil_div(gemm.k, base.bn)
         for split in (1, 2, 4, 8):
             tile = base._replace(split=split)
             enough = split == 1 or (
                 blocks * split <= 2 * device.multiprocessors
-                and ceil_div(gemm.j, base.bk) >= 4 * split
+                and ceil_div(seen.j, base.bk) >= 4 * split
             )
             if enough:
-                found.append((_bare_estimate(gemm, tile, device), tile))
+                found.append((_bare_estimate(seen, tile, device), tile))
     found.sort(key=lambda item: item[0])
     return [tile for _, tile in found[:MAX_CONFIGS]]
 
@@ -236,6 +280,7 @@ def emission(
     device: DeviceSpec,
 ) -> Emission:
     """The launches of one run: the tiles, and for a split reduction the sum of its parts."""
+    gemm = _seen(gemm, tile)
     split = tile.split > 1
     sums = INT32 if gemm.dtype == INT8 else FP32
     params = (
@@ -253,7 +298,7 @@ def emission(
         gemm.height, gemm.width, gemm.channels, gemm.out_h * gemm.out_w, gemm.out_w, gemm.filter_w,
         *gemm.stride, *gemm.pad, *gemm.dilation,
         gemm.x_n, gemm.x_h, gemm.x_w, gemm.k if split else gemm.y_row, tiles, tiles_n,
-        _group(tile, tiles_n), part_blocks(tile, gemm.j),
+        _strip(tile, tiles_n), part_blocks(tile, gemm.j), gemm.group_tiles, gemm.group_c,
     )  # fmt: skip
     none = (Null(),) * MAX_EXTRAS
     main = Launch(
@@ -275,7 +320,7 @@ def emission(
     return Emission((main, reduce), workspace=tile.split * gemm.m * gemm.k * 4)
 
 
-def _group(tile: Tile, tiles_n: int) -> int:
+def _strip(tile: Tile, tiles_n: int) -> int:
     """Rows of tiles that are walked together; 1 walks row by row.
 
     Blocks that run together should cover a near-square of about 1000 rows, so that they read the

@@ -13,8 +13,8 @@ from nrt.cuda_kernels.conv_mma import ConvMma
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.gemm_mma import GemmMma
 from nrt.cuda_kernels.mma_kernel import Tile, shared_bytes, threads
-from nrt.cuda_kernels.mma_pack import packed
-from nrt.cuda_kernels.mma_tile import SYNCHRONOUS, TILES, tiles_for
+from nrt.cuda_kernels.mma_pack import block_diagonal, packed
+from nrt.cuda_kernels.mma_tile import SYNCHRONOUS, TILES, groups_of_tile, tiles_for
 from nrt.cuda_kernels.variant import Emission
 from nrt.dtypes import BF16, FP16, FP32, FP64, INT8
 from nrt.ir.ops import Conv, MatMul
@@ -103,7 +103,7 @@ def plain_conv(dtype: Any, *args: int, bias: bool = True, **attributes: Any) -> 
     """A convolution of n, c, h, w, k, r, s; with ``bias`` also a ReLU."""
     n, c, h, w, k, r, s = args
     op = Conv(epilogue=BIAS if bias else None, **attributes)
-    shapes: list[tuple[int, ...]] = [(n, c, h, w), (k, c, r, s), (k, 1, 1)]
+    shapes: list[tuple[int, ...]] = [(n, c, h, w), (k, c // op.groups, r, s), (k, 1, 1)]
     return problem(op, shapes[: 2 + bias], dtype, order=NHWC, dtypes={2: FP32}, constants=(1, 2))
 
 
@@ -132,8 +132,24 @@ INT8_CONVS = [
 
 
 SMALL, NARROW = Tile(32, 32, 64, 1, 2, 3), Tile(32, 32, 32, 1, 1, 3)
+WIDE = Tile(128, 32, 32, 4, 1, 4)
 
 
+GROUPED = [
+    plain_conv(FP16, 2, 64, 7, 6, 64, 3, 3, pads=(1, 1, 1, 1), groups=16),
+    plain_conv(FP16, 2, 64, 9, 7, 64, 3, 3, pads=(1, 1, 1, 1), strides=(2, 2), groups=8),
+    plain_conv(BF16, 1, 64, 5, 6, 128, 3, 3, pads=(1, 1, 1, 1), groups=4),
+    plain_conv(FP16, 1, 96, 5, 6, 192, 3, 3, pads=(1, 1, 1, 1), groups=3),
+    plain_conv(FP16, 3, 64, 5, 7, 64, 1, 1, groups=4),
+    plain_conv(FP16, 1, 80, 5, 6, 128, 3, 3, pads=(1, 1, 1, 1), groups=4),
+    plain_conv(INT8, 1, 32, 5, 6, 64, 3, 3, bias=False, pads=(1, 1, 1, 1), groups=8),
+    plain_conv(FP32, 1, 32, 5, 6, 64, 3, 3, pads=(1, 1, 1, 1), groups=8, tf32=True),
+    # ResNeXt-50 32x4d: its four widths.
+    *(
+        plain_conv(FP16, 2, c, size, size, c, 3, 3, pads=(1, 1, 1, 1), groups=32)
+        for c, size in ((128, 56), (256, 28), (512, 14), (1024, 7))
+    ),
+]
 EMULATED: list[tuple[Any, Problem, Tile]] = [
     (GemmMma(), product(33, 72, 57), SMALL),
     (GemmMma(), product(1, 8, 1), SMALL),
@@ -167,6 +183,17 @@ EMULATED: list[tuple[Any, Problem, Tile]] = [
     (GemmMma(), product(33, 80, 57, INT8, out_dtype=FP32), Tile(32, 32, 128, 1, 2, 3)),
     (ConvMma(), INT8_CONVS[0], Tile(64, 64, 64, 2, 2, 4)),
     (ConvMma(), INT8_CONVS[2], Tile(64, 64, 64, 2, 2, 4)),
+    # Several groups in a tile; a group in several tiles; one in one.
+    (ConvMma(), GROUPED[0], SMALL),
+    (ConvMma(), GROUPED[0], WIDE),
+    (ConvMma(), GROUPED[1], WIDE),
+    (ConvMma(), GROUPED[2], WIDE._replace(split=2)),
+    (ConvMma(), GROUPED[3], WIDE),
+    (ConvMma(), GROUPED[3], Tile(64, 64, 32, 2, 2, 4)),
+    (ConvMma(), GROUPED[4], SMALL),
+    (ConvMma(), GROUPED[5], Tile(64, 64, 64, 2, 2, 3, 2)),
+    (ConvMma(), GROUPED[6], Tile(64, 32, 128, 2, 1, 4)),
+    (ConvMma(), GROUPED[7], Tile(64, 32, 32, 2, 1, 4)),
 ]  # fmt: skip
 
 
@@ -267,6 +294,12 @@ def test_tf32_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("task", GROUPED, ids=str)
+def test_groups_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_right(cuda_runner, ConvMma(), task, TF32 if task == GROUPED[7] else LIMIT)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("task", [*INT8_MATMULS, *INT8_CONVS], ids=str)
 def test_int8_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     assert_right(cuda_runner, ConvMma() if task in INT8_CONVS else GemmMma(), task, LIMIT)
@@ -285,7 +318,7 @@ def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 
 
 @pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_87", marks=pytest.mark.slow), "sm_90a"])
-@pytest.mark.parametrize("task", CONVS[1:3], ids=str)
+@pytest.mark.parametrize("task", [*CONVS[1:3], GROUPED[-4]], ids=str)
 def test_convolution_compiles_without_spills(arch: str, task: Problem) -> None:
     for cubin in compiled(ConvMma(), task, arch):
         assert cubin.spills == 0
@@ -334,11 +367,19 @@ def test_matrix_product_compiles(arch: str, task: Problem) -> None:
         (plain_conv(INT8, 1, 8, 8, 8, 8, 1, 1, bias=False), "are not multiples of 16 with"),
         (plain_conv(FP32, 1, 6, 8, 8, 8, 1, 1, tf32=True), "are not multiples of 4 with"),
         (
-            problem(
-                Conv(groups=2), [(1, 16, 8, 8), (8, 8, 3, 3)], FP16, order=NHWC, constants=(1,)
-            ),
-            "groups=2, expected 1",
+            plain_conv(FP16, 1, 32, 8, 8, 32, 3, 3, groups=32),
+            "groups of 1 input channels leave tensor cores idle, expected 4 or more",
         ),
+        (
+            plain_conv(FP16, 1, 24, 8, 8, 18, 3, 3, groups=3),
+            "3 groups of 8 to 6 channels: no tile's columns are whole groups whose channels are "
+            "multiples of 16 bytes",
+        ),
+        (
+            plain_conv(FP16, 1, 24, 8, 8, 192, 3, 3, groups=2),
+            "2 groups of 12 to 96 channels: no tile's columns",
+        ),
+        (plain_conv(FP16, 1, 36, 8, 8, 64, 3, 3, groups=4), "are not multiples of 8 with"),
         (
             problem(Conv(), [(1, 16, 8, 8), (8, 16, 3, 3)], FP16, order=NHWC),
             "weights are computed at run time",
@@ -394,6 +435,26 @@ def test_matrix_product_refuses(task: Problem, reason: str) -> None:
     refusal = GemmMma().supports(task, ARCHS["sm_80"])
     assert refusal is not None
     assert refusal.reason == reason
+
+
+def test_groups_that_share_a_tile_are_a_block_diagonal() -> None:
+    weights = np.random.default_rng().standard_normal((8, 3, 2, 1))
+    rows = block_diagonal(weights, 4, 2).reshape(8, 2, 1, 2, 3)
+    for k in range(8):
+        own = k // 2 % 2
+        assert np.array_equal(rows[k, :, :, own], weights[k].transpose(1, 2, 0))
+        assert not rows[k, :, :, 1 - own].any()
+    assert np.array_equal(
+        block_diagonal(weights, 2, 1), weights.transpose(0, 2, 3, 1).reshape(8, 6)
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "k", "bn", "expected"),
+    [(32, 4, 32, 8), (32, 64, 32, 1), (3, 6, 32, None), (4, 4, 64, None), (2, 48, 32, None)],
+)
+def test_groups_of_a_tile(groups: int, k: int, bn: int, expected: int | None) -> None:
+    assert groups_of_tile(groups, k, bn) == expected
 
 
 def test_weights_are_rounded_to_tf32() -> None:
