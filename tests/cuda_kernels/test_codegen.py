@@ -290,8 +290,12 @@ EVERY_MODE = (
 )
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("dtype", [FP32, FP16, BF16, INT8, FP8E4M3], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [(d, w) for d in (FP32, FP16, BF16) for w in (1, 2, 4, 8)]
+    + [(d, w) for d in (INT8, FP8E4M3) for w in (1, 8, 16)],
+    ids=str,
+)
 def test_stores_compile(dtype: DType, width: int) -> None:
     assert compiled("_store_kernel", None, (), dtype, width).spills == 0
     program = _sum_program("ffff")
@@ -341,7 +345,7 @@ def _int_store_kernel(width: int) -> tuple[Any, Any]:
     return scope["kernel"], types.void(pointer(INT32), pointer(INT32), pointer(FP32))
 
 
-@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("width", [1, 2, 8])
 def test_stores_of_int32_sums_compile(width: int) -> None:
     assert compiled("_int_store_kernel", width).spills == 0
 

@@ -45,6 +45,8 @@ CASES = [
     (matmul((24, 132), (68, 24), trans_a=True, trans_b=True), Tile(128, 128, 8, 8, 8, 2)),
     (matmul((1, 64), (64, 200), extras=((200,),), constant=True), Tile(32, 64, 16, 4, 4, 4)),
     (matmul((130, 24), (24, 68)), Tile(128, 64, 8, 8, 8)),
+    (matmul((5, 40), (40, 12), FP16, extras=((12,),), out_dtype=INT8), SMALL),
+    (matmul((5, 40), (40, 9), FP16, extras=((9,),), out_dtype=FP8E4M3), SPLIT),
 ]
 PROBLEMS = [task for task, _ in CASES]
 # Sums of int8 are compared exactly where they are stored as int32.
