@@ -130,7 +130,7 @@ stmatrix_x4 = asm(
 )  # fmt: skip
 cluster_rank = asm(
     "cluster_rank", "mov.u32 $0, %cluster_ctarank;", [u32], [], pure=True,
-    doc="``%cluster_ctarank``: this block's number in its cluster.",
+    doc="``mov.u32`` of ``%cluster_ctarank``: this block's number in its cluster.",
 )  # fmt: skip
 cluster_sync = asm(
     "cluster_sync", "barrier.cluster.arrive.release; barrier.cluster.wait.acquire;", [], [],

@@ -8,7 +8,7 @@ with 128-byte swizzle, which announce themselves on a full-barrier. Each consume
 issues four ``wgmma m64nBN`` from shared memory, and once the four before are done each of its warps
 frees their buffer on the empty-barrier. Bytes per step (BM + BN) * 128, of 2-byte types flops
 2 * BM * BN * 64: 128x256 does 85 flops per byte from L2, 128x128 64, where an H200's L2 gives about
-5.5 TB/s. Two ways to read less: the blocks of a cluster each load a part of W and multicast it, and
+8.5 TB/s. Two ways to read less: the blocks of a cluster each load a part of W and multicast it, and
 where all of W for a block's columns fits, it stays (``resident``).
 
 The accumulators (BN / 2 registers a thread) leave as boxes where the output has 16-bit rows: the
@@ -135,7 +135,11 @@ def _hopper_kernel(
     following = next_slot(stages)
     load_w = _weights_loader(tile, bk)
     load_residual = _residual_loader(bn)
-    drain0 = drain1 = scatter0 = scatter1 = reduce = None
+    drain0: Any = None
+    drain1: Any = None
+    scatter0: Any = None
+    scatter1: Any = None
+    reduce: Any = None
     two = bn > 128
     if split > 1:
         scatters = cluster_scatters(bn)

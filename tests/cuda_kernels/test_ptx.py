@@ -40,14 +40,17 @@ SM80 = {
     "max_f16x2": "rr>r", "max_bf16x2": "rr>r",
 }  # fmt: skip
 SM90 = {
-    "bar_sync": "rr>", "fence_async_shared": ">", "fence_barrier_init": ">", "grid_launch": ">",
+    "bar_sync": "rr>", "bulk_commit": ">", "bulk_wait": ">", "bulk_wait_read": ">",
+    "cluster_meet": ">", "cluster_rank": ">r", "cluster_sync": ">", "ld_cluster_v4_f32": "r>ffff",
+    "map_to_rank": "rr>r", "stmatrix_x4": "srrrr>", "tma_load_2d_multicast": "slsiih>",
+    "tma_store_2d": "lsii>", "fence_async_shared": ">", "fence_barrier_init": ">", "grid_launch": ">",
     "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>", "mbarrier_init": "sr>",
     "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>", "setmaxnreg_dec": "40>",
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
 }  # fmt: skip
 GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
 ADDRESSES = {"at", "shared_address", "ahead"}  # used by every kernel, or moved pointers
-MAKERS = {"asm", "with_arity", "wgmma_block", "statement", "mma_statement", "MmaStatement"}
+MAKERS = {"asm", "with_arity", "wgmma_loop", "statement", "mma_statement", "MmaStatement"}
 
 POINTERS = {"f": types.float32, "r": types.uint32, "i": types.int32, "h": types.uint16}
 
@@ -93,19 +96,23 @@ def _kernel(arch: str) -> tuple[Any, Any]:
     return scope["kernel"], types.void(*pointers, types.CPointer(types.int64))
 
 
-def _wgmma(dtype: str, n: int, steps: int) -> tuple[Any, Any]:
-    block = ptx_hopper.wgmma_block(dtype, n, steps)
+def _wgmma(dtype: str, n: int) -> tuple[Any, Any]:
+    loop = ptx_hopper.wgmma_loop(dtype, n, stages=4, stage_bytes=32768)
     count = n // 2
+    element = types.int32 if dtype == "int8" else types.float32
 
-    def kernel(y, a, b):
-        acc = cuda.local.array(count, types.float32)
+    def kernel(y, a, b, full, empty, blocks):
+        acc = cuda.local.array(count, element)
         for k in range(count):
-            acc[k] = types.float32(0)
-        block(acc, a, b)
+            acc[k] = element(0)
+        slot, parity = loop(
+            acc, a, b, full, empty, types.uint32(1), types.uint32(0), types.uint32(0), blocks
+        )
         for k in range(count):
             y[types.uint32(k)] = acc[k]
+        y[types.uint32(count)] = element(slot + parity)
 
-    return kernel, types.void(types.CPointer(types.float32), types.int64, types.int64)
+    return kernel, types.void(types.CPointer(element), *[types.uint32] * 5)
 
 
 def compiled(
@@ -133,8 +140,8 @@ def instruction(name: str, module: Any) -> re.Pattern[str]:
 
 
 def test_the_table_covers_every_intrinsic() -> None:
-    assert set(SM75) | set(SM80) | ADDRESSES | MAKERS == set(ptx.__all__) | {"wgmma_block"}
-    assert set(SM90) | {"wgmma_block"} == set(ptx_hopper.__all__)
+    assert set(SM75) | set(SM80) | ADDRESSES | MAKERS == set(ptx.__all__) | {"wgmma_loop"}
+    assert set(SM90) | {"wgmma_loop", "behind"} == set(ptx_hopper.__all__)
     for module in (ptx, ptx_hopper):
         for name in module.__all__:
             assert getattr(module, name).__doc__, name
@@ -152,18 +159,23 @@ def test_intrinsics_are_the_instructions_they_name(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "n", "steps"), [("fp16", 64, 1), ("bf16", 128, 4), ("fp16", 256, 2)]
+    ("dtype", "n", "product"),
+    [
+        ("fp16", 64, "m64n64k16.f32.f16.f16"),
+        ("bf16", 128, "m64n128k16.f32.bf16.bf16"),
+        ("fp32", 96, "m64n96k8.f32.tf32.tf32"),
+        ("fp8e4m3", 256, "m64n256k32.f32.e4m3.e4m3"),
+        ("int8", 128, "m64n128k32.s32.s8.s8"),
+    ],
 )
-def test_wgmma_blocks(dtype: str, n: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, cubin = compiled("_wgmma", (dtype, n, steps), "sm_90a", monkeypatch)
-    kind = {"fp16": "f16", "bf16": "bf16"}[dtype]
-    product = f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind}"
-    assert text.count(product) == steps
-    assert text.count("da, db, q, 1, 1, 0, 0;") == steps
-    assert text.count("add.s64 da, da, 2") == steps - 1
-    assert text.count("wgmma.wait_group") == 1
-    if n <= 128:
-        assert cubin.spills == 0
+def test_wgmma_loops(dtype: str, n: int, product: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, cubin = compiled("_wgmma", (dtype, n), "sm_90a", monkeypatch)
+    assert text.count(f"wgmma.mma_async.sync.aligned.{product}") == 4
+    assert text.count("add.s64 da, da, 2") == 3
+    # One block's products are in flight while the next one's are issued.
+    assert text.count("wgmma.wait_group.sync.aligned 1;") == 1
+    assert text.count("wgmma.wait_group.sync.aligned 0;") == 1
+    assert cubin.spills == 0
 
 
 def test_a_literal_must_be_one() -> None:
