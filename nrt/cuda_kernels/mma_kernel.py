@@ -338,6 +338,7 @@ def _reduce_kernel(
     """Adds ``split`` partial sums ``[split, m, k]`` (float32 or int32), then runs the epilogue."""
     operand = INT8 if sums == INT32 else FP32
     sum_type, value_type = acc_type(operand), result_type(operand, out_dtype, program)
+    value = _value(sums == INT32, sum_type)
     store = make_store(program, extras, out_dtype, width)
 
     def kernel(parts, y, e0, e1, e2, e3, m_count, k_count, y_row):
@@ -346,14 +347,23 @@ def _reduce_kernel(
         m = u32(index // per_row)
         k = u32(u32(index - m * per_row) * u32(width))
         if m < m_count:
+            words = cuda.local.array(8, types.uint32)
             total = cuda.local.array(8, sum_type)
             out = cuda.local.array(8, value_type)
             for v in range(width):
                 total[v] = sum_type(0)
             for z in range(split):
                 base = u32(u32(u32(u32(z) * m_count) + m) * k_count + k)
-                for v in range(width):
-                    total[v] = sum_type(total[v] + parts[u32(base + u32(v))])
+                if width % 4 == 0:
+                    for v in range(width // 4):
+                        words[4 * v], words[4 * v + 1], words[4 * v + 2], words[4 * v + 3] = (
+                            ptx.ld_global_v4(ptx.at(parts, u32(base + u32(4 * v))))
+                        )
+                    for v in range(width):
+                        total[v] = sum_type(total[v] + value(words[v]))
+                else:
+                    for v in range(width):
+                        total[v] = sum_type(total[v] + parts[u32(base + u32(v))])
             for v in range(width):
                 out[v] = value_type(total[v])
             o = u32(u32(m * y_row) + k)

@@ -34,6 +34,8 @@ from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
 from nrt.problem import Problem, TensorSpec
 
+from .emulated_mma import ldmatrix, mma, warp_mma
+
 __all__ = ["KernelEmulator"]
 
 _GUARD = 64  # elements of poison after each tensor
@@ -287,69 +289,8 @@ class _Cuda:
         }  # fmt: skip
 
 
-def _ldmatrix(memory: Pointer, addresses: Sequence[int], trans: bool) -> list[tuple[int, ...]]:
-    """What each lane of a warp receives of four 8x8 matrices; lane l has the address of row l."""
-    rows = [Address(memory, a).window(16).view(np.uint16).copy() for a in addresses]
-    matrices = [np.stack(rows[8 * i : 8 * i + 8]) for i in range(4)]
-    if trans:
-        matrices = [m.T for m in matrices]
-    words = [np.ascontiguousarray(m).view(np.uint32).ravel().tolist() for m in matrices]
-    return [tuple(w[lane] for w in words) for lane in range(32)]
-
-
-def _mma_m16n8k16(decode: Callable[[int], float], lanes: Sequence[Any]) -> list[tuple[float, ...]]:
-    """The accumulators of each lane of a warp after ``mma.sync.m16n8k16``.
-
-    ``lanes`` holds ten operands each: four words of a, two of b, four accumulators.
-    """
-    a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
-    for lane, operands in enumerate(lanes):
-        line, pair = lane // 4, lane % 4 * 2
-        for i, word in enumerate(operands[:4]):
-            for half in (0, 1):
-                value = decode(word >> (16 * half) & 0xFFFF)
-                a[line + i % 2 * 8, pair + half + i // 2 * 8] = value
-        for i, word in enumerate(operands[4:6]):
-            for half in (0, 1):
-                b[pair + half + i * 8, line] = decode(word >> (16 * half) & 0xFFFF)
-        for i, value in enumerate(operands[6:]):
-            c[line + i // 2 * 8, pair + i % 2] = value
-    c += a @ b
-    return [
-        tuple(float(c[lane // 4 + i // 2 * 8, lane % 4 * 2 + i % 2]) for i in range(4))
-        for lane in range(32)
-    ]
-
-
-_ELEMENTS: dict[str, Any] = {
-    "f16": np.float16, "f16_k8": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32,
-    "s8": np.int8,
-}  # fmt: skip
-
-
-def _warp_mma(kind: str, mi_count: int, ni_count: int, lanes: Sequence[Any]) -> None:
-    """Add a step's products to the accumulators of each lane: (acc, a, b), all local arrays.
-
-    A step is 32 bytes deep; a lane's words lie in the four rows and columns that m16n8k16 has.
-    """
-
-    def words(slot: int, *shape: int) -> np.ndarray:
-        """Elements as [line, column, *shape, element of the word]."""
-        raw = np.array([lane[slot][: math.prod(shape)] for lane in lanes], np.uint32)
-        values = raw.view(_ELEMENTS[kind]).astype(np.float64)
-        return values.reshape(8, 4, *shape, -1)
-
-    # Of a's four words the second and fourth are eight rows down, the last two deeper in the row.
-    a = words(1, mi_count, 2, 2).transpose(2, 4, 0, 3, 1, 5).reshape(mi_count * 16, -1)
-    b = words(2, ni_count, 2).transpose(2, 0, 3, 1, 4).reshape(ni_count * 8, -1)
-    product = (a @ b.T).reshape(mi_count, 2, 8, ni_count, 4, 2).transpose(2, 4, 0, 3, 1, 5)
-    for (acc, _, _), values in zip(lanes, product.reshape(32, -1).tolist(), strict=True):
-        for i, value in enumerate(values):
-            acc[i] += int(value) if kind == "s8" else value
-
-
-_MMA = {id(ptx.mma_f16): _half, id(ptx.mma_bf16): _bf16}
-"""How the operands of each matrix instruction are read."""
+_MMA = {id(ptx.mma_f16): "f16", id(ptx.mma_bf16): "bf16"}
+"""The kind of each matrix instruction."""
 
 
 _BLOCKS = ("fragments_a", "fragments_b", "products")
@@ -499,13 +440,15 @@ class KernelEmulator:
             name, *_ = asked[first]
             requests = [asked[first + lane] for lane in range(32)]
             if name == "mma":
-                found: Sequence[Any] = _mma_m16n8k16(requests[0][1], [r[2:] for r in requests])
+                found: Sequence[Any] = mma(requests[0][1], [r[2:] for r in requests])
             else:
-                found = _ldmatrix(
-                    self.cuda.block.memory, [r[1] for r in requests], name.endswith("trans")
-                )
+                found = ldmatrix(self._rows([r[1] for r in requests]), name.endswith("trans"))
             reply |= {first + lane: value for lane, value in enumerate(found)}
         return reply
+
+    def _rows(self, addresses: Sequence[int]) -> list[np.ndarray]:
+        """The 16 bytes at each of these shared addresses."""
+        return [Address(self.cuda.block.memory, a).window(16).copy() for a in addresses]
 
     def _warp_blocks(self, asked: dict[int, Any]) -> dict[int, Any]:
         """Execute an intrinsic of `mma_block` on the local arrays of whole warps."""
@@ -514,12 +457,11 @@ class KernelEmulator:
             form = lanes[0][0].form
             if form[0] == "fragments":
                 for i in range(form[1]):
-                    addresses = [lane[2] + i * form[2] for lane in lanes]
-                    found = _ldmatrix(self.cuda.block.memory, addresses, False)
+                    found = ldmatrix(self._rows([lane[2] + i * form[2] for lane in lanes]))
                     for lane, words in zip(lanes, found, strict=True):
                         lane[1][4 * i : 4 * i + 4] = words
             else:
-                _warp_mma(*form[1:], [lane[1:] for lane in lanes])
+                warp_mma(*form[1:], [lane[1:] for lane in lanes])
         return dict.fromkeys(asked)
 
     def _mma_block(self, form: tuple[Any, ...]) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from nrt.cuda_kernels.conv_mma import ConvMma
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.gemm_mma import GemmMma
 from nrt.cuda_kernels.mma_kernel import Tile, shared_bytes, threads
+from nrt.cuda_kernels.mma_layout import place
 from nrt.cuda_kernels.mma_pack import block_diagonal, packed
 from nrt.cuda_kernels.mma_tile import SYNCHRONOUS, TILES, groups_of_tile, tiles_for
 from nrt.cuda_kernels.variant import Emission
@@ -23,6 +24,7 @@ from nrt.ir.value import NHWC
 from nrt.problem import Problem, TensorSpec
 
 from .harness import assert_right, compiled, problem
+from .kernel_emulator import KernelEmulator
 from .plain_cases import assert_emulated
 
 # int8 results differ where a sum lies half-way between two integers; int32 ones are exact.
@@ -455,6 +457,23 @@ def test_groups_that_share_a_tile_are_a_block_diagonal() -> None:
 )
 def test_groups_of_a_tile(groups: int, k: int, bn: int, expected: int | None) -> None:
     assert groups_of_tile(groups, k, bn) == expected
+
+
+@pytest.mark.parametrize("row_bytes", [64, 128])
+def test_no_bank_conflicts(row_bytes: int) -> None:
+    where = KernelEmulator()._value(place(row_bytes))
+    pieces = row_bytes // 16
+    offsets = {where(row, p): (row, p) for row in range(64) for p in range(pieces)}
+    assert set(offsets) == set(range(0, 64 * row_bytes, 16))
+    for row in range(0, 64, 8):
+        for p in range(pieces):  # ldmatrix: eight rows below each other
+            assert len({where(r, p) // 16 % 8 for r in range(row, row + 8)}) == 8
+            # What the kernel computes instead: a step of 32 bytes deeper, eight rows further.
+            assert where(row + 3, p ^ 2) == where(row + 3, p) ^ 32
+            assert where(row + 3 + 8, p) == where(row + 3, p) + 8 * row_bytes
+    for thread in range(0, 256, 8):  # copies: eight consecutive threads
+        spots = [(t // pieces, t % pieces) for t in range(thread, thread + 8)]
+        assert len({where(*spot) // 16 % 8 for spot in spots}) == 8
 
 
 def test_weights_are_rounded_to_tf32() -> None:
