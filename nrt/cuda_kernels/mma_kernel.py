@@ -14,7 +14,7 @@ A step of 32 bytes is one ldmatrix.x4 per 16 rows of either operand, then m16n8k
 tile. Fragments are double-buffered: those of the next step are loaded before the products of this
 one, also across the barrier, which lies before the last step of a block. At 128x256 with eight
 warps of 64x64 a warp issues, per BK = 64: 128 HMMA, 32 LDSM, 12 LDGSTS, 39 others, 211 in all
-(a convolution 265); 230 registers. Bytes from L2 per block and step (BM + BN) * BK * 2, flops
+(a convolution 265); 237 registers. Bytes from L2 per block and step (BM + BN) * BK * 2, flops
 2 * BM * BN * BK: 128x256 does 85 flops per byte, 128x128 64.
 
 Groups of a convolution: a tile's columns belong to one group, or to several whole ones whose

@@ -41,7 +41,8 @@ def packed(weights: Array, tile: Tile) -> Array:
     whole = np.zeros((rounded(k, tile.bn), rounded(j, tile.bk)), weights.dtype)
     whole[:k, :j] = weights
     # Row of a tile: load, warp, line of the warp.
-    parts = whole.reshape(-1, loads, warps, lines, whole.shape[1] // tile.bk, tile.bk)
+    tiles, blocks = whole.shape[0] // tile.bn, whole.shape[1] // tile.bk
+    parts = whole.reshape(tiles, loads, warps, lines, blocks, tile.bk)
     return np.ascontiguousarray(parts.transpose(0, 4, 2, 1, 3, 5))
 
 

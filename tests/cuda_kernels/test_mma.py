@@ -155,6 +155,7 @@ GROUPED = [
 EMULATED: list[tuple[Any, Problem, Tile]] = [
     (GemmMma(), product(33, 72, 57), SMALL),
     (GemmMma(), product(1, 8, 1), SMALL),
+    (GemmMma(), product(5, 0, 9), SMALL),
     (GemmMma(), problem(MatMul(trans_b=True), [(7, 72), (40, 72)], FP16, constants=(1,)), SMALL),
     (GemmMma(), product(70, 328, 130), Tile(64, 64, 64, 2, 2, 3)),
     (GemmMma(), product(67, 328, 130), Tile(64, 128, 32, 2, 2, 4)),
