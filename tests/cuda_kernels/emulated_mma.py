@@ -50,7 +50,7 @@ def warp_mma(kind: str, mi_count: int, ni_count: int, lanes: Sequence[Any]) -> N
     def words(slot: int, *shape: int) -> np.ndarray:
         """Elements as [line, column, *shape, element of the word]."""
         raw = np.array([lane[slot][: math.prod(shape)] for lane in lanes], np.uint32)
-        values = raw.view(_ELEMENTS[kind]).astype(np.float64)
+        values: np.ndarray = raw.view(_ELEMENTS[kind]).astype(np.float64)
         return values.reshape(8, 4, *shape, -1)
 
     # Of a's four words the second and fourth are eight rows down, the last two deeper in the row.
