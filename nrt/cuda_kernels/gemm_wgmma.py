@@ -70,9 +70,12 @@ class GemmWgmma(Variant):
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         if slot != 1:
             return array
-        k, n = array.shape
+        op = problem.op
+        assert isinstance(op, MatMul)
+        columns = array if op.trans_b else array.T
+        n, k = columns.shape
         packed = np.zeros((n, rounded(k, depth(problem.inputs[1].dtype))), array.dtype)
-        packed[:, :k] = array.T
+        packed[:, :k] = columns
         return packed
 
 

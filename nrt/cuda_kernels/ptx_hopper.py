@@ -16,6 +16,7 @@ __all__ = [
     "bar_sync",
     "behind",
     "bulk_commit",
+    "bulk_copy_cluster",
     "bulk_wait",
     "bulk_wait_read",
     "cluster_meet",
@@ -25,7 +26,6 @@ __all__ = [
     "fence_barrier_init",
     "grid_launch",
     "grid_wait",
-    "ld_cluster_v4_f32",
     "map_to_rank",
     "mbarrier_arrive",
     "mbarrier_expect",
@@ -42,7 +42,6 @@ __all__ = [
     "wgmma_loop",
 ]
 
-f32 = types.float32
 u16 = types.uint16
 u32 = types.uint32
 i32 = types.int32
@@ -145,10 +144,12 @@ map_to_rank = asm(
     "map_to_rank", "mapa.shared::cluster.u32 $0, $1, $2;", [u32], [u32, u32], pure=True,
     doc="``mapa``: the cluster address of this shared address in the block of that rank.",
 )  # fmt: skip
-ld_cluster_v4_f32 = asm(
-    "ld_cluster_v4_f32", "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];",
-    [f32, f32, f32, f32], [u32],
-    doc="``ld.shared::cluster.v4.f32``: 16 bytes of another block's shared memory.",
+bulk_copy_cluster = asm(
+    "bulk_copy_cluster",
+    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];",
+    [], [u32, u32, u32, u32],
+    doc="``cp.async.bulk.shared::cluster``: (cluster address, shared address, bytes, cluster "
+    "address of a barrier): to another block's shared memory; both a multiple of 16 bytes.",
 )  # fmt: skip
 setmaxnreg_dec = asm(
     "setmaxnreg_dec", "setmaxnreg.dec.sync.aligned.u32 #0;", [], [],

@@ -14,11 +14,18 @@ from numba.cuda import types
 from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.epilogue_pair import make_quad
-from nrt.cuda_kernels.wgmma_layout import DRAIN_COLUMNS, HopperTile, chunk_columns, staged_columns
+from nrt.cuda_kernels.wgmma_layout import (
+    DRAIN_COLUMNS,
+    HopperTile,
+    chunk_columns,
+    share_bytes,
+    staged_columns,
+    sum_pitch,
+)
 from nrt.dtypes import INT32, DType
 from nrt.ir.pointwise import Program
 
-__all__ = ["box_drains", "cluster_reduce", "cluster_scatters", "pitch", "row_drains"]
+__all__ = ["box_drains", "cluster_reduce", "cluster_scatters", "cluster_send", "row_drains"]
 
 u32 = types.uint32
 i32 = types.int32
@@ -27,11 +34,6 @@ f32 = types.float32
 
 def _inline(function: Any) -> Any:
     return cuda.jit(device=True, inline="always")(function)
-
-
-def pitch(bn: int) -> int:
-    """Floats from one row to the next where a block leaves its sums; 8 more against conflicts."""
-    return bn + 8
 
 
 def box_drains(
@@ -189,7 +191,7 @@ def row_drains(
 def cluster_scatters(bn: int) -> list[Any]:
     """Device functions that leave a warp's sums in this block's shared memory, as float32 rows."""
     groups = bn // 8
-    step = pitch(bn)
+    step = sum_pitch(bn)
     per = DRAIN_COLUMNS // 8
 
     def scatter_of(base: int, count: int) -> Any:
@@ -210,6 +212,28 @@ def cluster_scatters(bn: int) -> list[Any]:
     return [scatter_of(base, min(per, groups - base)) for base in range(0, groups, per)]
 
 
+def cluster_send(tile: HopperTile) -> Any:
+    """Device function: one thread sends each other block the sums of the rows that it finishes.
+
+    The blocks' inboxes hold the others' parts in order. Copies announce themselves on the
+    receiver's barrier: nobody waits for the whole cluster.
+    """
+    split, share = tile.split, share_bytes(tile)
+
+    def send(sums, inbox, arrived, rank):
+        for p in range(split):
+            if u32(p) != rank:
+                place = rank if rank < u32(p) else u32(rank - u32(1))
+                ptx_hopper.bulk_copy_cluster(
+                    ptx_hopper.map_to_rank(u32(inbox + u32(place * u32(share))), u32(p)),
+                    u32(sums + u32(p * share)),
+                    u32(share),
+                    ptx_hopper.map_to_rank(arrived, u32(p)),
+                )
+
+    return _inline(send)
+
+
 def cluster_reduce(
     tile: HopperTile,
     program: Program | None,
@@ -217,7 +241,7 @@ def cluster_reduce(
     dtype: DType,
     width: int,
 ) -> Any:
-    """Device function that adds the parts of a cluster, in order, and runs the epilogue.
+    """Device function that adds the parts of this block's rows, in order, and runs the epilogue.
 
     Every block finishes an equal share of the tile's rows; ``width`` is 4 or 8.
     """
@@ -226,26 +250,30 @@ def cluster_reduce(
     per_row = bn // width
     count = share * per_row
     lanes = tile.consumers * 128
-    step = pitch(bn)
+    step = sum_pitch(bn)
+    part_bytes = share_bytes(tile)
     store = make_store(program, extras, dtype, width)
 
-    def reduce(rows, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3):
+    def reduce(sums, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3):
+        own = u32(sums + u32(rank * u32(part_bytes)))
         index = u32(tid)
         while index < u32(count):
-            line = u32(u32(index // u32(per_row)) + u32(rank * u32(share)))
+            line = u32(index // u32(per_row))
             col = u32(u32(index % u32(per_row)) * u32(width))
-            m = u32(m0 + line)
+            m = u32(m0 + u32(rank * u32(share)) + line)
             k = u32(n0 + col)
             if m < m_count and k < k_count:
-                cell = u32(rows + u32((line * u32(step) + col) * u32(4)))
+                offset = u32((line * u32(step) + col) * u32(4))
                 a0, a1, a2, a3 = f32(0), f32(0), f32(0), f32(0)
                 a4, a5, a6, a7 = f32(0), f32(0), f32(0), f32(0)
                 for p in range(split):
-                    there = ptx_hopper.map_to_rank(cell, u32(p))
-                    b0, b1, b2, b3 = ptx_hopper.ld_cluster_v4_f32(there)
+                    place = u32(p) if u32(p) < rank else u32(u32(p) - u32(1))
+                    other = u32(inbox + u32(place * u32(part_bytes)))
+                    cell = u32((own if u32(p) == rank else other) + offset)
+                    b0, b1, b2, b3 = ptx.ld_shared_v4_f32(cell)
                     a0, a1, a2, a3 = f32(a0 + b0), f32(a1 + b1), f32(a2 + b2), f32(a3 + b3)
                     if width == 8:
-                        b4, b5, b6, b7 = ptx_hopper.ld_cluster_v4_f32(u32(there + u32(16)))
+                        b4, b5, b6, b7 = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
                         a4, a5, a6, a7 = f32(a4 + b4), f32(a5 + b5), f32(a6 + b6), f32(a7 + b7)
                 o = u32(u32(m * y_row) + k)
                 if width == 8:

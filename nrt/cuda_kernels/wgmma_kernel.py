@@ -14,8 +14,9 @@ where all of W for a block's columns fits, it stays (``resident``).
 The accumulators (BN / 2 registers a thread) leave as boxes where the output has 16-bit rows: the
 epilogue runs in registers, ``stmatrix`` puts the halves into the warp's staging, and the engine
 stores them while the next tile is multiplied; a residual is fetched into the same staging while
-this tile is. Other outputs go row by row. A split reduction is one cluster: every block leaves its
-sums in shared memory, and after the cluster's barrier finishes its share of the rows.
+this tile is. Other outputs go row by row. A split reduction is one cluster: every block finishes a
+share of the rows, and is sent the others' sums of them by copies from shared memory to shared
+memory.
 
 Weights are read before ``griddepcontrol.wait``: launched programmatically, a kernel fills its ring
 with them while the kernel before it ends.
@@ -37,7 +38,7 @@ from nrt.cuda_kernels.wgmma_epilogue import (
     box_drains,
     cluster_reduce,
     cluster_scatters,
-    pitch,
+    cluster_send,
     row_drains,
 )
 from nrt.cuda_kernels.wgmma_layout import (
@@ -48,7 +49,9 @@ from nrt.cuda_kernels.wgmma_layout import (
     depth,
     next_slot,
     position,
+    share_bytes,
     staged_columns,
+    sum_pitch,
 )
 from nrt.dtypes import INT8, UINT8, DType
 from nrt.ir.pointwise import Program
@@ -139,11 +142,13 @@ def _hopper_kernel(
     drain1: Any = None
     scatter0: Any = None
     scatter1: Any = None
+    send: Any = None
     reduce: Any = None
     two = bn > 128
     if split > 1:
         scatters = cluster_scatters(bn)
         scatter0, scatter1 = scatters[0], scatters[-1]
+        send = cluster_send(tile)
         reduce = cluster_reduce(tile, program, extras, out_dtype, width)
     elif boxed:
         drains = box_drains(bn, program, extras, out_dtype, held)
@@ -151,7 +156,9 @@ def _hopper_kernel(
     else:
         drains = row_drains(bn, program, extras, out_dtype, width, whole)
         drain0, drain1 = drains[0], drains[-1]
-    sum_pitch = pitch(bn)
+    warp_sums = 16 * sum_pitch(bn) * 4
+    inbox_bytes = (split - 1) * share_bytes(tile)
+    meet = cluster > 1 or split > 1
 
     def kernel(
         map_x, map_w, map_y, map_r, y, extra0, extra1, extra2, extra3,
@@ -168,24 +175,33 @@ def _hopper_kernel(
         tid = u32(cuda.threadIdx.x)
         lane = u32(tid & u32(31))
         warp = u32(tid >> u32(5))
-        rank = ptx_hopper.cluster_rank() if cluster > 1 or split > 1 else u32(0)
+        rank = ptx_hopper.cluster_rank() if meet else u32(0)
         mate = rank if cluster > 1 else u32(0)
         start = u32(u32(cuda.blockIdx.x) // u32(cluster))
         step = u32(u32(cuda.gridDim.x) // u32(cluster))
         first = u32(u32(cuda.blockIdx.y) * blocks_part)
         count = u32(min(u32(blocks_part), u32(blocks - first))) if blocks > first else u32(0)
+        inbox = u32(ring + u32(layout.inbox))
         if tid == u32(0):
+            ptx_hopper.prefetch_tensor_map(ptx.at(map_w, u32(0)))
+            ptx_hopper.prefetch_tensor_map(ptx.at(map_x, u32(0)))
+            if boxed:
+                ptx_hopper.prefetch_tensor_map(ptx.at(map_y, u32(0)))
+            if held:
+                ptx_hopper.prefetch_tensor_map(ptx.at(map_r, u32(0)))
             for s in range(stages):
                 ptx_hopper.mbarrier_init(u32(full + u32(s * 8)), u32(1))
                 ptx_hopper.mbarrier_init(u32(empty + u32(s * 8)), u32(arrivals))
             ptx_hopper.mbarrier_init(w_full, u32(1))
             for s in range(consumers * 4):
                 ptx_hopper.mbarrier_init(u32(ring + u32(layout.residual + s * 8)), u32(1))
-            if cluster > 1:
+            if split > 1:
+                ptx_hopper.mbarrier_expect(w_full, u32(inbox_bytes))
+            if meet:
                 ptx_hopper.fence_barrier_init()
             else:
                 ptx_hopper.fence_async_shared()
-        if cluster > 1:
+        if meet:
             ptx_hopper.cluster_meet()
         else:
             cuda.syncthreads()
@@ -303,10 +319,18 @@ def _hopper_kernel(
                 if split > 1:
                     # The other warpgroups may still read the ring.
                     ptx_hopper.bar_sync(u32(1), u32(consumers * 128))
-                    mine = u32(ring + u32(warp * u32(16 * sum_pitch * 4)))
+                    mine = u32(ring + u32(warp * u32(warp_sums)))
                     scatter0(acc, mine, lane)
                     if two:
                         scatter1(acc, mine, lane)
+                    ptx_hopper.fence_async_shared()
+                    ptx_hopper.bar_sync(u32(1), u32(consumers * 128))
+                    if tid == u32(0):
+                        send(ring, inbox, w_full, rank)
+                    ptx_hopper.mbarrier_wait(w_full, u32(0))
+                    reduce(
+                        ring, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3
+                    )
                 elif boxed:
                     if held:
                         ptx_hopper.mbarrier_wait(fetched, fetch_parity)
@@ -335,15 +359,7 @@ def _hopper_kernel(
             if boxed and lane == u32(0):
                 ptx_hopper.bulk_wait_read()
 
-        if split > 1:
-            ptx_hopper.cluster_sync()
-            if warp != u32(producer):
-                tm, tn = position(start, tiles, tiles_n, group)
-                reduce(
-                    ring, tid, rank, u32(tm * u32(bm)), u32(tn * u32(bn)),
-                    m_count, k_count, y_row, y, extra0, extra1, extra2, extra3,
-                )  # fmt: skip
-        if cluster > 1 or split > 1:
+        if meet:
             # No block may leave while another reads or writes its shared memory.
             ptx_hopper.cluster_meet()
 

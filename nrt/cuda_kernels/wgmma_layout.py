@@ -6,7 +6,8 @@ A block's dynamic shared memory, from the first multiple of 1024 bytes:
 ring                  ``stages`` buffers: rows of x, then (unless resident) rows of w
 resident w            all of w's blocks for this block's columns
 staging               per consumer warp, its 16 rows of the output
-barriers              full and empty per buffer, one for w, one per consumer warp
+inbox                 of a split reduction: the other blocks' sums of this block's rows
+barriers              full and empty per buffer, one for w or the inbox, one per consumer warp
 ====================  ==================================================================
 
 A row of an operand is 128 bytes in a buffer, whatever its type: 64 halves, 32 floats, 128 bytes.
@@ -30,7 +31,9 @@ __all__ = [
     "depth",
     "next_slot",
     "position",
+    "share_bytes",
     "staged_columns",
+    "sum_pitch",
     "threads",
 ]
 
@@ -92,6 +95,16 @@ def staged_columns(bn: int, held: bool) -> int:
     return bn if held else min(bn, DRAIN_COLUMNS)
 
 
+def sum_pitch(bn: int) -> int:
+    """Floats from one row to the next where a block leaves its sums; 8 more against conflicts."""
+    return bn + 8
+
+
+def share_bytes(tile: HopperTile) -> int:
+    """Sums of the rows that one block of a split reduction finishes."""
+    return tile.consumers * 64 // tile.split * sum_pitch(tile.bn) * 4
+
+
 class Layout(NamedTuple):
     """Offsets in bytes from the aligned start of shared memory; see the module's text."""
 
@@ -100,6 +113,7 @@ class Layout(NamedTuple):
     w: int
     staging: int
     warp_staging: int
+    inbox: int
     full: int
     empty: int
     w_full: int
@@ -127,14 +141,15 @@ class Layout(NamedTuple):
             warp_staging = -(-16 * (min(32, tile.bn) + 4) * 4 // 128) * 128
         ring = tile.stages * stage
         if tile.split > 1:
-            ring = max(ring, tile.consumers * 64 * (tile.bn + 8) * 4)
+            ring = max(ring, tile.consumers * 64 * sum_pitch(tile.bn) * 4)
         staging = ring + tile.resident * w
-        full = staging + warps * warp_staging
+        inbox = staging + warps * warp_staging
+        full = inbox + (tile.split - 1) * share_bytes(tile)
         empty = full + 8 * tile.stages
         w_full = empty + 8 * tile.stages
         residual = w_full + 8
         return cls(
-            stage, a, ring, staging, warp_staging, full, empty, w_full, residual,
+            stage, a, ring, staging, warp_staging, inbox, full, empty, w_full, residual,
             residual + 8 * warps,
         )  # fmt: skip
 

@@ -50,13 +50,16 @@ _SHAPES = (
     (1, 256, 1),
     (1, 128, 2),
     (1, 96, 3),
+    (1, 64, 1),
     (1, 64, 2),
     (1, 64, 4),
+    (1, 32, 1),
     (1, 32, 4),
     (2, 32, 3),
 )
-_STAGES = 8
-"""Buffers of a ring at most: 8 of 16 KB hide more than a load's latency."""
+_STAGES = {1: 12, 2: 8, 3: 8, 4: 8}
+"""Buffers of a ring at most, by warpgroups. A load takes about 1 us from L2; one warpgroup is done
+with 16 KB in 0.07 us."""
 _L2_RATE = 8.5e12
 """Bytes per second from the second-level cache to all SMs of an H200: what a 4096 product moves."""
 _SM_RATE = 1.1e11
@@ -157,7 +160,7 @@ def _with_stages(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> Hopp
     """``tile`` with as many buffers as fit beside the others on its SM; None if fewer than 2."""
     limit = min(device.shared_per_block, device.shared_per_sm // tile.per_sm - 1024)
     found = None
-    for stages in range(2, _STAGES + 1):
+    for stages in range(2, _STAGES[tile.consumers] + 1):
         candidate = tile._replace(stages=stages)
         if _layout(gemm, candidate).shared_bytes <= limit:
             found = candidate
@@ -218,7 +221,7 @@ def _bare_estimate(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> fl
     live = min(count, slots)
     loads = max(into * resident / _SM_RATE, from_l2 * live / _L2_RATE)
     epilogue = bm * tile.bn * resident / _epilogue_rate(gemm, tile)
-    latency = 1.0e-6 + steps * 0.1e-6
+    latency = 1.0e-6 + steps * max(0.06e-6, 0.9e-6 / tile.stages)
     hidden = resident > 1 or tile.consumers > 1
     body = max(compute, loads, latency)
     seconds = rounds * (max(body, epilogue) + (0.3 if hidden else 0.6) * min(body, epilogue))

@@ -41,7 +41,7 @@ SM80 = {
 }  # fmt: skip
 SM90 = {
     "bar_sync": "rr>", "bulk_commit": ">", "bulk_wait": ">", "bulk_wait_read": ">",
-    "cluster_meet": ">", "cluster_rank": ">r", "cluster_sync": ">", "ld_cluster_v4_f32": "r>ffff",
+    "cluster_meet": ">", "cluster_rank": ">r", "cluster_sync": ">", "bulk_copy_cluster": "rsrr>",
     "map_to_rank": "rr>r", "stmatrix_x4": "srrrr>", "tma_load_2d_multicast": "slsiih>",
     "tma_store_2d": "lsii>", "fence_async_shared": ">", "fence_barrier_init": ">", "grid_launch": ">",
     "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>", "mbarrier_init": "sr>",

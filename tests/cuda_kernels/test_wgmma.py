@@ -40,6 +40,7 @@ MORE = [
 ]
 OTHER_MATMULS = [
     problem(MatMul(tf32=True), [(300, 1000), (1000, 200)], FP32, constants=(1,)),
+    problem(MatMul(trans_b=True), [(40, 72), (88, 72)], FP16, constants=(1,)),
     problem(MatMul(), [(300, 1040), (1040, 200)], FP8E4M3, constants=(1,)),
     problem(MatMul(), [(300, 1040), (1040, 200)], INT8, constants=(1,)),
     problem(MatMul(out_dtype=BF16), [(70, 144), (144, 33)], INT8, constants=(1,)),
