@@ -38,6 +38,13 @@ __all__ = ["CudaRunner", "Operands", "Prepared", "device_spec"]
 _POISON = 0xFF
 """All-ones bits are NaN in every float type: an element that was not written shows."""
 
+_REPLAY = 6e-4
+"""Seconds of one replay. While workers compile, the host takes up to 200 us between a replay's
+first event and its launch; beside 600 us that does not decide between kernels."""
+
+_MOST = 64
+"""Runs of every set of operands in a replay: each costs the host 20 us to capture."""
+
 _LONG = 2e-4
 """Seconds; beside them, a launch that the host enqueues costs nothing."""
 
@@ -225,7 +232,7 @@ class CudaRunner:
         inputs: Sequence[Array],
         binary: Callable[[KernelSpec], Cubin] | None = None,
         *,
-        repeats: int = 15,
+        repeats: int = 9,
         sets: int = 3,
         operands: Operands | None = None,
         limit: float = math.inf,
@@ -247,8 +254,7 @@ class CudaRunner:
         once = self.cuda.time(prepared[0].enqueue, self.stream, repeats=3, warm_up=1)
         if min(once) > max(limit, _LONG):
             return min(once)
-        # Runs per replay: about 200 us, so that the event's resolution does not show.
-        runs = sets * max(1, min(16, int(2e-4 / max(min(once), 1e-6) / sets)))
+        runs = sets * max(1, min(_MOST, int(_REPLAY / max(min(once), 1e-6) / sets)))
 
         def work(stream: Any) -> None:
             for index in range(runs):

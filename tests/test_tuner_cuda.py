@@ -167,14 +167,14 @@ def test_slow_candidates_are_timed_briefly(monkeypatch: pytest.MonkeyPatch) -> N
         setup.cuda.timed = []
         found.append(setup.measure(variant, problem()))
         timed.append(setup.cuda.timed)
-    assert timed == [[3, 3, 15], [3, 3, 15], [3, 3], [3]]
+    assert timed == [[3, 3, 9], [3, 3, 9], [3, 3], [3]]
     briefly = "timed briefly: over 1.5 times the best"
     assert [t.note for t in found] == ["", "", briefly, briefly]
     assert [t.seconds for t in found] == pytest.approx([v.seconds for v in variants])
     # Another problem has another best.
     setup.cuda.timed = []
     assert setup.measure(variants[3], problem(size=N + 2)).note == ""
-    assert setup.cuda.timed == [3, 3, 15]
+    assert setup.cuda.timed == [3, 3, 9]
 
 
 def test_wrong_kernels_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,8 +227,8 @@ def test_candidates_are_timed_as_a_plan_launches_them() -> None:
         # Three warm-ups and a first clock in stream order; then a graph whose launches overlap.
         alone, graph = device.launches[:8], device.launches[8:]
         assert [p for _, p in alone] == [False, on] * 4
-        assert len(graph) == 2 * 18
-        assert [p for _, p in graph] == [False] + [on] * 35
+        assert len(graph) == 2 * 57
+        assert [p for _, p in graph] == [False] + [on] * 113
 
 
 def test_older_devices_are_timed_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
