@@ -9,7 +9,6 @@ import numpy as np
 from nrt.cuda_kernels import mma_tile, wgmma_tile
 from nrt.cuda_kernels.conv_common import (
     ConvShape,
-    ceil_div,
     conv_epilogue,
     extra_args,
     refuse_conv,
@@ -31,7 +30,7 @@ _CORNERS = 128
 
 
 class ConvWgmma(Variant):
-    """See `wgmma_kernel`. Weights are packed ``[K, R*S*C']``, C' whole blocks of 128 bytes.
+    """See `wgmma_kernel`. Weights are packed ``[K, R*S*C']``, C' whole blocks of a buffer's row.
 
     Grouped convolutions: up to 64 columns read the input channels of all their groups, with zero
     weights outside of their own. That is up to 16 times the products (groups of 4), on cores that
@@ -88,7 +87,7 @@ class ConvWgmma(Variant):
         if slot != 1:
             return array
         s = ConvShape.of(problem)
-        channels = rounded(_set_channels(s), depth(s.dtype))
+        channels = rounded(_set_channels(s), depth(HopperTile(*config), s.dtype))
         packed = np.zeros((s.k, s.r, s.s, channels), array.dtype)
         taps = array.transpose(0, 2, 3, 1)
         # Columns that share a set of input channels: their own group's stand at its place there.
@@ -127,12 +126,12 @@ def _corners(s: ConvShape) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _gemm(problem: Problem) -> HopperGemm:
     s = ConvShape.of(problem)
-    size, bk, kind = s.dtype.itemsize, depth(s.dtype), wgmma_tile.map_type(s.dtype)
+    size, kind = s.dtype.itemsize, wgmma_tile.map_type(s.dtype)
     piece = 16 // size
     plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
     if plain:
         row = mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if s.m > 1 else rounded(s.c, piece)
-        x_map = TensorMap(In(0), kind, (s.c, s.m), (row * size,), (bk, 1), (1, 1))
+        x_map = TensorMap(In(0), kind, (s.c, s.m), (row * size,), (1, 1), (1, 1))
     else:
         # The strides of dimensions of size 1 are never walked, but must be legal.
         pitch_w = s.x_strides[3] if s.w > 1 else rounded(s.c, piece)
@@ -141,11 +140,11 @@ def _gemm(problem: Problem) -> HopperGemm:
         low, high = _corners(s)
         x_map = TensorMap(
             In(0), kind, (s.c, s.w, s.h, s.n), (pitch_w * size, pitch_h * size, pitch_n * size),
-            (bk, 1), (1, s.stride[1], s.stride[0], 1), low, high,
+            (1, 1), (1, s.stride[1], s.stride[0], 1), low, high,
         )  # fmt: skip
     epilogue = conv_epilogue(problem)
     return HopperGemm(
-        m=s.m, k=s.k, blocks_c=ceil_div(_set_channels(s), bk), taps=s.r * s.s,
+        m=s.m, k=s.k, channels=_set_channels(s), taps=s.r * s.s,
         dtype=s.dtype, out_dtype=s.out_dtype,
         y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)) if s.m > 1 else s.k,
         x_map=x_map, im2col=not plain,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nrt.cuda_kernels import wgmma_tile
-from nrt.cuda_kernels.conv_common import ceil_div, extra_args, rounded, store_width
+from nrt.cuda_kernels.conv_common import extra_args, rounded, store_width
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.matmul_common import (
     MatMulShape,
@@ -74,7 +74,8 @@ class GemmWgmma(Variant):
         assert isinstance(op, MatMul)
         columns = array if op.trans_b else array.T
         n, k = columns.shape
-        packed = np.zeros((n, rounded(k, depth(problem.inputs[1].dtype))), array.dtype)
+        array_type = problem.inputs[1].dtype
+        packed = np.zeros((n, rounded(k, depth(HopperTile(*config), array_type))), array.dtype)
         packed[:, :k] = columns
         return packed
 
@@ -82,13 +83,13 @@ class GemmWgmma(Variant):
 def _gemm(problem: Problem) -> HopperGemm:
     s = MatMulShape.of(problem)
     row = s.a_strides[0] if s.m > 1 else s.k
-    bk, size = depth(s.dtype), s.dtype.itemsize
+    size = s.dtype.itemsize
     epilogue, y = matmul_epilogue(problem), matrix_output(problem)
     return HopperGemm(
-        m=s.m, k=s.n, blocks_c=ceil_div(s.k, bk), taps=1, dtype=s.dtype,
+        m=s.m, k=s.n, channels=s.k, taps=1, dtype=s.dtype,
         out_dtype=s.out_dtype, y_row=s.y_strides[0] if s.m > 1 else s.n,
         x_map=TensorMap(
-            In(0), wgmma_tile.map_type(s.dtype), (s.k, s.m), (row * size,), (bk, 1), (1, 1)
+            In(0), wgmma_tile.map_type(s.dtype), (s.k, s.m), (row * size,), (1, 1), (1, 1)
         ),
         im2col=False, epilogue=epilogue, width=store_width(epilogue, y, len(y.shape) - 1, 8),
     )  # fmt: skip

@@ -27,6 +27,7 @@ __all__ = [
     "grid_launch",
     "grid_wait",
     "map_to_rank",
+    "matrix_descriptor",
     "mbarrier_arrive",
     "mbarrier_expect",
     "mbarrier_init",
@@ -191,9 +192,15 @@ behind = with_arity(
 )  # fmt: skip
 
 
-MATRIX = (1 << 16) | (64 << 32) | (1 << 62)
-"""Descriptor of a matrix at shared address 0: rows of 128 bytes, K innermost, 128-byte swizzle,
-1024 bytes from 8 rows to the next (PTX ISA, matrix descriptor)."""
+_SWIZZLES = {128: 1, 64: 2, 32: 3}
+
+
+def matrix_descriptor(row: int) -> int:
+    """Of a matrix at shared address 0: K innermost, rows and swizzle of ``row`` bytes.
+
+    From 8 rows to the next are ``8 row`` bytes (PTX ISA, matrix descriptor).
+    """
+    return (1 << 16) | (8 * row // 16 << 32) | (_SWIZZLES[row] << 62)
 
 
 class _Products(NamedTuple):
@@ -219,6 +226,7 @@ def wgmma_loop(
     *,
     stages: int,
     stage_bytes: int,
+    row: int = 128,
     resident_bytes: int = 0,
     cluster: bool = False,
 ) -> Any:
@@ -226,9 +234,9 @@ def wgmma_loop(
 
     ``(acc, a, b, full, empty, frees, slot, parity, count) -> (slot, parity)``. ``acc`` is a local
     array of ``n / 2`` elements, float32 or (of int8 products) int32, which the products are added
-    to. ``a`` and ``b`` are the shared addresses of the operands in the ring's first buffer, rows of
-    128 bytes with 128-byte swizzle, K innermost. For each of ``count`` blocks it waits for the full
-    barrier of ``slot``, issues the products (four steps of 32 bytes: 16 elements of fp16 and bf16,
+    to. ``a`` and ``b`` are the shared addresses of the operands in the ring's first buffer, K
+    innermost, swizzled. For each of ``count`` blocks it waits for the full
+    barrier of ``slot``, issues the products (steps of 32 bytes: 16 elements of fp16 and bf16,
     8 of tf32, 32 of fp8 and int8), and once the block before is done arrives at its buffer's empty
     barrier, in lanes where ``frees`` is not 0. So the tensor cores never wait for a barrier.
 
@@ -241,10 +249,13 @@ def wgmma_loop(
         n: columns, a multiple of 8 up to 256; of int8, one of 16 above 32.
         stages: buffers of the ring.
         stage_bytes: from one buffer to the next.
+        row: bytes of a row, and of the swizzle: 128, 64 or 32.
         resident_bytes: not 0: ``b``'s blocks lie so many bytes apart, outside of the ring.
         cluster: ``empty`` is a cluster address.
     """
     kind = _PRODUCTS[dtype]
+    # PTX has no unsigned literals of 64 bits above the signed ones.
+    matrix = f"0x{matrix_descriptor(row):016X}U"
     whole = dtype == "int8"
     count = n // 2
     registers = ", ".join(f"${i}" for i in range(count))
@@ -271,11 +282,11 @@ def wgmma_loop(
             f"NRT_WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [bar], {parity};",
             "@p bra NRT_READY; bra NRT_WAIT; NRT_READY:",
             f"mad.lo.u32 at, {slot}, {stage_bytes}, {a};",
-            describe.format("da", MATRIX),
+            describe.format("da", matrix),
             where,
-            describe.format("db", MATRIX),
+            describe.format("db", matrix),
             "wgmma.fence.sync.aligned;",
-            "add.s64 da, da, 2; add.s64 db, db, 2;".join([product] * 4),
+            "add.s64 da, da, 2; add.s64 db, db, 2;".join([product] * (row // 32)),
             "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 1;",
             f"setp.ne.and.u32 p, k, 0, live; @p {arrive}",
             f"mad.lo.u32 last, {slot}, 8, {empty};",

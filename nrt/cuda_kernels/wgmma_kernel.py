@@ -2,7 +2,7 @@
 
 Recipe. ``Y[m, k] = sum_j X[m, j] W[k, j]``, rows of X being patches of output pixels. A block is
 persistent: it walks over tiles of BM x BN (BM = 64 per consumer warpgroup). One producer thread
-keeps a ring of STAGES buffers full: per 128 bytes along j one box of X (tiled, or im2col: the
+keeps a ring of STAGES buffers full: per ROW (128) bytes along j one box of X (tiled, or im2col: the
 engine walks the pixels of the patch, padding and ragged rows arrive as zeros) and one of W, both
 with 128-byte swizzle, which announce themselves on a full-barrier. Each consumer warpgroup waits,
 issues four ``wgmma m64nBN`` from shared memory, and once the four before are done each of its warps
@@ -42,7 +42,6 @@ from nrt.cuda_kernels.wgmma_epilogue import (
     row_drains,
 )
 from nrt.cuda_kernels.wgmma_layout import (
-    ROW_BYTES,
     HopperTile,
     Layout,
     chunk_columns,
@@ -75,7 +74,7 @@ def _weights_loader(tile: HopperTile, bk: int) -> Any:
         x = i32(u32(kb * u32(bk)))
         if mask > 1:
             ptx_hopper.tma_load_2d_multicast(
-                u32(target + u32(rank * u32(share * ROW_BYTES))), ptx.at(map_w, u32(0)), bar,
+                u32(target + u32(rank * u32(share * tile.row))), ptx.at(map_w, u32(0)), bar,
                 x, i32(u32(n0 + u32(rank * u32(share)))), u16(mask),
             )  # fmt: skip
         else:
@@ -121,19 +120,19 @@ def _hopper_kernel(
         im2col: x is read as patches.
         boxed: the output leaves through the copy engine.
     """
-    consumers, bn, stages, _, split, cluster, resident = tile
+    consumers, bn, stages, _, split, cluster, resident, row_bytes = tile
     held = boxed and boxed_operand(extras) is not None
     layout = Layout.of(tile, boxed, held)
-    bm, bk = consumers * 64, depth(dtype)
+    bm, bk = consumers * 64, depth(tile, dtype)
     whole = dtype == INT8
     acc_size, acc_type = bn // 2, types.int32 if whole else types.float32
-    stage_bytes, a_bytes, w_bytes = layout.stage, layout.a, bn * ROW_BYTES
+    stage_bytes, a_bytes, w_bytes = layout.stage, layout.a, bn * row_bytes
     producer, arrivals = consumers * 4, consumers * 4 * cluster
     # Whether the second half of the columns takes the first one's place in the staging.
     again = staged_columns(bn, held) < bn
     products = ptx_hopper.wgmma_loop(
         dtype.name, bn, stages=stages, stage_bytes=stage_bytes,
-        resident_bytes=w_bytes if resident else 0, cluster=cluster > 1,
+        row=row_bytes, resident_bytes=w_bytes if resident else 0, cluster=cluster > 1,
     )  # fmt: skip
     following = next_slot(stages)
     load_w = _weights_loader(tile, bk)
@@ -289,7 +288,7 @@ def _hopper_kernel(
             ptx_hopper.grid_wait()
             ptx_hopper.grid_launch()
             # This warpgroup's rows in a buffer.
-            rows = u32(ring + u32(u32(warp >> u32(2)) * u32(64 * ROW_BYTES)))
+            rows = u32(ring + u32(u32(warp >> u32(2)) * u32(64 * row_bytes)))
             there = w_base if resident > 0 else u32(ring + u32(a_bytes))
             # A lane of each warp frees a buffer, in each block of a cluster.
             freed = ptx_hopper.map_to_rank(empty, lane) if cluster > 1 else empty

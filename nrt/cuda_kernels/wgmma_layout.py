@@ -10,7 +10,9 @@ inbox                 of a split reduction: the other blocks' sums of this block
 barriers              full and empty per buffer, one for w or the inbox, one per consumer warp
 ====================  ==================================================================
 
-A row of an operand is 128 bytes in a buffer, whatever its type: 64 halves, 32 floats, 128 bytes.
+A row of an operand is 128 bytes in a buffer, whatever its type: 64 halves, 32 floats, 128 int8.
+Where the channels of a filter position fill that badly it is 64 or 32 bytes, with the swizzle of
+that size.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from nrt.dtypes import DType
 
 __all__ = [
     "DRAIN_COLUMNS",
-    "ROW_BYTES",
+    "ROWS",
     "HopperTile",
     "Layout",
     "chunk_columns",
@@ -39,8 +41,8 @@ __all__ = [
 
 u32 = types.uint32
 
-ROW_BYTES = 128
-"""Bytes of an operand's row in a buffer: the widest swizzle."""
+ROWS = (128, 64, 32)
+"""Bytes that an operand's row may have in a buffer: the swizzles of ``wgmma``."""
 
 
 DRAIN_COLUMNS = 128
@@ -60,6 +62,7 @@ class HopperTile(NamedTuple):
         cluster: blocks that load w together, a part each, and multicast it; neighbours in rows.
         resident: number of blocks of w that stay in shared memory for all of a block's tiles; 0
             loads w anew with every tile.
+        row: bytes of an operand's row in a buffer, one of `ROWS`.
     """
 
     consumers: int
@@ -69,6 +72,7 @@ class HopperTile(NamedTuple):
     split: int = 1
     cluster: int = 1
     resident: int = 0
+    row: int = 128
 
 
 def threads(tile: HopperTile) -> int:
@@ -76,9 +80,9 @@ def threads(tile: HopperTile) -> int:
     return tile.consumers * 128 + 32
 
 
-def depth(dtype: DType) -> int:
+def depth(tile: HopperTile, dtype: DType) -> int:
     """Elements of a block along the reduction."""
-    return ROW_BYTES // dtype.itemsize
+    return tile.row // dtype.itemsize
 
 
 def chunk_columns(bn: int) -> int:
@@ -129,8 +133,8 @@ class Layout(NamedTuple):
             boxed: the output leaves through the copy engine.
             held: which fetches a residual too.
         """
-        a = tile.consumers * 64 * ROW_BYTES
-        w = tile.bn * ROW_BYTES
+        a = tile.consumers * 64 * tile.row
+        w = tile.bn * tile.row
         stage = a if tile.resident else a + w
         warps = tile.consumers * 4
         if tile.split > 1:

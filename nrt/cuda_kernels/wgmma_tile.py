@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
@@ -12,6 +12,7 @@ from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.cuda_kernels.epilogue_pair import boxed_operand, refuse_pairs
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Null, Scalar, TensorMap
 from nrt.cuda_kernels.wgmma_layout import (
+    ROWS,
     HopperTile,
     Layout,
     chunk_columns,
@@ -72,12 +73,12 @@ class HopperGemm:
 
     Attributes:
         m, k: output rows and channels.
-        blocks_c: blocks of 128 bytes of channels per filter position.
+        channels: along the reduction, per filter position.
         taps: filter positions.
         out_dtype: of y.
         dtype: of the operands.
         y_row: elements from one row of y to the next.
-        x_map: the map of x, but for its box of rows, which is the tile's.
+        x_map: the map of x, but for its box, which is the tile's.
         im2col: whether that map walks patches.
         epilogue: what ends the kernel.
         width: channels of its stores, see `conv_common.store_width`.
@@ -88,7 +89,7 @@ class HopperGemm:
 
     m: int
     k: int
-    blocks_c: int
+    channels: int
     taps: int
     dtype: DType
     out_dtype: DType
@@ -106,10 +107,28 @@ class HopperGemm:
     group_k: int = 0
     group_c: int = 0
 
+    def blocks_c(self, row: int) -> int:
+        """Blocks of ``row`` bytes of channels per filter position."""
+        return ceil_div(self.channels * self.dtype.itemsize, row)
+
+    def blocks(self, row: int) -> int:
+        """Blocks of ``row`` bytes along the reduction."""
+        return self.blocks_c(row) * self.taps
+
     @property
-    def blocks(self) -> int:
-        """Blocks of 128 bytes along the reduction."""
-        return self.blocks_c * self.taps
+    def rows(self) -> tuple[int, ...]:
+        """Bytes of a row worth trying: less than 128 where that pads the channels less."""
+        padded = {row: self.blocks_c(row) * row for row in ROWS}
+        found = [128]
+        for row in ROWS[1:]:
+            if padded[row] < padded[found[-1]] and (row == 64 or padded[128] <= 256):
+                found.append(row)
+        return tuple(found)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the operands; of x about."""
+        return (self.m + self.k * self.taps) * self.channels * self.dtype.itemsize
 
     @property
     def boxed(self) -> bool:
@@ -139,7 +158,7 @@ def refuse_operands(problem: Problem) -> Refusal | None:
 
 
 def _part(gemm: HopperGemm, tile: HopperTile) -> int:
-    return ceil_div(gemm.blocks, tile.split)
+    return ceil_div(gemm.blocks(tile.row), tile.split)
 
 
 def _tiles(gemm: HopperGemm, tile: HopperTile) -> tuple[int, int]:
@@ -186,19 +205,27 @@ def _candidates(gemm: HopperGemm, device: DeviceSpec) -> Iterator[HopperTile]:
             continue
         if gemm.dtype == INT8 and bn % 16:
             continue
-        base = HopperTile(consumers, bn, 2, per_sm)
-        rows, columns = _tiles(gemm, base)
-        tiles = rows * columns
-        yield base
-        if tiles >= device.multiprocessors and rows > 1:
-            yield base._replace(cluster=2)
-        if gemm.blocks * bn <= 1024 and tiles > device.multiprocessors * per_sm:
-            yield base._replace(resident=gemm.blocks)
-        exact = gemm.out_dtype.kind == "int"
-        for split in (2, 4, 8):
-            few = tiles * split <= 2 * device.multiprocessors and gemm.blocks >= 2 * split
-            if few and gemm.width >= 4 and not exact:
-                yield base._replace(split=split)
+        for row in gemm.rows:
+            yield from _forms(gemm, HopperTile(consumers, bn, 2, per_sm, row=row), device)
+
+
+def _forms(gemm: HopperGemm, base: HopperTile, device: DeviceSpec) -> Iterator[HopperTile]:
+    """A tile by itself, in clusters, with weights that stay, and with its reduction split."""
+    rows, columns = _tiles(gemm, base)
+    tiles, blocks = rows * columns, gemm.blocks(base.row)
+    yield base
+    # Where both operands stay in the second-level cache, reading w once for two blocks gains
+    # nothing and their meeting costs 2 to 8 percent; an 8192 product gains 10.
+    if gemm.nbytes > device.l2_bytes and tiles >= device.multiprocessors and rows > 1:
+        yield base._replace(cluster=2)
+    stays = blocks * base.bn * base.row <= 1024 * 128
+    if stays and tiles > device.multiprocessors * base.per_sm:
+        yield base._replace(resident=blocks)
+    exact = gemm.out_dtype.kind == "int"
+    for split in (2, 4, 8):
+        few = tiles * split <= 2 * device.multiprocessors and blocks >= 2 * split
+        if few and gemm.width >= 4 and not exact:
+            yield base._replace(split=split)
 
 
 def _bare_estimate(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> float:
@@ -212,12 +239,12 @@ def _bare_estimate(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> fl
     bm = tile.consumers * 64
     rate = 0.9 * device.fp16_flops / device.multiprocessors
     rate *= {1: 2.0, 2: 1.0, 4: 0.5}[gemm.dtype.itemsize]
-    compute = 2.0 * bm * tile.bn * depth(gemm.dtype) * steps * resident / rate
+    compute = 2.0 * bm * tile.bn * depth(tile, gemm.dtype) * steps * resident / rate
     # A lone warpgroup cannot keep the tensor cores busy; wgmma of few columns neither.
     compute /= min(1.0, 0.6 * tile.consumers * resident) * min(1.0, 0.5 + tile.bn / 256)
-    w_bytes = 0.0 if tile.resident else tile.bn * 128.0
-    into = (bm * 128.0 + w_bytes) * steps
-    from_l2 = (bm * 128.0 + w_bytes / tile.cluster) * steps
+    w_bytes = 0.0 if tile.resident else float(tile.bn * tile.row)
+    into = (bm * tile.row + w_bytes) * steps
+    from_l2 = (bm * tile.row + w_bytes / tile.cluster) * steps
     live = min(count, slots)
     loads = max(into * resident / _SM_RATE, from_l2 * live / _L2_RATE)
     epilogue = bm * tile.bn * resident / _epilogue_rate(gemm, tile)
@@ -273,12 +300,12 @@ def emission(
         threads(tile),
         tile.per_sm,
     )  # fmt: skip
-    bk = depth(gemm.dtype)
-    inner = gemm.blocks * bk
+    bk, blocks = depth(tile, gemm.dtype), gemm.blocks(tile.row)
+    inner = blocks * bk
     kind = map_type(gemm.dtype)
     w_map = TensorMap(
         weights, kind, (inner, gemm.k), (inner * gemm.dtype.itemsize,),
-        (bk, tile.bn // tile.cluster), (1, 1),
+        (bk, tile.bn // tile.cluster), (1, 1), swizzle=tile.row,
     )  # fmt: skip
     y_map: Arg = Null()
     r_map: Arg = Null()
@@ -289,7 +316,8 @@ def emission(
             r_map = _output_map(gemm, tile, extras[held], epilogue.extras[held].dtype)
     rows, columns = _tiles(gemm, tile)
     numbers = (
-        gemm.m, gemm.k, rows * columns, columns, gemm.blocks, _part(gemm, tile), gemm.blocks_c,
+        gemm.m, gemm.k, rows * columns, columns, blocks, _part(gemm, tile),
+        gemm.blocks_c(tile.row),
         gemm.filter_w, gemm.out_h * gemm.out_w, gemm.out_w, *gemm.stride, *gemm.pad,
         *gemm.dilation, gemm.y_row, 1 if tile.resident else _group(columns),
         max(1, gemm.group_k // tile.bn), gemm.group_c,
@@ -300,7 +328,7 @@ def emission(
         (_grid(gemm, tile, device), tile.split, 1),
         (threads(tile), 1, 1),
         (
-            _with_rows(gemm.x_map, tile.consumers * 64), w_map, y_map, r_map, out, *extras,
+            _boxes(gemm.x_map, bk, tile), w_map, y_map, r_map, out, *extras,
             *(Scalar(v) for v in numbers),
         ),
         _layout(gemm, tile).shared_bytes,
@@ -333,8 +361,5 @@ def _group(tiles_n: int) -> int:
     return 8 if tiles_n >= 8 else 1
 
 
-def _with_rows(x_map: TensorMap, rows: int) -> TensorMap:
-    return TensorMap(
-        x_map.of, x_map.dtype, x_map.dims, x_map.strides, (x_map.box[0], rows), x_map.steps,
-        x_map.lower, x_map.upper,
-    )  # fmt: skip
+def _boxes(x_map: TensorMap, bk: int, tile: HopperTile) -> TensorMap:
+    return replace(x_map, box=(bk, tile.consumers * 64), swizzle=tile.row)

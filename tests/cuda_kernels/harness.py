@@ -68,8 +68,17 @@ def compiled(variant: Variant, task: Problem, arch: str, config: Any = None) -> 
     ]
 
 
-def assert_right(runner: Any, variant: Variant, task: Problem, limit: dict[str, float]) -> None:
-    """Every configuration of ``variant`` gives the float64 reference's result on fresh data."""
+def assert_right(
+    runner: Any,
+    variant: Variant,
+    task: Problem,
+    limit: dict[str, float],
+    configs: Sequence[Any] | None = None,
+) -> None:
+    """Configurations of ``variant``, all if not given, give the float64 reference's result.
+
+    On fresh data.
+    """
     assert variant.supports(task, runner.device) is None
     seed = zlib.crc32(f"{variant.name} {task}".encode())
     inputs = random_inputs(task, np.random.default_rng(seed))
@@ -78,7 +87,7 @@ def assert_right(runner: Any, variant: Variant, task: Problem, limit: dict[str, 
         for a, s in zip(inputs, task.inputs, strict=True)
     ]
     expected = task.op.reference(*exact)
-    configs = variant.configs(task, runner.device)
+    configs = variant.configs(task, runner.device) if configs is None else configs
     assert configs
     for config in configs:
         outputs = runner.run(variant, task, config, inputs)

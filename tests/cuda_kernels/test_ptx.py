@@ -43,8 +43,8 @@ SM90 = {
     "bar_sync": "rr>", "bulk_commit": ">", "bulk_wait": ">", "bulk_wait_read": ">",
     "cluster_meet": ">", "cluster_rank": ">r", "cluster_sync": ">", "bulk_copy_cluster": "rsrr>",
     "map_to_rank": "rr>r", "stmatrix_x4": "srrrr>", "tma_load_2d_multicast": "slsiih>",
-    "tma_store_2d": "lsii>", "fence_async_shared": ">", "fence_barrier_init": ">", "grid_launch": ">",
-    "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>", "mbarrier_init": "sr>",
+    "tma_store_2d": "lsii>", "fence_async_shared": ">", "fence_barrier_init": ">",
+    "grid_launch": ">", "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>", "mbarrier_init": "sr>",
     "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>", "setmaxnreg_dec": "40>",
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
 }  # fmt: skip
@@ -141,7 +141,7 @@ def instruction(name: str, module: Any) -> re.Pattern[str]:
 
 def test_the_table_covers_every_intrinsic() -> None:
     assert set(SM75) | set(SM80) | ADDRESSES | MAKERS == set(ptx.__all__) | {"wgmma_loop"}
-    assert set(SM90) | {"wgmma_loop", "behind"} == set(ptx_hopper.__all__)
+    assert set(SM90) | {"wgmma_loop", "behind", "matrix_descriptor"} == set(ptx_hopper.__all__)
     for module in (ptx, ptx_hopper):
         for name in module.__all__:
             assert getattr(module, name).__doc__, name
