@@ -44,8 +44,9 @@ SM90 = {
     "cluster_meet": ">", "cluster_rank": ">r", "cluster_sync": ">", "bulk_copy_cluster": "rsrr>",
     "map_to_rank": "rr>r", "stmatrix_x4": "srrrr>", "tma_load_2d_multicast": "slsiih>",
     "tma_store_2d": "lsii>", "fence_async_shared": ">", "fence_barrier_init": ">",
-    "grid_launch": ">", "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>", "mbarrier_init": "sr>",
-    "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>", "setmaxnreg_dec": "40>",
+    "grid_launch": ">", "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>",
+    "mbarrier_init": "sr>", "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>",
+    "setmaxnreg_dec": "40>",
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
 }  # fmt: skip
 GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
