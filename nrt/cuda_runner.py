@@ -288,7 +288,7 @@ class CudaRunner:
         item = spec.dtype.itemsize
         strides = tuple(s * item for s in spec.strides)
         flat = raw.view(spec.dtype.numpy)
-        out = np.lib.stride_tricks.as_strided(flat, spec.shape, strides).copy()
+        out = np.lib.stride_tricks.as_strided(flat, spec.shape, strides).copy(order="K")
         if spec.size < spec.span:
             touched = np.zeros(spec.span, bool)
             np.lib.stride_tricks.as_strided(touched, spec.shape, spec.strides)[...] = True
