@@ -13,32 +13,15 @@ import functools
 from typing import Any
 
 from llvmlite import ir
-from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels.ptx import mma_statement, statement, with_arity
 
-__all__ = ["copies", "fragments", "put_rows", "tile_position", "warp_mma"]
+__all__ = ["copies", "fragments", "put_rows", "warp_mma"]
 
 u32 = types.uint32
 f32 = types.float32
 i64 = types.int64
-
-
-@cuda.jit(device=True, inline="always")
-def tile_position(t, tiles, tiles_n, group):
-    """(row, column) of tile ``t``, walked column by column within strips of ``group`` rows.
-
-    Blocks that run together then cover a near-square of the output, and read the fewest bytes of
-    both operands from the second-level cache.
-    """
-    span = u32(group * tiles_n)
-    strip = u32(t // span)
-    first = u32(strip * group)
-    rest = u32(t - u32(strip * span))
-    height = u32(min(group, u32(u32(tiles // tiles_n) - first)))
-    column = u32(rest // height)
-    return u32(first + u32(rest - u32(column * height))), column
 
 
 _ROUND_TF32 = (

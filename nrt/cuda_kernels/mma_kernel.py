@@ -2,7 +2,7 @@
 
 Recipe. A block computes BM x BN outputs of ``Y[m, k] = sum_j X[m, j] W[k, j]``, where row m of X is
 the patch of one output pixel (a matrix product is the 1x1 case) and both operands are read along j,
-8 halves (16 bytes) at a time. Blocks are numbered in strips of rows (`mma_block.tile_position`).
+8 halves (16 bytes) at a time. Blocks are numbered in strips of rows (`tile_order`).
 
 Per step of BK every thread copies its pieces of both tiles with cp.async into one of STAGES shared
 buffers, swizzled so that ldmatrix meets no bank conflict; out-of-image pieces are zero-filled. W is
@@ -36,9 +36,10 @@ from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import acc_type, extra_types, result_type
 from nrt.cuda_kernels.epilogue import Extra, make_store
-from nrt.cuda_kernels.mma_block import fragments, put_rows, tile_position, warp_mma
+from nrt.cuda_kernels.mma_block import fragments, put_rows, warp_mma
 from nrt.cuda_kernels.mma_layout import Layout, Tile, place, threads
 from nrt.cuda_kernels.mma_load import load_w, load_x, next_position, put_held, w_start
+from nrt.cuda_kernels.tile_order import tile_position
 from nrt.dtypes import BF16, FP16, FP32, INT8, INT32, DType
 from nrt.ir.pointwise import Program
 

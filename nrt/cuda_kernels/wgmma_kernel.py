@@ -34,6 +34,7 @@ from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
 from nrt.cuda_kernels.epilogue import Extra
 from nrt.cuda_kernels.epilogue_pair import boxed_operand
+from nrt.cuda_kernels.tile_order import tile_position
 from nrt.cuda_kernels.wgmma_epilogue import (
     box_drains,
     cluster_reduce,
@@ -47,7 +48,6 @@ from nrt.cuda_kernels.wgmma_layout import (
     chunk_columns,
     depth,
     next_slot,
-    position,
     share_bytes,
     staged_columns,
     sum_pitch,
@@ -207,7 +207,7 @@ def _hopper_kernel(
 
         if warp == u32(producer):
             if lane == u32(0):
-                tm, tn = position(start, tiles, tiles_n, group)
+                tm, tn = tile_position(start, tiles, tiles_n, group)
                 n0 = u32(tn * u32(bn))
                 ahead = u32(0)
                 if resident > 0:
@@ -228,7 +228,7 @@ def _hopper_kernel(
                 parity = u32(1)
                 t = start
                 while t < tiles:
-                    tm, tn = position(t, tiles, tiles_n, group)
+                    tm, tn = tile_position(t, tiles, tiles_n, group)
                     n0 = u32(tn * u32(bn))
                     m0 = u32(
                         u32(u32(tm * u32(cluster)) + (rank if cluster > 1 else u32(0))) * u32(bm)
@@ -305,7 +305,7 @@ def _hopper_kernel(
             if resident > 0:
                 ptx_hopper.mbarrier_wait(w_full, u32(0))
             while t < tiles:
-                tm, tn = position(t, tiles, tiles_n, group)
+                tm, tn = tile_position(t, tiles, tiles_n, group)
                 n0 = u32(tn * u32(bn))
                 m0 = u32(u32(u32(tm * u32(cluster)) + mate) * u32(bm))
                 m = u32(m0 + u32(warp * u32(16)))

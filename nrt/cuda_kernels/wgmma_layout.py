@@ -1,4 +1,4 @@
-"""Tiles of the Hopper kernels: their configuration, what lies where in shared memory, their order.
+"""Tiles of the Hopper kernels: their configuration, and what lies where in shared memory.
 
 A block's dynamic shared memory, from the first multiple of 1024 bytes:
 
@@ -32,7 +32,6 @@ __all__ = [
     "chunk_columns",
     "depth",
     "next_slot",
-    "position",
     "share_bytes",
     "staged_columns",
     "sum_pitch",
@@ -161,22 +160,6 @@ class Layout(NamedTuple):
     def shared_bytes(self) -> int:
         """Dynamic shared memory to ask for: room to align included."""
         return self.total + 1024
-
-
-@cuda.jit(device=True, inline="always")
-def position(t, tiles, tiles_n, group):
-    """(row, column) of tile ``t``: columns of ``group`` tiles, so that a wave shares both operands.
-
-    Blocks that run together then cover a near-square of the output, and read the fewest bytes of
-    x and w from the second-level cache.
-    """
-    span = u32(group * tiles_n)
-    strip = u32(t // span)
-    first = u32(strip * group)
-    rest = u32(t - u32(strip * span))
-    height = u32(min(group, u32(u32(tiles // tiles_n) - first)))
-    tn = u32(rest // height)
-    return u32(first + u32(rest - u32(tn * height))), tn
 
 
 def next_slot(stages: int) -> Any:
