@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nrt.cuda_kernels.copy_kernels import THREADS
+from nrt.cuda_kernels.copy_planes import CopyInterleave
 from nrt.cuda_kernels.copy_tiles import CopyBlock, CopyTile
 from nrt.cuda_kernels.copy_walk import Copy, Walk, walk
 from nrt.cuda_kernels.device import DeviceSpec
@@ -36,6 +37,7 @@ from nrt.problem import Problem, Refusal
 __all__ = [
     "VARIANTS",
     "CopyBlock",
+    "CopyInterleave",
     "CopyPlanes",
     "CopyStrided",
     "CopyTile",
@@ -174,4 +176,5 @@ VARIANTS: tuple[Variant, ...] = (
     CopyTile(),
     CopyBlock(),
     CopyPlanes(),
+    CopyInterleave(),
 )

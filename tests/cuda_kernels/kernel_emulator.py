@@ -223,7 +223,8 @@ class _Cuda:
             float2int_rn=_int_of,
         )  # fmt: skip
 
-    def _shared(self, length: int, kind: Any) -> Pointer:
+    def _shared(self, length: int, kind: Any, alignment: int = 1) -> Pointer:
+        assert 128 % alignment == 0, "arrays start at multiples of 128"
         self.declared += 1
         return self.block.array(self.declared - 1, length, kind)
 
