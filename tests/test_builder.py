@@ -264,8 +264,13 @@ def test_a_damaged_timing_cache_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_87", "sm_89", "sm_90"])
-def test_a_plan_for_another_gpu_is_built_offline(arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arch", "saved"),
+    [("sm_75", "fp32"), ("sm_80", None), *((a, "fp16") for a in ("sm_87", "sm_89", "sm_90"))],
+)
+def test_a_plan_for_another_gpu_is_built_offline(
+    arch: str, saved: str | None, tmp_path: Path
+) -> None:
     built = build(network(), target=f"cuda:{arch}", precision="fp16", opt_level=0)
     plan = built.plan
     check_plan(plan)
@@ -281,7 +286,8 @@ def test_a_plan_for_another_gpu_is_built_offline(arch: str, tmp_path: Path) -> N
         plan.cubins
     )
     assert plan_from_bytes(plan_to_bytes(plan)) == plan
-    engine = nrt.compile(network(), target=f"cuda:{arch}", opt_level=0)
+    options = {} if saved is None else {"precision": saved}
+    engine = nrt.compile(network(), target=f"cuda:{arch}", opt_level=0, **options)
     engine.save(tmp_path / "net.plan")
     assert (tmp_path / "net.plan").stat().st_size > len(engine.plan.weights)
 

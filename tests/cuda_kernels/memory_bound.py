@@ -110,10 +110,13 @@ def assert_emulates(
                 assert error <= LIMIT.get(spec.dtype.name, 0.0), (variant.name, config, error)
 
 
-def assert_on_gpu(runner: Any, variants: Sequence[Variant], problem: Problem) -> None:
-    """As `assert_emulates`, on a GPU."""
+def assert_on_gpu(
+    runner: Any, variants: Sequence[Variant], problem: Problem, most: int | None = None
+) -> None:
+    """As `assert_emulates`, on a GPU; with ``most``, only as many configurations, best first."""
     for variant in variants_of(variants, problem):
-        assert_right(runner, variant, problem, LIMIT)
+        configs = variant.configs(problem, runner.device)[:most]
+        assert_right(runner, variant, problem, LIMIT, configs)
 
 
 def refusal(variant: Variant, problem: Problem) -> str:

@@ -133,11 +133,18 @@ def test_compiles_without_spills(arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_87", "sm_90a"])
-@pytest.mark.parametrize("task", [RESNET, VGG, ALEXNET, LAYERS[2]], ids=str)
-def test_every_tile_compiles_without_spills(arch: str, task: Problem) -> None:
+@pytest.mark.parametrize(
+    ("arch", "task", "step"),
+    [
+        ("sm_80", RESNET, 1),
+        # Other filters and architectures: every few tiles.
+        ("sm_80", ALEXNET, 3), ("sm_87", VGG, 3), ("sm_90a", LAYERS[2], 3), ("sm_90a", RESNET, 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tiles_compile_without_spills(arch: str, task: Problem, step: int) -> None:
     variant = ConvStem()
-    for tile in variant.configs(task, ARCHS[arch]):
+    for tile in variant.configs(task, ARCHS[arch])[::step]:
         assert all(c.spills == 0 for c in compiled(variant, task, arch, tile)), tile
 
 

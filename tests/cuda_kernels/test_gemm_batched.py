@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import pytest
 
 from nrt.cuda_kernels.batched_kernel import _swizzle
-from nrt.cuda_kernels.device import ARCHS, DeviceSpec
+from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.gemm_batched import TILES, GemmBatched
 from nrt.cuda_kernels.mma_kernel import Tile
 from nrt.dtypes import BF16, FP16, FP32
@@ -118,27 +119,16 @@ def test_every_tile_emulated(tile: Tile) -> None:
     assert_emulated(BATCHED, transposed, LIMIT, tile)
 
 
-class _Fixed(GemmBatched):
-    """The variant with one configuration: every further one takes seconds to compile."""
-
-    def __init__(self, tile: Tile) -> None:
-        self.tile = tile
-
-    def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Tile]:
-        del problem, device
-        return [self.tile]
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(("task", "tile"), CASES, ids=str)
 def test_right_on_gpu(task: Problem, tile: Tile, cuda_runner: Any) -> None:
-    assert_right(cuda_runner, _Fixed(tile), task, LIMIT)
+    assert_right(cuda_runner, BATCHED, task, LIMIT, [tile])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("task", "tile"), LARGE, ids=str)
 def test_large_right_on_gpu(task: Problem, tile: Tile, cuda_runner: Any) -> None:
-    assert_right(cuda_runner, _Fixed(tile), task, LIMIT)
+    assert_right(cuda_runner, BATCHED, task, LIMIT, [tile])
 
 
 @pytest.mark.parametrize("arch", ["sm_80", *(pytest.param(a, marks=SLOW) for a in ARCHES[1:])])
@@ -148,10 +138,15 @@ def test_attention_compiles_without_spills(arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_every_tile_compiles_without_spills(tile: Tile) -> None:
-    for task, arch in zip((SCORES, TRANSPOSED, UNALIGNED), ARCHES, strict=True):
-        assert all(c.spills == 0 for c in compiled(BATCHED, task, arch, tile))
+@pytest.mark.parametrize(
+    ("tile", "task", "arch"),
+    [(tile, *other) for tile, other in zip(
+        TILES, cycle([(TRANSPOSED, "sm_87"), (UNALIGNED, "sm_90a"), (CONTEXT, "sm_90a")]))],
+    ids=str,
+)  # fmt: skip
+def test_every_tile_compiles_without_spills(tile: Tile, task: Problem, arch: str) -> None:
+    assert all(c.spills == 0 for c in compiled(BATCHED, SCORES, "sm_80", tile))
+    assert all(c.spills == 0 for c in compiled(BATCHED, task, arch, tile))
 
 
 def _place(length: int, line: int, piece: int) -> int:

@@ -113,9 +113,10 @@ def test_compiles() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_75", "sm_87", "sm_90a"])
-@pytest.mark.parametrize("tile", TILES[:3], ids=str)
-def test_compiles_elsewhere(arch: str, tile: Tile) -> None:
+@pytest.mark.parametrize(
+    ("tile", "arch"), list(zip(TILES[:3], ["sm_75", "sm_87", "sm_90a"], strict=True)), ids=str
+)
+def test_compiles_elsewhere(tile: Tile, arch: str) -> None:
     assert compiled(TILED, LARGE[0], arch, tile)[0].spills == 0
     assert compiled(TILED, LARGE[1], arch, tile)[0].spills == 0
 
