@@ -262,7 +262,7 @@ def make_store(
         "st1": ptx.st_global_u32,
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
-        "pack_s8": _s8x4,
+        "pack_s8": ptx.s8x4_from_f32,
         "pack_e4m3": _e4m3x4,
         "int_bits": _int_bits,
         "signed_byte": _signed_byte,
@@ -279,23 +279,10 @@ def _ld1(address):
 
 
 @cuda.jit(device=True, inline="always")
-def _s8(value):
-    """Nearest integer, half to even, in [-128, 127]; NaN is 0."""
-    rounded = cuda.libdevice.float2int_rn(f32(value))
-    low = i32(rounded if rounded > i32(-128) else i32(-128))
-    return i32(low if low < i32(127) else i32(127))
-
-
-@cuda.jit(device=True, inline="always")
 def _store_s8(p, i, value):
-    p[i] = i8(_s8(value))
-
-
-@cuda.jit(device=True, inline="always")
-def _s8x4(a, b, c, d):
-    low = u32(u32(_s8(a)) & u32(0xFF)) | u32(u32(u32(_s8(b)) & u32(0xFF)) << u32(8))
-    high = u32(u32(_s8(c)) & u32(0xFF)) | u32(u32(_s8(d)) << u32(8))
-    return u32(u32(low) | u32(u32(high) << u32(16)))
+    """Stores the nearest integer, half to even, in [-128, 127]; NaN is 0."""
+    rounded = cuda.libdevice.float2int_rn(f32(value))
+    p[i] = i8(min(max(rounded, i32(-128)), i32(127)))
 
 
 @cuda.jit(device=True, inline="always")

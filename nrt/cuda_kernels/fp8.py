@@ -6,8 +6,6 @@ the largest number 448 (Micikevicius et al. 2022, "FP8 formats for deep learning
 
 from __future__ import annotations
 
-import math
-
 from numba import cuda
 from numba.cuda import types
 
@@ -19,6 +17,9 @@ f32 = types.float32
 u16 = types.uint16
 u32 = types.uint32
 
+_NAN = 0x7FC00000
+"""Of float32."""
+
 
 @cuda.jit(device=True, inline="always")
 def f32_from_e4m3(bits):
@@ -29,8 +30,8 @@ def f32_from_e4m3(bits):
     """
     low = u32(u32(bits) & u32(0x7F))
     half = u16(u32(low << u32(7)) | u32(u32(u32(bits) & u32(0x80)) << u32(8)))
-    value = ptx.f32_from_f16(half) * f32(256)
-    return f32(math.nan) if low == u32(0x7F) else value
+    value = ptx.float_bits(ptx.f32_from_f16(half) * f32(256))
+    return ptx.bits_float(ptx.select_below(low, u32(0x7F), value, u32(_NAN)))
 
 
 @cuda.jit(device=True, inline="always")
@@ -48,6 +49,6 @@ def e4m3_from_f32(value):
     odd = u32(u32(size >> u32(20)) & u32(1))
     # 0x3C000000 is the difference of the biases, 120, in the exponent's place.
     plain = u32(u32(size - u32(0x3C000000) + u32(0x7FFFF) + odd) >> u32(20))
-    small = tiny if size < u32(0x3C800000) else plain
-    inside = small if size < u32(0x43E00000) else u32(0x7E)
-    return u32(sign | (u32(0x7F) if size > u32(0x7F800000) else inside))
+    small = ptx.select_below(size, u32(0x3C800000), tiny, plain)
+    outside = ptx.select_below(u32(0x7F800000), size, u32(0x7F), u32(0x7E))
+    return u32(sign | ptx.select_below(size, u32(0x43E00000), small, outside))

@@ -68,6 +68,8 @@ __all__ = [
     "max_f16x2",
     "prmt",
     "rcp",
+    "s8x4_from_f32",
+    "select_below",
     "shared_address",
     "st_global_u16",
     "st_global_u32",
@@ -479,6 +481,14 @@ bf16x2_from_f32 = asm(
     "bf16x2_from_f32", "cvt.rn.bf16x2.f32 $0, $2, $1;", [u32], [f32, f32], pure=True,
     doc="``cvt.rn.bf16x2.f32``: pack (low, high) floats into two bf16 (sm_80).",
 )  # fmt: skip
+s8x4_from_f32 = asm(
+    "s8x4_from_f32", "{ .reg .b32 a, b, c, d; cvt.rni.s32.f32 a, $1; cvt.rni.s32.f32 b, $2; "
+    "cvt.rni.s32.f32 c, $3; cvt.rni.s32.f32 d, $4; cvt.pack.sat.s8.s32.b32 d, d, c, 0; "
+    "cvt.pack.sat.s8.s32.b32 $0, b, a, d; }",
+    [u32], [f32] * 4, pure=True,
+    doc="Two ``cvt.pack.sat.s8.s32.b32``: pack four floats, the first lowest, into int8, to "
+    "nearest even and saturated; NaN is 0 (sm_72).",
+)  # fmt: skip
 f32_from_f16_lo = asm(
     "f32_from_f16_lo", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }",
     [f32], [u32], pure=True, doc="``cvt.f32.f16`` of the low half of a pair.",
@@ -499,6 +509,12 @@ prmt = asm(
     "prmt", "prmt.b32 $0, $1, $2, #0;", [u32], [u32, u32], pure=True,
     doc="``prmt.b32``: four bytes of two words; digit k of the hexadecimal literal names byte k of "
     "the result, 0 to 3 of the first operand, 4 to 7 of the second.",
+)  # fmt: skip
+select_below = asm(
+    "select_below", "{ .reg .pred p; setp.lt.u32 p, $1, $2; selp.b32 $0, $3, $4, p; }",
+    [u32], [u32] * 4, pure=True,
+    doc="``selp.b32``: c if a < b, else d. No branch: in code that is inlined often, branches "
+    "compile slowly.",
 )  # fmt: skip
 max_f16x2 = asm(
     "max_f16x2", "max.NaN.f16x2 $0, $1, $2;", [u32], [u32, u32], pure=True,

@@ -16,14 +16,12 @@ import importlib
 import inspect
 import math
 import random
-import struct
 import textwrap
 import types as pytypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numba.core.extending import _Intrinsic
 from numba.core.types import Boolean, Float, Integer
@@ -35,6 +33,21 @@ from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, W
 from nrt.problem import Problem, TensorSpec
 
 from .emulated_mma import ldmatrix, mma, warp_mma
+from .emulated_numbers import (
+    bf16,
+    bf16_bits,
+    bits_float,
+    conversion,
+    dp4a,
+    float_bits,
+    half,
+    half_bits,
+    max_pair,
+    nearest,
+    prmt,
+    s8x4,
+    u32,
+)
 
 __all__ = ["KernelEmulator"]
 
@@ -80,90 +93,8 @@ class Address:
         return raw[self.offset : self.offset + size]
 
 
-def _u32(value: Any) -> int:
-    return int(value) & 0xFFFFFFFF
-
-
-def _signed(bits: int) -> Callable[[Any], int]:
-    def convert(value: Any) -> int:
-        low = int(value) & ((1 << bits) - 1)
-        return low - (1 << bits) if low >> (bits - 1) else low
-
-    return convert
-
-
-def _convert(kind: Any) -> Callable[[Any], Any]:
-    """What calling a Numba type does to a number."""
-    if isinstance(kind, Float):
-        return float
-    if isinstance(kind, Boolean):
-        return bool
-    if kind.signed:
-        return _signed(kind.bitwidth)
-    mask = (1 << kind.bitwidth) - 1
-    return lambda value: int(value) & mask
-
-
-def _half(bits: int) -> float:
-    return np.uint16(bits).view(np.float16).item()
-
-
-def _bf16(bits: int) -> float:
-    return float(np.uint16(bits).view(ml_dtypes.bfloat16))
-
-
-def _half_bits(value: float) -> int:
-    with np.errstate(over="ignore"):
-        return np.float16(value).view(np.uint16).item()
-
-
-def _bf16_bits(value: float) -> int:
-    return int(np.asarray(value, ml_dtypes.bfloat16).view(np.uint16))
-
-
-def _bits(value: float) -> int:
-    with np.errstate(over="ignore"):
-        return np.float32(value).view(np.uint32).item()
-
-
-def _float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]
-
-
-def _int_of(value: float) -> int:
-    """``cvt.rni.s32.f32``: the nearest integer, half to even; saturates, NaN is 0."""
-    if math.isnan(value):
-        return 0
-    return int(np.rint(min(max(np.float32(value), -(2.0**31)), 2.0**31 - 1)))
-
-
-def _prmt(a: int, b: int, selector: int) -> int:
-    both = a | b << 32
-    return sum((both >> 8 * (selector >> 4 * k & 7) & 0xFF) << 8 * k for k in range(4))
-
-
-def _max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
-    """The larger of each of two 16-bit floats, NaN if one is."""
-
-    def pair(a: int, b: int) -> int:
-        parts = []
-        for shift in (0, 16):
-            one, two = a >> shift & 0xFFFF, b >> shift & 0xFFFF
-            x, y = decode(one), decode(two)
-            parts.append(two if y > x or y != y else one)  # noqa: PLR0124
-        return parts[0] | parts[1] << 16
-
-    return pair
-
-
-def _dp4a(a: int, b: int, c: int) -> int:
-    """``dp4a.s32.s32``."""
-    x, y = (np.array([v], np.uint32).view(np.int8).astype(int) for v in (a, b))
-    return _signed(32)(int(x @ y) + c)
-
-
 def _at(pointer: Pointer, index: int) -> Address:
-    return Address(pointer, (pointer.start + _u32(index)) * pointer.data.itemsize)
+    return Address(pointer, (pointer.start + u32(index)) * pointer.data.itemsize)
 
 
 def _load(count: int, kind: Any = np.uint32) -> Callable[[Address], Any]:
@@ -220,7 +151,7 @@ class _Cuda:
             rintf=lambda v: float(np.rint(v)), rint=lambda v: float(np.rint(v)),
             floorf=lambda v: float(np.floor(v)), floor=lambda v: float(np.floor(v)),
             ceilf=lambda v: float(np.ceil(v)), ceil=lambda v: float(np.ceil(v)),
-            float2int_rn=_int_of,
+            float2int_rn=nearest,
         )  # fmt: skip
 
     def _shared(self, length: int, kind: Any, alignment: int = 1) -> Pointer:
@@ -257,9 +188,9 @@ class _Cuda:
         """Python functions for the intrinsics of `nrt.cuda_kernels.ptx`."""
         shared = self.in_shared
         return {
-            "at": _at, "ahead": lambda p, i: Pointer(p.data, p.label, p.start + _u32(i)),
-            "further_1": lambda a, i: a + _u32(i), "further_2": lambda a, i: a + 2 * _u32(i),
-            "further_4": lambda a, i: a + 4 * _u32(i),
+            "at": _at, "ahead": lambda p, i: Pointer(p.data, p.label, p.start + u32(i)),
+            "further_1": lambda a, i: a + u32(i), "further_2": lambda a, i: a + 2 * u32(i),
+            "further_4": lambda a, i: a + 4 * u32(i),
             "shared_address": self.shared_address,
             "ld_global_nc_v4": _load(4), "ld_global_v4": _load(4), "ld_global_nc_v2": _load(2),
             "ld_global_nc_u32": _load(1), "ld_global_nc_u16": _load(1, np.uint16),
@@ -275,17 +206,18 @@ class _Cuda:
             "st_shared_f32": shared(_store(np.float32)),
             "cp_async_16": self.cp_async, "cp_async_commit": lambda: self._groups().append([]),
             "cp_async_wait": self.cp_async_wait,
-            "f32_from_f16": _half, "f16_from_f32": _half_bits,
-            "f32_from_bf16": _bf16, "bf16_from_f32": _bf16_bits,
-            "f16x2_from_f32": lambda a, b: _half_bits(a) | _half_bits(b) << 16,
-            "bf16x2_from_f32": lambda a, b: _bf16_bits(a) | _bf16_bits(b) << 16,
-            "f32_from_f16_lo": lambda v: _half(v & 0xFFFF),
-            "f32_from_f16_hi": lambda v: _half(v >> 16),
-            "f32_from_bf16_lo": lambda v: _bf16(v & 0xFFFF),
-            "f32_from_bf16_hi": lambda v: _bf16(v >> 16),
-            "float_bits": _bits, "bits_float": _float, "prmt": _prmt,
-            "max_f16x2": _max_pair(_half), "max_bf16x2": _max_pair(_bf16),
-            "dp4a": _dp4a, "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
+            "f32_from_f16": half, "f16_from_f32": half_bits,
+            "f32_from_bf16": bf16, "bf16_from_f32": bf16_bits,
+            "f16x2_from_f32": lambda a, b: half_bits(a) | half_bits(b) << 16,
+            "bf16x2_from_f32": lambda a, b: bf16_bits(a) | bf16_bits(b) << 16,
+            "f32_from_f16_lo": lambda v: half(v & 0xFFFF),
+            "f32_from_f16_hi": lambda v: half(v >> 16),
+            "f32_from_bf16_lo": lambda v: bf16(v & 0xFFFF),
+            "f32_from_bf16_hi": lambda v: bf16(v >> 16),
+            "float_bits": float_bits, "bits_float": bits_float, "prmt": prmt,
+            "s8x4_from_f32": s8x4, "select_below": lambda a, b, c, d: c if a < b else d,
+            "max_f16x2": max_pair(half), "max_bf16x2": max_pair(bf16),
+            "dp4a": dp4a, "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
             "tanh_approx": math.tanh,
         }  # fmt: skip
 
@@ -366,7 +298,7 @@ class KernelEmulator:
             values = []
             for arg, kind in zip(launch.args, signature.args, strict=True):
                 if isinstance(arg, Scalar):
-                    values.append(_convert(kind)(arg.value))
+                    values.append(conversion(kind)(arg.value))
                     continue
                 if isinstance(arg, Null):
                     values.append(None)
@@ -481,9 +413,9 @@ class KernelEmulator:
 
         def put_rows(acc: list[Any], address: int) -> None:
             for ni in range(ni_count):
-                for half in (0, 1):
-                    cell = address + ni * 32 + half * 8 * pitch * 4
-                    pair = acc[4 * ni + 2 * half :][:2]
+                for part in (0, 1):
+                    cell = address + ni * 32 + part * 8 * pitch * 4
+                    pair = acc[4 * ni + 2 * part :][:2]
                     store = _store(np.int32 if isinstance(pair[0], int) else np.float32)
                     self.cuda.in_shared(store)(cell, *pair)
             acc[: (mi_count - 1) * ni_count * 4] = acc[ni_count * 4 :]
@@ -565,7 +497,7 @@ class _Kind:
 
     def __init__(self, kind: Any) -> None:
         self.name = kind.name
-        self.convert = _convert(kind)
+        self.convert = conversion(kind)
 
     def __call__(self, value: Any) -> Any:
         return self.convert(value)

@@ -31,7 +31,7 @@ SM75 = {
     "st_shared_u32": "sr>", "st_shared_v2_f32": "sff>", "st_shared_v4": "srrrr>",
     "tanh_approx": "f>f", "dp4a": "rri>i", "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
     "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
-    "ld_global_nc_v4_if": "gr>rrrr",
+    "ld_global_nc_v4_if": "gr>rrrr", "s8x4_from_f32": "ffff>r", "select_below": "rrrr>r",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",

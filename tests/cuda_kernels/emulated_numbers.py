@@ -1,0 +1,116 @@
+"""What instructions do with single numbers, in Python: for the emulator of kernels."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numba.core.types import Boolean, Float
+
+__all__ = [
+    "bf16",
+    "bf16_bits",
+    "bits_float",
+    "conversion",
+    "dp4a",
+    "float_bits",
+    "half",
+    "half_bits",
+    "max_pair",
+    "nearest",
+    "prmt",
+    "s8x4",
+    "signed",
+    "u32",
+]
+
+
+def u32(value: Any) -> int:
+    return int(value) & 0xFFFFFFFF
+
+
+def signed(bits: int) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        low = int(value) & ((1 << bits) - 1)
+        return low - (1 << bits) if low >> (bits - 1) else low
+
+    return convert
+
+
+def conversion(kind: Any) -> Callable[[Any], Any]:
+    """What calling a Numba type does to a number."""
+    if isinstance(kind, Float):
+        return float
+    if isinstance(kind, Boolean):
+        return bool
+    if kind.signed:
+        return signed(kind.bitwidth)
+    mask = (1 << kind.bitwidth) - 1
+    return lambda value: int(value) & mask
+
+
+def half(bits: int) -> float:
+    return np.uint16(bits).view(np.float16).item()
+
+
+def bf16(bits: int) -> float:
+    return float(np.uint16(bits).view(ml_dtypes.bfloat16))
+
+
+def half_bits(value: float) -> int:
+    with np.errstate(over="ignore"):
+        return np.float16(value).view(np.uint16).item()
+
+
+def bf16_bits(value: float) -> int:
+    return int(np.asarray(value, ml_dtypes.bfloat16).view(np.uint16))
+
+
+def float_bits(value: float) -> int:
+    with np.errstate(over="ignore"):
+        return np.float32(value).view(np.uint32).item()
+
+
+def bits_float(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
+
+
+def nearest(value: float) -> int:
+    """``cvt.rni.s32.f32``: the nearest integer, half to even; saturates, NaN is 0."""
+    if math.isnan(value):
+        return 0
+    return int(np.rint(min(max(np.float32(value), -(2.0**31)), 2.0**31 - 1)))
+
+
+def prmt(a: int, b: int, selector: int) -> int:
+    both = a | b << 32
+    return sum((both >> 8 * (selector >> 4 * k & 7) & 0xFF) << 8 * k for k in range(4))
+
+
+def max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
+    """The larger of each of two 16-bit floats, NaN if one is."""
+
+    def pair(a: int, b: int) -> int:
+        parts = []
+        for shift in (0, 16):
+            one, two = a >> shift & 0xFFFF, b >> shift & 0xFFFF
+            x, y = decode(one), decode(two)
+            parts.append(two if y > x or y != y else one)  # noqa: PLR0124
+        return parts[0] | parts[1] << 16
+
+    return pair
+
+
+def dp4a(a: int, b: int, c: int) -> int:
+    """``dp4a.s32.s32``."""
+    x, y = (np.array([v], np.uint32).view(np.int8).astype(int) for v in (a, b))
+    return signed(32)(int(x @ y) + c)
+
+
+def s8x4(*values: float) -> int:
+    """Four floats as int8: to nearest even, saturated."""
+    return sum((min(max(nearest(v), -128), 127) & 0xFF) << 8 * k for k, v in enumerate(values))
