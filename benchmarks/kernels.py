@@ -59,7 +59,8 @@ __all__ = ["main", "rate_of", "tune_all"]
 KEYS = ("group", "batch", "precision", "key", "variants")
 SETS = 3
 """Copies of a problem's buffers, so that its inputs are not simply still in the cache."""
-_SPAN = 2e-4
+# Beside it, the time a busy host takes from a first event to the launch does not count.
+_SPAN = 1e-3
 """Seconds of work per graph: the resolution of events then does not show."""
 Subject = Callable[[Problem, Choice, Sequence[Array]], Sampler]
 Peers = Callable[[Problem, Sequence[Array]], Iterator[tuple[str, Sampler | Exception]]]
@@ -67,7 +68,7 @@ Peers = Callable[[Problem, Sequence[Array]], Iterator[tuple[str, Sampler | Excep
 
 def runs_for(once: float, sets: int = SETS) -> int:
     """How many runs one graph holds, for a run of ``once`` seconds."""
-    return sets * max(1, min(16, int(_SPAN / max(once, 1e-6) / sets)))
+    return sets * max(1, min(64, int(_SPAN / max(once, 1e-6) / sets)))
 
 
 def rate_of(problem: Problem, seconds: float) -> tuple[float, str]:
@@ -261,7 +262,8 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
     peers = _torch_peers if args.target == "cuda" and not args.no_peers else None
     for group in args.group:
         for batch in args.batch if group in BATCHED else [0]:
-            problems = group_problems(group, batch, args.precision, load)[: args.limit]
+            problems = group_problems(group, batch, args.precision, load)
+            problems = [p for p in problems if args.match in str(p)][: args.limit]
             choices = tune_all(problems, bench, args.opt_level, cache)
             cache.save()
             # Winners known from the cache were not compiled yet.
@@ -346,6 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--opt-level", type=int, default=3, help="of nrt's tuner, 0 to 5 (3)")
+    parser.add_argument("--match", default="", help="only problems whose text holds this")
     parser.add_argument("--limit", type=int, help="only the first N problems of each group")
     parser.add_argument(
         "--variants",

@@ -163,15 +163,15 @@ def run_header(commit: str = "") -> Case:
     """Device, driver, libraries, commit, command line and time of this run.
 
     Args:
-        commit: stands in where the sources are no git checkout.
+        commit: of the sources, where they are a copy that git does not know; else git is asked.
     """
-    found, dirty = _commit()
+    found, dirty = (commit, None) if commit else _commit()
     return {
         "device": _device(),
         "host": {"machine": platform.machine(), "processor": _processor()},
         "python": platform.python_version(),
         "versions": _versions(),
-        "commit": found or commit or "unknown",
+        "commit": found or "unknown",
         "dirty": dirty,
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -59,6 +59,7 @@ def test_geomean() -> None:
 
 def test_header_says_where_and_what() -> None:
     header = run_header("abc")
+    assert (header["commit"], header["dirty"]) == ("abc", None)
     assert set(header) >= {"device", "host", "versions", "commit", "dirty", "command", "date"}
     assert header["versions"]["numpy"] == np.__version__
     json.dumps(header)
