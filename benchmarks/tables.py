@@ -192,10 +192,63 @@ def _kernels(cases: Sequence[Case]) -> str:
     return table(columns, rows)
 
 
+_PERCENT = {
+    "tensor cores %": "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    "L2 %": "lts__t_sectors.avg.pct_of_peak_sustained_elapsed",
+    "DRAM %": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "issue %": "smsp__issue_active.avg.pct_of_peak_sustained_active",
+}
+_STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
+_MICROSECONDS = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3}
+
+
+def _counters(cases: Sequence[Case]) -> str:
+    """One line per kernel of a case."""
+    rows = []
+    for case in cases:
+        problem = re.sub(r"\{.*?\}", "", case["problem"].partition(" stride ")[0])
+        label = f"{case['variant']} ({case['config']})"
+        if not case["kernels"]:
+            rows.append([problem, label, *["–"] * (len(_PERCENT) + 1), case["status"]])
+        for kernel in case["kernels"]:
+            values = {n: m["value"] for n, m in kernel["metrics"].items()}
+            shares = [_decimal(values.get(metric), 1) for metric in _PERCENT.values()]
+            name = f"{label} {kernel['name']}" if len(case["kernels"]) > 1 else label
+            rows.append([problem, name, _duration(kernel["metrics"]), *shares, _stall(values)])
+    lines = table(("problem", "kernel", "us", *_PERCENT, "largest stall"), rows, 2)
+    return (
+        f"{lines}\n\nCaches are flushed before each launch, so times are above those of a network. "
+        "A stall is the number of warps that wait for it, on average at each issue."
+    )
+
+
+def _duration(metrics: Mapping[str, Case]) -> str:
+    """Microseconds, whatever unit ncu chose."""
+    time = metrics.get("gpu__time_duration.sum", {"value": None})
+    if time["value"] is None:
+        return "–"
+    if time["unit"] not in _MICROSECONDS:
+        raise InputError(
+            f"gpu__time_duration.sum has the unit {time['unit']!r}, expected one of "
+            f"{', '.join(_MICROSECONDS)}"
+        )
+    return _decimal(time["value"] * _MICROSECONDS[time["unit"]], 1)
+
+
+def _stall(values: Mapping[str, float | None]) -> str:
+    stalls = [(v, m[1]) for n, v in values.items() if v is not None and (m := _STALL.fullmatch(n))]
+    return "{1} {0:.2f}".format(*max(stalls)) if stalls else "–"
+
+
+def _decimal(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
 _TABLES: Mapping[str, Callable[[Sequence[Case]], str]] = {
     "compare": _compare,
     "models": _models,
     "kernels": _kernels,
+    "counters": _counters,
 }
 
 
