@@ -15,7 +15,7 @@ PACKAGE = ROOT / "nrt"
 # Part -> the parts it may import, besides itself. A file or folder directly under nrt/ is a part.
 _BASE = {"errors", "settings", "dtypes"}
 _PLAN = _BASE | {"plan", "plan_schema", "plan_check", "plan_file", "memory"}
-_IR = _BASE | {"ir"}
+_IR = _BASE | {"drawing", "ir"}
 _KERNELS = _IR | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
     "dtypes": {"errors"},
-    "ir": _BASE,
+    "drawing": {"errors"},
+    "ir": _BASE | {"drawing"},
     "frontend": _IR,
     "passes": _IR | {"quantization"},
     "quantization": _IR,

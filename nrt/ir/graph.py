@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 import numpy as np
 
+from nrt.drawing import Drawable, Picture
 from nrt.dtypes import DType, dtype_from_numpy
 from nrt.errors import GraphError, NrtError
 from nrt.ir.op import Array, Op, TensorType
@@ -23,7 +24,7 @@ __all__ = ["Graph"]
 
 
 @dataclass(eq=False)
-class Graph:
+class Graph(Drawable):
     """A network. See the module's docstring for the rules."""
 
     name: str = "graph"
@@ -105,6 +106,12 @@ class Graph:
     def single_use(self, value: Value) -> bool:
         """Whether exactly one node slot, and no graph output, reads ``value``."""
         return len(self._uses.get(value, {})) == 1 and not self.is_output(value)
+
+    def picture(self) -> Picture:
+        """Boxes and arrows for `to_svg`, `to_dot` and `to_mermaid`; a notebook shows them."""
+        from nrt.ir.picture import graph_picture
+
+        return graph_picture(self)
 
     # -- building --------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from nrt.ir.op import Op
 from nrt.ir.pointwise import Program
 from nrt.ir.value import NHWC, Layout, Node, Value
 
-__all__ = ["node_text", "op_text", "to_text"]
+__all__ = ["layout_text", "node_text", "op_text", "to_text"]
 
 
 def to_text(graph: Graph) -> str:
@@ -72,10 +72,11 @@ def _constant(value: Value) -> str:
 
 
 def _typed(value: Value) -> str:
-    return f"%{value.name}: {value.type}{_layout(value.layout)}"
+    return f"%{value.name}: {value.type}{layout_text(value.layout)}"
 
 
-def _layout(layout: Layout | None) -> str:
+def layout_text(layout: Layout | None) -> str:
+    """``{nhwc}``, ``{0,2,1}``; nothing for row-major."""
     if layout is None:
         return ""
     if layout == NHWC:
