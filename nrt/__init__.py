@@ -20,6 +20,7 @@ from nrt.errors import (
     CompileError,
     ContextBusyError,
     DeviceError,
+    ExportError,
     GraphError,
     ImportModelError,
     InputError,
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     import os
 
     from nrt.builder import compile
-    from nrt.frontend import Network
+    from nrt.frontend import Network, to_onnx
     from nrt.passes.bind_io import IOFormat
     from nrt.runtime import Engine
 
 __all__ = [
     "compile",
     "load",
+    "to_onnx",
     "Network",
     "Engine",
     "IOFormat",
@@ -52,6 +54,7 @@ __all__ = [
     "CompileError",
     "ContextBusyError",
     "DeviceError",
+    "ExportError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -70,6 +73,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "compile": "nrt.builder",
     "Network": "nrt.frontend",
+    "to_onnx": "nrt.frontend",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
 }

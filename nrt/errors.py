@@ -7,6 +7,7 @@
     │   └── ShapeError           shapes or dtypes of an op's inputs do not fit together
     ├── ImportModelError         a model file cannot be read
     │   └── UnsupportedOpError   it can, but holds nodes that nrt does not know: all are listed
+    ├── ExportError              a graph cannot be written as ONNX: every reason is listed
     ├── PassError                a pass broke the graph; names the pass and those before it
     ├── BuildError               no kernel, an impossible option, a wrong precision set
     │   ├── CompileError         a kernel did not compile
@@ -28,6 +29,7 @@ __all__ = [
     "CompileError",
     "ContextBusyError",
     "DeviceError",
+    "ExportError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -77,6 +79,10 @@ class UnsupportedOpError(ImportModelError):
             + (f"\n{detail}" if detail else "")
             + "\nReplace them in the exporter, or cut the model before them."
         )
+
+
+class ExportError(NrtError):
+    """A graph cannot be written as ONNX."""
 
 
 class PassError(NrtError):

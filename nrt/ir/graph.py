@@ -303,6 +303,15 @@ class Graph(Drawable):
                 del self._values[value.name]
         return removed
 
+    def remove_constant(self, value: Value) -> None:
+        """Remove the constant ``value``; GraphError if it is none, or still read."""
+        if not value.is_constant or self._values.get(value.name) is not value:
+            raise GraphError(f"graph '{self.name}' has no constant '{value.name}' to remove")
+        if self._uses.get(value) or self.is_output(value):
+            raise GraphError(f"constant '{value.name}' is still used")
+        del self._values[value.name]
+        self._uses.pop(value, None)
+
     def set_layout(self, value: Value, layout: Layout | None) -> None:
         """Order ``value`` in memory by ``layout``; its logical shape stays."""
         if layout is not None and sorted(layout) != list(range(len(value.shape))):
@@ -349,6 +358,24 @@ class Graph(Drawable):
                 other._connect(new, slot, v)
         other._outputs = {n: mapping[v] for n, v in self._outputs.items()}
         return other
+
+    def extract(self, inputs: str | Iterable[str], outputs: str | Iterable[str]) -> Graph:
+        """A new graph that computes the values ``outputs`` from the values ``inputs``.
+
+        Names, origins, layouts and constants are kept (arrays are shared); what the outputs do not
+        need is left out.
+
+        Args:
+            inputs: names of values, anywhere in the graph, that become the new graph's inputs.
+            outputs: names of values, or of outputs of this graph.
+
+        Raises:
+            GraphError: a name is no value of the graph or given twice, an input is a constant, or
+                an output also needs an input of the graph that ``inputs`` does not name.
+        """
+        from nrt.ir.surgery import extract
+
+        return extract(self, inputs, outputs)
 
     # -- inside ----------------------------------------------------------------------------------
 

@@ -1,0 +1,91 @@
+"""Reductions and layer normalization as ONNX nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nrt.dtypes import BOOL, FP64, INT32, INT64, DType
+from nrt.frontend.onnx_export_node import Tensor, Writer, wide
+from nrt.ir.op import TensorType
+from nrt.ir.ops.common import normalize_axes, normalize_axis
+from nrt.ir.value import Node
+
+__all__ = ["layer_normalization", "reduce"]
+
+_REDUCTIONS = {
+    "mean": "ReduceMean",
+    "sum": "ReduceSum",
+    "max": "ReduceMax",
+    "min": "ReduceMin",
+    "prod": "ReduceProd",
+    "l1": "ReduceL1",
+    "l2": "ReduceL2",
+    "sum_square": "ReduceSumSquare",
+}
+
+
+def reduce(w: Writer, node: Node) -> None:
+    """Reduce; of integers in int64, as the reference has it, since runtimes lack most of those."""
+    op: Any = node.op
+    x, result = w.tensor(node.inputs[0]), w.tensor(node.output)
+    axes = normalize_axes(op.name, op.axes, len(x.shape))
+    if x.dtype.is_float:
+        w.finish(_reduced(w, op.kind, w.cast(x, wide(x.dtype)), axes, result), result)
+    elif op.kind in ("max", "min", "sum", "prod"):
+        dtype = INT32 if x.dtype is BOOL else INT64
+        w.finish(_reduced(w, op.kind, w.cast(x, dtype), axes, result), result)
+    else:
+        _integers(w, op.kind, w.cast(x, INT64), axes, result)
+
+
+def _reduced(w: Writer, kind: str, x: Tensor, axes: tuple[int, ...], result: Tensor) -> Tensor:
+    if not axes:
+        # Without axes ONNX reduces all of them, or none and then not even squares.
+        if kind in ("l1", "l2"):
+            return w.emit("Abs", [x], x.type)
+        return w.emit("Mul", [x, x], x.type) if kind == "sum_square" else x
+    keepdims = int(len(result.shape) == len(x.shape))
+    type_ = TensorType(result.shape, x.dtype)
+    return w.emit(_REDUCTIONS[kind], [x, w.constant(axes)], type_, keepdims=keepdims)
+
+
+def _integers(w: Writer, kind: str, x: Tensor, axes: tuple[int, ...], result: Tensor) -> None:
+    if kind == "l1":
+        x = w.emit("Abs", [x], x.type)
+    elif kind in ("l2", "sum_square"):
+        x = w.emit("Mul", [x, x], x.type)
+    total = _reduced(w, "sum", x, axes, result)
+    if kind == "mean":
+        count = int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
+        total = w.emit("Div", [total, w.constant(np.asarray(count))], total.type)
+    elif kind == "l2":
+        root = w.emit("Sqrt", [w.cast(total, FP64)], TensorType(total.shape, FP64))
+        total = w.cast(root, INT64)
+    w.finish(total, result)
+
+
+def layer_normalization(w: Writer, node: Node) -> None:
+    """LayerNormalization; a scale or bias of another shape than the rows is applied after it."""
+    op: Any = node.op
+    x, scale, *bias = (w.tensor(v) for v in node.inputs)
+    result = w.tensor(node.output)
+    dtype: DType = wide(x.dtype)
+    axis = normalize_axis(op.name, op.axis, len(x.shape))
+    row = x.shape[axis:]
+    type_ = TensorType(x.shape, dtype)
+    parameters = [w.cast(t, dtype) for t in (scale, *bias)]
+    direct = all(t.shape == row for t in parameters)
+    first = parameters if direct else [w.constant(np.ones(row), dtype)]
+    y = w.emit(
+        "LayerNormalization",
+        [w.cast(x, dtype), *first],
+        type_,
+        axis=axis,
+        epsilon=op.epsilon,
+    )
+    if not direct:
+        for op_type, parameter in zip(("Mul", "Add"), parameters, strict=False):
+            y = w.emit(op_type, [y, parameter], type_)
+    w.finish(y, result)
