@@ -17,6 +17,7 @@ from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError, DeviceError
 from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
+from nrt.ir.graph_diff import GraphDiff, graph_diff
 from nrt.lowering import Lowered, lower
 from nrt.passes.base import PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
@@ -54,6 +55,15 @@ class Build:
     graph: Graph
     passes: PipelineReport
     choices: Mapping[str, Choice]
+
+    def diff(self, before: str = "imported", after: str = "final") -> GraphDiff:
+        """What the passes between two stages did; see `PipelineReport.stages` for their names.
+
+        Raises:
+            PassError: there is no such stage, or the build kept no snapshots.
+        """
+        names = (before, after)
+        return graph_diff(self.passes.stage(before), self.passes.stage(after), names=names)
 
 
 def compile(
@@ -134,14 +144,19 @@ def build(
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
     progress: Progress | None = None,
+    snapshots: bool = False,
 ) -> Build:
-    """As `compile`, but returns the plan with the report of how it came about."""
+    """As `compile`, but returns the plan with the report of how it came about.
+
+    With ``snapshots`` the build keeps a copy of the graph after every pass (constants are shared)
+    for `Build.diff`.
+    """
     kind, device, runner = _resolve(target, programmatic)
     graph = _graph(model, shapes)
     before = _op_counts(graph)
     permitted = frozenset([precision] if isinstance(precision, str) else precision)
     options = PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
-    report = run_pipeline(graph, pipeline(options))
+    report = run_pipeline(graph, pipeline(options), snapshots=snapshots)
     lowered = lower(report.graph)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"

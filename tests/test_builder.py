@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 import nrt
 from nrt.builder import Build, build
 from nrt.cpu_kernels import bind
-from nrt.errors import BuildError, DeviceError, ShapeError
+from nrt.errors import BuildError, DeviceError, PassError, ShapeError
 from nrt.frontend.network import Network
 from nrt.ir.evaluate import evaluate
 from nrt.plan import LaunchStep
@@ -144,6 +144,23 @@ def test_a_build_tells_how_it_came_about() -> None:
     # The caller's network is as it was, and can be built again.
     assert sorted(n.op.name for n in net.graph.nodes) == before
     assert plan_to_bytes(build(net, target="cpu", opt_level=0).plan) == plan_to_bytes(plan)
+
+
+def test_stages_of_a_build_are_compared() -> None:
+    net = network()
+    built = build(net, target="cpu", opt_level=0, snapshots=True)
+    diff = built.diff()
+    assert (diff.before, diff.after) == ("imported", "final")
+    assert sum(len(c.before) for c in diff.changes) == len(net.graph)
+    assert sum(len(c.after) for c in diff.changes) == len(built.graph)
+    fused = built.diff(after="fuse-conv-epilogue").of_kind("replaced")
+    assert any(c.ops_before == ("Conv", "Relu") and c.ops_after == ("Conv",) for c in fused)
+    with pytest.raises(
+        PassError, match=r"there is no stage 'optimized'; stages: imported, .*final"
+    ):
+        built.diff(after="optimized")
+    with pytest.raises(PassError, match="kept no snapshots of the graph; build with snapshots=T"):
+        build(net, target="cpu", opt_level=0).diff()
 
 
 def test_progress_is_called_from_nothing_to_all() -> None:

@@ -8,7 +8,9 @@ what fired where, and what was refused for which reason.
 
 from __future__ import annotations
 
+import difflib
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -124,10 +126,17 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class PipelineReport:
-    """The graph at the end of a pipeline, and how it came to be."""
+    """The graph at the end of a pipeline, and how it came to be.
+
+    Attributes:
+        graph: the graph at the end.
+        records: one per run of a pass, in order.
+        imported: a copy of the graph at the start, if snapshots were asked for.
+    """
 
     graph: Graph
     records: tuple[PassRecord, ...]
+    imported: Graph | None = None
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -149,6 +158,48 @@ class PipelineReport:
         return tuple(n for n in self.notes if n.node == name or name in n.origin)
 
     @property
+    def stages(self) -> dict[str, Graph]:
+        """The graph at each stage, in order: ``imported``, after every pass, ``final``.
+
+        A pass's name is the stage after the last of its runs that changed the graph; where there
+        were several, ``name#1``, ``name#2`` … are the stages after each.
+
+        Raises:
+            PassError: the pipeline ran without ``snapshots=True``.
+        """
+        if self.imported is None:
+            raise PassError(
+                "the pipeline kept no snapshots of the graph; build with snapshots=True"
+            )
+        runs = [(r.name, r.snapshot) for r in self.records if r.snapshot is not None]
+        total, seen = Counter(name for name, _ in runs), Counter[str]()
+        found = {"imported": self.imported}
+        for name, graph in runs:
+            seen[name] += 1
+            if total[name] > 1:
+                found[f"{name}#{seen[name]}"] = graph
+            if seen[name] == total[name]:
+                found[name] = graph
+        return {**found, "final": self.graph}
+
+    def stage(self, name: str) -> Graph:
+        """The graph at one of the `stages`.
+
+        Raises:
+            PassError: there is no such stage; the message lists those that exist.
+        """
+        stages = self.stages
+        if name in stages:
+            return stages[name]
+        if any(record.name == name for record in self.records):
+            what = f"pass '{name}' changed nothing, so it is no stage"
+        else:
+            near = difflib.get_close_matches(name, stages, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            what = f"there is no stage '{name}'{hint}"
+        raise PassError(f"{what}; stages: {', '.join(stages)}")
+
+    @property
     def seconds(self) -> float:
         return sum(record.seconds for record in self.records)
 
@@ -166,7 +217,7 @@ def run_pipeline(
         graph: left as it is; constant arrays are shared with the copy.
         phases: see `nrt.passes.pipeline.pipeline`.
         verify: check the graph before the first and after each pass; ``NRT_VERIFY`` by default.
-        snapshots: keep a copy of the graph after each pass that changed it.
+        snapshots: keep a copy of the graph before the first pass and after each that changed it.
 
     Raises:
         PassError: a pass raised, or left a graph that does not verify; the message names it and the
@@ -175,6 +226,7 @@ def run_pipeline(
             nothing.
     """
     checking = settings().verify if verify is None else verify
+    imported = graph.copy() if snapshots else None
     graph = graph.copy()
     records: list[PassRecord] = []
     if checking:
@@ -192,7 +244,7 @@ def run_pipeline(
                     _verify(graph, f"pass '{step.name}' left a graph that does not verify", records)
             if not changed:
                 break
-    return PipelineReport(graph, tuple(records))
+    return PipelineReport(graph, tuple(records), imported)
 
 
 def _run_one(
