@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from nrt.builder import compile
     from nrt.frontend import Network, to_onnx
     from nrt.passes.bind_io import IOFormat
+    from nrt.passes.surgery import replace
     from nrt.runtime import Engine
 
 __all__ = [
     "compile",
     "load",
     "to_onnx",
+    "replace",
     "Network",
     "Engine",
     "IOFormat",
@@ -74,6 +76,7 @@ _LAZY = {
     "compile": "nrt.builder",
     "Network": "nrt.frontend",
     "to_onnx": "nrt.frontend",
+    "replace": "nrt.passes.surgery",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
 }

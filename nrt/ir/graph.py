@@ -312,6 +312,17 @@ class Graph(Drawable):
         del self._values[value.name]
         self._uses.pop(value, None)
 
+    def rename(self, what: Node | Value, name: str) -> None:
+        """Call a node or value ``name``; GraphError if another of its kind has that name."""
+        if isinstance(what, Node):
+            if self.has_node(name) and self.node(name) is not what:
+                raise GraphError(f"graph '{self.name}' has a node '{name}' already")
+            self._rename(what, name)
+        else:
+            if self.has_value(name) and self._values[name] is not what:
+                raise GraphError(f"graph '{self.name}' has a value '{name}' already")
+            self._rename_value(what, name)
+
     def set_layout(self, value: Value, layout: Layout | None) -> None:
         """Order ``value`` in memory by ``layout``; its logical shape stays."""
         if layout is not None and sorted(layout) != list(range(len(value.shape))):

@@ -156,3 +156,15 @@ def test_constants_are_removed_once_nothing_reads_them() -> None:
     graph.remove_constant(lonely)
     assert not graph.has_value("lonely")
     verify(graph)
+
+
+def test_nodes_and_values_are_renamed_unless_the_name_is_taken() -> None:
+    graph = residual()
+    graph.rename(graph.node("fc1"), "first")
+    graph.rename(graph.value("a"), "fc1")
+    verify(graph)
+    assert graph.node("first").output is graph.value("fc1")
+    with pytest.raises(GraphError, match="graph 'residual' has a node 'act' already"):
+        graph.rename(graph.node("first"), "act")
+    with pytest.raises(GraphError, match="graph 'residual' has a value 'x' already"):
+        graph.rename(graph.value("fc1"), "x")
