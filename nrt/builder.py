@@ -19,7 +19,7 @@ from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
 from nrt.lowering import Lowered, lower
-from nrt.passes.base import PipelineReport, run_pipeline
+from nrt.passes.base import Phase, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Build", "build", "compile"]
+__all__ = ["Build", "build", "compile", "optimize"]
 
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
 
@@ -154,9 +154,7 @@ def build(
     kind, device, runner = _resolve(target, programmatic)
     graph = _graph(model, shapes)
     before = _op_counts(graph)
-    permitted = frozenset([precision] if isinstance(precision, str) else precision)
-    options = PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
-    report = run_pipeline(graph, pipeline(options), snapshots=snapshots)
+    report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
     lowered = lower(report.graph)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
@@ -188,6 +186,35 @@ def build(
         cache.save()
     return Build(
         plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
+    )
+
+
+def optimize(
+    model: Any,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    precision: str | Iterable[str] = "fp32",
+    layers: Mapping[str, str] | None = None,
+    io: Mapping[str, IOFormat] | None = None,
+    snapshots: bool = False,
+) -> PipelineReport:
+    """The passes alone: what `build` does before any kernel is looked at. Arguments as there.
+
+    Raises:
+        ImportModelError, UnsupportedOpError: the model cannot be read.
+        BuildError: an option does not fit the model.
+    """
+    return run_pipeline(_graph(model, shapes), _phases(precision, layers, io), snapshots=snapshots)
+
+
+def _phases(
+    precision: str | Iterable[str],
+    layers: Mapping[str, str] | None,
+    io: Mapping[str, IOFormat] | None,
+) -> tuple[Phase, ...]:
+    permitted = frozenset([precision] if isinstance(precision, str) else precision)
+    return pipeline(
+        PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
     )
 
 

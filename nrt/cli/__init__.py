@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "nrt.cli.run",
     "bench": "nrt.cli.bench",
     "inspect": "nrt.cli.inspect",
+    "diff": "nrt.cli.diff",
     "compare": "nrt.cli.compare",
     "doctor": "nrt.cli.doctor",
     "demo": "nrt.cli.demo",

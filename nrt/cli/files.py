@@ -1,16 +1,16 @@
-"""Writing arrays to a folder, each whole or not at all."""
+"""Writing arrays and texts to files, each whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["save_array", "save_arrays"]
+__all__ = ["save_array", "save_arrays", "save_text"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,10 +42,19 @@ def save_array(path: Path, array: Array) -> None:
     """
     if array.dtype.kind not in "biuf":
         array = array.astype(np.float32)
+    _replace(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8: to a temporary file beside it, synced, then renamed."""
+    _replace(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

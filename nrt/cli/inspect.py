@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nrt.cli.console import cut_cell, human_bytes, human_time, make_table, output, write_json
-from nrt.cli.source import build_report, is_plan, open_plan
+from nrt.cli.files import save_text
+from nrt.cli.parser import PICTURE_OPTIONS
+from nrt.cli.source import build_report, is_plan, open_plan, optimize_model
 from nrt.errors import BuildError
 from nrt.insight.report import plan_report
 
@@ -18,7 +21,9 @@ WIDE = 140
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show ``args.source``."""
+    """Show ``args.source``, or draw its graph."""
+    if any(getattr(args, name) is not None for name in PICTURE_OPTIONS):
+        return _draw(args)
     report = _report(args)
     if args.json:
         write_json(report)
@@ -40,6 +45,20 @@ def run(args: argparse.Namespace) -> int:
     show_launches(report["layers"])
     if args.candidates:
         show_candidates(report["layers"])
+    return 0
+
+
+def _draw(args: argparse.Namespace) -> int:
+    files = {n: f for n in PICTURE_OPTIONS if (f := getattr(args, n)) is not None}
+    for name in ("json", "candidates"):
+        if getattr(args, name):
+            raise BuildError(
+                f"--{name} is about kernels, and --{next(iter(files))} compiles none; leave one out"
+            )
+    graph = optimize_model(args.source, args, snapshots=False).graph
+    for name, file in files.items():
+        save_text(Path(file), getattr(graph, f"to_{name}")())
+        output().print(f"{file}: {len(graph)} nodes")
     return 0
 
 

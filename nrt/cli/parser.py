@@ -8,21 +8,24 @@ from typing import NoReturn
 from nrt import __version__
 from nrt.cli import options
 
-__all__ = ["BUILD_OPTIONS", "make_parser"]
+__all__ = ["BUILD_OPTIONS", "GRAPH_OPTIONS", "PICTURE_OPTIONS", "make_parser"]
+
+GRAPH_OPTIONS = ("shapes", "precision", "layers", "input_format", "output_format")
+"""Options that the passes see; None when they were not given."""
 
 BUILD_OPTIONS = (
+    *GRAPH_OPTIONS,
     "target",
-    "shapes",
-    "precision",
     "opt_level",
-    "layers",
-    "input_format",
-    "output_format",
     "tuning_seconds",
     "timing_cache",
     "programmatic_launch",
 )
 """Options that say how a model is compiled; None when they were not given."""
+
+
+PICTURE_OPTIONS = ("svg", "dot", "mermaid")
+"""Files of `nrt inspect` to write the graph to; None when they were not given."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,8 +87,27 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show what each layer's kernel was chosen from (MODEL only)",
     )
+    for name, language in zip(PICTURE_OPTIONS, ("SVG", "DOT", "Mermaid"), strict=True):
+        inspect.add_argument(
+            f"--{name}",
+            metavar="FILE",
+            help=f"instead, write the optimized graph as {language}; compiles no kernel "
+            "(MODEL only)",
+        )
     _json_option(inspect)
     _build_options(inspect)
+
+    diff = command("diff", "Show what the passes did to a model's graph between two stages.")
+    diff.add_argument("model", metavar="MODEL", help="an ONNX file")
+    diff.add_argument(
+        "--before", default="imported", metavar="STAGE", help="'imported' (default) or a pass"
+    )
+    diff.add_argument(
+        "--after", default="final", metavar="STAGE", help="a pass, or 'final' (default)"
+    )
+    diff.add_argument("--svg", metavar="FILE", help="write both graphs side by side")
+    _json_option(diff)
+    _graph_options(diff.add_argument_group("what the passes see"))
 
     compare = command("compare", "Run the same inputs through ONNX Runtime and nrt.")
     compare.add_argument("model", metavar="MODEL", help="an ONNX file")
@@ -130,13 +152,7 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of random inputs (0)")
 
 
-def _build_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how a model is compiled")
-    group.add_argument(
-        "--target",
-        metavar="T",
-        help="auto (default), cpu, cuda, or cuda:ARCH for a GPU that is not here, cuda:sm_87",
-    )
+def _graph_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--shapes",
         action=options.Merge,
@@ -150,7 +166,6 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="fp32 (default), fp16, bf16 or tf32; a list permits several: fp16,fp32",
     )
-    group.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
     group.add_argument(
         "--layers",
         action=options.Merge,
@@ -167,6 +182,17 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
             help=f"how an {what} is bound, {what}:fp16:nhwc; the name may be left out where there "
             "is one; repeat",
         )
+
+
+def _build_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how a model is compiled")
+    group.add_argument(
+        "--target",
+        metavar="T",
+        help="auto (default), cpu, cuda, or cuda:ARCH for a GPU that is not here, cuda:sm_87",
+    )
+    _graph_options(group)
+    group.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
     group.add_argument(
         "--tuning-seconds",
         type=options.seconds,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nrt.cli.console import note, progress_bar
-from nrt.cli.parser import BUILD_OPTIONS
+from nrt.cli.parser import BUILD_OPTIONS, GRAPH_OPTIONS
 from nrt.errors import BuildError, InputError, PlanError
 from nrt.insight.inputs import check_inputs, random_inputs
 
 if TYPE_CHECKING:
     from nrt.builder import Build
+    from nrt.passes.base import PipelineReport
     from nrt.plan import IoSpec, Plan
     from nrt.runtime import Engine
 
@@ -26,6 +27,7 @@ __all__ = [
     "is_plan",
     "open_engine",
     "open_plan",
+    "optimize_model",
     "read_inputs",
     "require_plan",
 ]
@@ -73,6 +75,24 @@ def build_report(model: str, args: argparse.Namespace) -> Build:
 def build_plan(model: str, args: argparse.Namespace) -> Plan:
     """The plan of `build_report`."""
     return build_report(model, args).plan
+
+
+def optimize_model(model: str, args: argparse.Namespace, *, snapshots: bool) -> PipelineReport:
+    """Run the passes on ``model`` with the options of ``args`` that they see.
+
+    Raises:
+        BuildError: ``model`` is a plan, or options for kernels were given.
+    """
+    if is_plan(model):
+        raise BuildError(f"{model} is a plan, which holds no graph; give the model")
+    others = [k for k in _chosen(args) if k not in GRAPH_OPTIONS]
+    if others:
+        raise BuildError(
+            f"{_flags(others)}: kernels are not chosen for a picture of the graph; leave it out"
+        )
+    from nrt.builder import optimize
+
+    return optimize(model, snapshots=snapshots, **_build_arguments(args))
 
 
 def open_engine(path: str, args: argparse.Namespace) -> Engine:
@@ -162,7 +182,11 @@ def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def _refuse_build_options(path: str, args: argparse.Namespace) -> None:
     given = _chosen(args)
     if given:
-        flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise BuildError(
-            f"{flags}: {path} is a plan, compiled already; give the model, or leave the option out"
+            f"{_flags(given)}: {path} is a plan, compiled already; give the model, or leave the "
+            "option out"
         )
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
