@@ -102,7 +102,7 @@ class _Exporter:
 
     def __init__(self, graph: Graph, plan: Plan | None) -> None:
         self.graph = graph
-        self.layers = _by_node(plan) if plan is not None else {}
+        self.layers = _by_node(plan, graph) if plan is not None else {}
         self.plan = plan
         self.writer = Writer()
         self.problems: list[str] = []
@@ -232,12 +232,13 @@ def _precision(node: Node) -> str:
     return floats[0] if floats else node.outputs[0].dtype.name
 
 
-def _by_node(plan: Plan) -> Mapping[str, list[Layer]]:
+def _by_node(plan: Plan, graph: Graph) -> Mapping[str, list[Layer]]:
     """The layers of each node; the second task of a node is called ``name#1``."""
     found: dict[str, list[Layer]] = {}
     for layer in plan.layers:
         head, mark, tail = layer.name.rpartition("#")
-        name = head if mark and tail.isdecimal() and head in found else layer.name
+        further = mark and tail.isdecimal() and not graph.has_node(layer.name)
+        name = head if further else layer.name
         found.setdefault(name, []).append(layer)
     return found
 
