@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nrt.cli.console import cut_cell, human_bytes, human_time, make_table, output, write_json
+from nrt.cli.console import cut_cell, human_bytes, human_time, make_table, note, output, write_json
 from nrt.cli.files import save_text
 from nrt.cli.parser import PICTURE_OPTIONS
 from nrt.cli.source import build_report, is_plan, open_plan, optimize_model
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace) -> int:
     files = {n: f for n in PICTURE_OPTIONS if (f := getattr(args, n)) is not None}
-    for name in ("json", "candidates"):
+    for name in ("json", "candidates", "onnx"):
         if getattr(args, name):
             raise BuildError(
                 f"--{name} is about kernels, and --{next(iter(files))} compiles none; leave one out"
@@ -63,14 +63,20 @@ def _draw(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    if not args.candidates:
+    if not args.candidates and args.onnx is None:
         return plan_report(open_plan(args.source, args))
     if is_plan(args.source):
-        raise BuildError(
-            f"--candidates: {args.source} is a plan, which holds the winners only; give the model"
+        option, what = (
+            ("onnx", "no graph") if args.onnx is not None else ("candidates", "the winners only")
         )
+        raise BuildError(f"--{option}: {args.source} is a plan, which holds {what}; give the model")
     built = build_report(args.source, args)
-    return plan_report(built.plan, built.choices)
+    if args.onnx is not None:
+        from nrt.frontend import to_onnx
+
+        to_onnx(built, args.onnx)
+        note(f"wrote the optimized graph, with its kernels as metadata, to {args.onnx}")
+    return plan_report(built.plan, built.choices if args.candidates else None)
 
 
 def show_candidates(entries: list[dict[str, Any]]) -> None:

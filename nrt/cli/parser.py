@@ -87,6 +87,11 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show what each layer's kernel was chosen from (MODEL only)",
     )
+    inspect.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="also write the optimized graph as an ONNX model, kernels as metadata (MODEL only)",
+    )
     for name, language in zip(PICTURE_OPTIONS, ("SVG", "DOT", "Mermaid"), strict=True):
         inspect.add_argument(
             f"--{name}",
