@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.kernel_choice import known_variants
 from benchmarks.kernel_problems import BATCHED, GROUPS, group_precision, group_problems
-from benchmarks.kernels import _Loader, _text
+from benchmarks.kernels import ModelLoader, problem_text
 from benchmarks.ncu_report import excerpt, parse
 from benchmarks.protocol import (
     CASE_ERRORS,
@@ -249,7 +249,7 @@ def _solver(problem: Problem, name: str, device: DeviceSpec) -> Variant:
 
 
 def _problems(args: argparse.Namespace) -> list[tuple[Case, Problem]]:
-    load = _Loader(args.models)
+    load = ModelLoader(args.models)
     found: list[tuple[Case, Problem]] = []
     for group in args.group:
         for batch in args.batch if group in BATCHED else [0]:
@@ -273,7 +273,7 @@ def _cases(
     configs: list[tuple[Any, ...] | None] = [*given] or [None]
     for head, problem in problems:
         for wanted in configs:
-            case = {**head, "problem": _text(problem), "key": problem.key[:16]}
+            case = {**head, "problem": problem_text(problem), "key": problem.key[:16]}
             case |= {"op": problem.op.name, "variant": args.variant, "config": _joined(wanted)}
             try:
                 variant = _solver(problem, args.variant, device)

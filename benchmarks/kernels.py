@@ -54,14 +54,14 @@ from nrt.work import flops_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["main", "rate_of", "tune_all"]
+__all__ = ["ModelLoader", "main", "problem_text", "rate_of", "tune_all"]
 
 KEYS = ("group", "batch", "precision", "key", "variants")
 SETS = 3
 """Copies of a problem's buffers, so that its inputs are not simply still in the cache."""
-# Beside it, the time a busy host takes from a first event to the launch does not count.
 _SPAN = 1e-3
-"""Seconds of work per graph: the resolution of events then does not show."""
+"""Seconds of work per graph: beside it the resolution of events does not show, nor the time that a
+busy host takes from a first event to the launch."""
 Subject = Callable[[Problem, Choice, Sequence[Array]], Sampler]
 Peers = Callable[[Problem, Sequence[Array]], Iterator[tuple[str, Sampler | Exception]]]
 
@@ -239,7 +239,7 @@ def _add_peers(
     case["ratio"] = best / case["nrt"]["median"]
 
 
-class _Loader:
+class ModelLoader:
     """Models for the groups that are networks."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -256,7 +256,7 @@ class _Loader:
 
 
 def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Iterator[Case]:
-    load = _Loader(args.models)
+    load = ModelLoader(args.models)
     cache = TimingCache(settings().cache_dir / f"timings-{args.target}.json")
     protocol = {"warm_up": args.warm_up, "duration": args.duration}
     peers = _torch_peers if args.target == "cuda" and not args.no_peers else None
@@ -273,7 +273,7 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
             for problem in problems:
                 case = {"group": group, "batch": batch}
                 case["precision"] = group_precision(group, args.precision)
-                case |= {"problem": _text(problem), "key": problem.key[:16]}
+                case |= {"problem": problem_text(problem), "key": problem.key[:16]}
                 if args.variants:
                     case["variants"] = " ".join(args.variants)
                 choice = choices[problem]
@@ -287,7 +287,7 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
                 yield case
 
 
-def _text(problem: Problem) -> str:
+def problem_text(problem: Problem) -> str:
     """The problem with what its shapes do not tell."""
     op = problem.op
     text = str(problem)

@@ -17,7 +17,7 @@ from nrt.ir.value import NHWC
 from nrt.problem import Problem
 
 from .harness import assert_right, compiled, problem
-from .test_mma import CONVS, MATMULS, conv
+from .test_mma import CONVS, MATMULS, TF32, conv
 from .test_mma import LIMIT as FLOAT_LIMIT
 
 LIMIT = {**FLOAT_LIMIT, "int8": 1e-2}
@@ -67,6 +67,12 @@ def forms(variant: Any, task: Problem) -> list[Any]:
     return [configs[turn % len(configs)] for configs in found.values()]
 
 
+def limit(task: Problem) -> dict[str, float]:
+    """The tolerances of ``task``: operands rounded to tf32 have their own."""
+    assert isinstance(task.op, Conv | MatMul)
+    return TF32 if task.op.tf32 else LIMIT
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", [CONVS[2], CONVS[8], MORE[4]], ids=str)
 def test_every_tile_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
@@ -90,7 +96,7 @@ def test_forms_are_all_there() -> None:
 def test_convolution_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     if cuda_runner.device.arch != "sm_90a":
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
-    assert_right(cuda_runner, ConvWgmma(), task, LIMIT, forms(ConvWgmma(), task))
+    assert_right(cuda_runner, ConvWgmma(), task, limit(task), forms(ConvWgmma(), task))
 
 
 @pytest.mark.gpu
@@ -98,7 +104,7 @@ def test_convolution_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     if cuda_runner.device.arch != "sm_90a":
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
-    assert_right(cuda_runner, GemmWgmma(), task, LIMIT, forms(GemmWgmma(), task))
+    assert_right(cuda_runner, GemmWgmma(), task, limit(task), forms(GemmWgmma(), task))
 
 
 @pytest.mark.parametrize("task", [CONVS[1], CONVS[2]], ids=str)
