@@ -19,6 +19,8 @@ _IR = _BASE | {"drawing", "ir"}
 _KERNELS = _IR | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
+    "places",
+    "destinations",
     "lowering",
     "assembly",
     "work",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
-from nrt.cuda_kernels.epilogue import MAX_EXTRAS
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra
 from nrt.cuda_kernels.epilogue_pair import boxed_operand, refuse_pairs
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Null, Scalar, TensorMap
 from nrt.cuda_kernels.wgmma_layout import (
@@ -318,10 +318,15 @@ def emission(
     """The launch of one run."""
     boxed = _boxed(gemm, tile)
     epilogue = gemm.epilogue
+    held = boxed_operand(epilogue.extras) if boxed else None
+    # What the copy engine fetches has its pitch in the map: one binary for all.
+    operands = tuple(
+        Extra(e.dtype, "same") if i == held else e for i, e in enumerate(epilogue.extras)
+    )
     spec = KernelSpec(
         "nrt.cuda_kernels.wgmma_kernel:_hopper_kernel",
         (
-            tile, gemm.dtype, gemm.out_dtype, epilogue.program, epilogue.extras,
+            tile, gemm.dtype, gemm.out_dtype, epilogue.program, operands,
             8 if boxed else gemm.width, gemm.im2col, boxed,
         ),
         threads(tile),
@@ -337,10 +342,11 @@ def emission(
     y_map: Arg = Null()
     r_map: Arg = Null()
     if boxed:
-        y_map = _output_map(gemm, tile, out, gemm.out_dtype)
-        held = boxed_operand(epilogue.extras)
+        y_map = _output_map(gemm, tile, out, gemm.out_dtype, gemm.y_row)
         if held is not None:
-            r_map = _output_map(gemm, tile, extras[held], epilogue.extras[held].dtype)
+            extra = epilogue.extras[held]
+            pitch = extra.row_strides[0] if extra.mode == "rows" else gemm.y_row
+            r_map = _output_map(gemm, tile, extras[held], extra.dtype, pitch)
     rows, columns = _tiles(gemm, tile)
     numbers = (
         gemm.m, gemm.k, rows * columns, columns, blocks, _part(gemm, tile),
@@ -369,12 +375,12 @@ def map_type(dtype: DType) -> str:
     return "tf32" if dtype == FP32 else dtype.name
 
 
-def _output_map(gemm: HopperGemm, tile: HopperTile, of: Arg, dtype: DType) -> TensorMap:
+def _output_map(gemm: HopperGemm, tile: HopperTile, of: Arg, dtype: DType, pitch: int) -> TensorMap:
     """Boxes of 16 rows of an operand in the output's order."""
     assert not isinstance(of, Null | Scalar | TensorMap)
     columns = chunk_columns(tile.bn)
     return TensorMap(
-        of, dtype.name, (gemm.k, gemm.m), (gemm.y_row * 2,), (columns, 16), (1, 1),
+        of, dtype.name, (gemm.k, gemm.m), (pitch * 2,), (columns, 16), (1, 1),
         swizzle=columns * 2,
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
+from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.remove_identities import RemoveIdentities
@@ -50,6 +51,7 @@ PASSES: tuple[type[Pass], ...] = (
     AssignLayout,
     FoldLayoutIntoWeights,
     MergeReformats,
+    FuseSiblings,
 )
 """Every pass, in the order of the pipeline."""
 
@@ -141,8 +143,14 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
         Phase(
             "borders",
             (BindIo(options.io), MergeReformats(), RemoveIdentities(), DeadCode()),
-            "Last: cleans up what bindings, precision and layout put in, each without a look at "
-            "the others; an output that the layout reordered is first bound again.",
+            "Cleans up what bindings, precision and layout put in, each without a look at the "
+            "others; an output that the layout reordered is first bound again.",
+        ),
+        Phase(
+            "siblings",
+            (FuseSiblings(), DeadCode()),
+            "Last: siblings have one type and layout, and what reads their results is settled, on "
+            "which it depends whether a piece is read where it lies.",
         ),
     )
     return tuple(
