@@ -8,7 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,19 @@ from nrt.assembly import Bound, assemble
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError, DeviceError
 from nrt.frontend.network import Network
+from nrt.fusion_choice import NOTE, Settled, settle_fusions
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
-from nrt.lowering import Lowered, lower
 from nrt.passes.base import Phase, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
 from nrt.programmatic import decide, plan_clock
+from nrt.rewriting import Rewriter
 from nrt.runtime import Engine
 from nrt.settings import settings
 from nrt.timing_cache import TimingCache
-from nrt.tuner import Choice, Progress, tune
+from nrt.tuner import Choice, Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -153,16 +154,13 @@ def build(
     """
     kind, device, runner = _resolve(target, programmatic)
     graph = _graph(model, shapes)
-    before = _op_counts(graph)
-    report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
-    lowered = lower(report.graph)
+    rewriter = Rewriter(graph, _phases(precision, layers, io), snapshots=snapshots)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
     )
     arguments: dict[str, Any] = {
         "name": graph.name,
-        "ops_before": before,
-        "ops_after": _op_counts(report.graph),
+        "ops_before": _op_counts(graph),
         "versions": _versions(),
     }
     tuning: dict[str, Any] = {
@@ -170,23 +168,23 @@ def build(
         "cache": cache,
         "progress": progress,
         "tuning_seconds": tuning_seconds,
-        # The first layer of those that share a problem.
-        "names": {task.problem: task.name for task in reversed(lowered.tasks)},
     }
     try:
         if kind == "cpu":
-            plan, bound, choices = _for_cpu(lowered, tuning, arguments)
+            plan, settled, bound = _for_cpu(rewriter, tuning, arguments)
         else:
             assert device is not None
-            plan, bound, choices = _for_cuda(
-                lowered, device, runner, tuning, arguments, programmatic
+            plan, settled, bound = _for_cuda(
+                rewriter, device, runner, tuning, arguments, programmatic
             )
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
         cache.save()
-    return Build(
-        plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
-    )
+    if settled.note:
+        plan = replace(plan, notes={**plan.notes, NOTE: settled.note})
+    report = settled.rewritten.report
+    choices = {b.task.name: settled.choices[b.task.problem] for b in bound}
+    return Build(plan, report.graph, report, choices)
 
 
 def optimize(
@@ -279,45 +277,54 @@ def _target(
 
 
 def _for_cpu(
-    lowered: Lowered, tuning: dict[str, Any], arguments: dict[str, Any]
-) -> tuple[Plan, list[Bound], list[Choice]]:
+    rewriter: Rewriter, tuning: dict[str, Any], arguments: dict[str, Any]
+) -> tuple[Plan, Settled, list[Bound]]:
     from nrt.tuner_cpu import CpuBench
 
-    bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], CpuBench(), **tuning))
+    settled = settle_fusions(rewriter, CpuBench(), **tuning)
+    bound = _bind(settled)
     target = Target("cpu", platform.machine())
-    return assemble(lowered, bound, target=target, **arguments), bound, choices
+    plan = assemble(
+        settled.rewritten.lowered,
+        bound,
+        target=target,
+        ops_after=_op_counts(settled.rewritten.report.graph),
+        **arguments,
+    )
+    return plan, settled, bound
 
 
 def _for_cuda(
-    lowered: Lowered,
+    rewriter: Rewriter,
     device: DeviceSpec,
     runner: CudaRunner | None,
     tuning: dict[str, Any],
     arguments: dict[str, Any],
     programmatic: bool | None,
-) -> tuple[Plan, list[Bound], list[Choice]]:
+) -> tuple[Plan, Settled, list[Bound]]:
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.tuner_cuda import CudaBench
 
     begun = time.monotonic()
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
-        found = tune([t.problem for t in lowered.tasks], bench, **tuning)
-        bench.prepare((c.variant, problem, c.config) for problem, c in found.items())
-        bound, choices = _bind(lowered, found)
+        settled = settle_fusions(rewriter, bench, **tuning)
+        bench.prepare((c.variant, problem, c.config) for problem, c in settled.choices.items())
+        bound = _bind(settled)
         target = Target("cuda", device.arch, device.name)
         plan = assemble(
-            lowered,
+            settled.rewritten.lowered,
             bound,
             target=target,
             device=device,
             binary=bench.binary,
             programmatic=programmatic is not False,
+            ops_after=_op_counts(settled.rewritten.report.graph),
             **arguments,
         )
     if device.cc >= MINIMUM_CC:
         plan = _decide(plan, programmatic, runner, tuning, time.monotonic() - begun)
-    return plan, bound, choices
+    return plan, settled, bound
 
 
 def _decide(
@@ -335,13 +342,12 @@ def _decide(
     return decide(plan, programmatic, clock=clock, cache=tuning["cache"], spent=why_not)
 
 
-def _bind(lowered: Lowered, choices: Mapping[Any, Choice]) -> tuple[list[Bound], list[Choice]]:
-    picked = [choices[task.problem] for task in lowered.tasks]
-    bound = [
-        Bound(task, choice.variant, choice.config, choice.seconds, choice.reason)
-        for task, choice in zip(lowered.tasks, picked, strict=True)
-    ]
-    return bound, picked
+def _bind(settled: Settled) -> list[Bound]:
+    bound = []
+    for task in settled.rewritten.lowered.tasks:
+        choice = settled.choices[task.problem]
+        bound.append(Bound(task, choice.variant, choice.config, choice.seconds, choice.reason))
+    return bound
 
 
 def _op_counts(graph: Graph) -> dict[str, int]:

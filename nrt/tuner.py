@@ -22,7 +22,7 @@ from nrt.errors import BuildError, TuningError
 from nrt.problem import Problem, Refusal
 from nrt.timing_cache import Timing, TimingCache
 
-__all__ = ["Bench", "Candidate", "Choice", "Progress", "tune"]
+__all__ = ["Bench", "Candidate", "Choice", "Progress", "best_estimate", "tune"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,6 +119,7 @@ def tune(
     progress: Progress | None = None,
     names: Mapping[Problem, str] | None = None,
     tuning_seconds: float | None = None,
+    begun: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Problem, Choice]:
     """A choice per distinct problem.
@@ -132,6 +133,7 @@ def tune(
         names: of a layer per problem, for errors.
         tuning_seconds: start no measurement after so many seconds; None: no limit. Known times cost
             none and always count.
+        begun: reading of ``clock`` from which those seconds count; None: now.
         clock: seconds, for that limit.
 
     Raises:
@@ -146,7 +148,7 @@ def tune(
     tables = {p: _rank(p, bench, opt_level, labels[p]) for p in counts}
     # Where the network spends its time comes first, in case that the budget ends.
     waiting = sorted(counts, key=lambda p: -tables[p][0][0].estimate * counts[p])
-    budget = _Budget(tuning_seconds, clock)
+    budget = _Budget(tuning_seconds, clock, begun)
     timed = bench.can_measure and opt_level > 0
     for problem in waiting:
         ranked = tables[problem][0]
@@ -175,13 +177,26 @@ def tune(
     return {problem: choices[problem] for problem in counts}
 
 
+def best_estimate(problem: Problem, bench: Bench, label: str = "") -> float:
+    """Seconds that the candidate which `tune` would take without measuring is expected to need.
+
+    Raises:
+        BuildError: no variant supports the problem.
+    """
+    ranked, _ = _rank(problem, bench, 0, label or str(problem))
+    return ranked[0].estimate
+
+
 class _Budget:
     """Seconds that measuring may take; once spent it stays so."""
 
-    def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, seconds: float | None, clock: Callable[[], float], begun: float | None = None
+    ) -> None:
         self.seconds = seconds
         self.clock = clock
-        self.end = None if seconds is None else clock() + seconds
+        start = clock() if begun is None else begun
+        self.end = None if seconds is None else start + seconds
         self.over = False
 
     def left(self) -> float | None:

@@ -11,6 +11,7 @@ from nrt.ir.ops import (
     ConvTranspose,
     MatMul,
     MaxPool,
+    Reduce,
     Softmax,
 )
 from nrt.ir.ops.elementwise import Elementwise, kind_of
@@ -31,7 +32,11 @@ def flops_of(problem: Problem) -> int:
         return y.size * math.prod(op.kernel)
     if isinstance(op, Softmax):
         return 12 * y.size
-    return problem.inputs[0].size if problem.inputs[0].dtype.is_float else 0
+    if not problem.inputs[0].dtype.is_float:
+        return 0
+    each = 1 + (op.prologue.flops if isinstance(op, Reduce) and op.prologue else 0)
+    ends = op.epilogue.flops * y.size if isinstance(op, Reduce) and op.epilogue else 0
+    return problem.inputs[0].size * each + ends
 
 
 def _products(problem: Problem) -> int:

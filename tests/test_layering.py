@@ -32,6 +32,8 @@ _TIES = {
     "cuda_runner",
     "programmatic",
     "precision",
+    "rewriting",
+    "fusion_choice",
 }
 _BELOW_BUILDER = (
     _KERNELS

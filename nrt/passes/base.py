@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -210,6 +210,7 @@ def run_pipeline(
     *,
     verify: bool | None = None,
     snapshots: bool = False,
+    watch: Callable[[Pass, Graph], None] | None = None,
 ) -> PipelineReport:
     """Run ``phases`` in order on a copy of ``graph``, each until nothing changes.
 
@@ -218,6 +219,7 @@ def run_pipeline(
         phases: see `nrt.passes.pipeline.pipeline`.
         verify: check the graph before the first and after each pass; ``NRT_VERIFY`` by default.
         snapshots: keep a copy of the graph before the first pass and after each that changed it.
+        watch: called before each run of a pass, with the graph that it is about to rewrite.
 
     Raises:
         PassError: a pass raised, or left a graph that does not verify; the message names it and the
@@ -235,6 +237,8 @@ def run_pipeline(
         for iteration in range(phase.rounds):
             changed = False
             for step in phase.passes:
+                if watch is not None:
+                    watch(step, graph)
                 record, graph = _run_one(
                     graph, step, (phase.name, iteration), records, snapshots=snapshots
                 )

@@ -29,6 +29,7 @@ __all__ = [
     "joined",
     "own_program",
     "too_large",
+    "trimmed",
     "unsafe_intermediate",
 ]
 
@@ -206,12 +207,12 @@ class FuseEpilogue(Rule):
         op = match.op("anchor")
         own = product_type(op.name, anchor.inputs[0].dtype, None, None)
         op = replace(op, epilogue=program, out_dtype=None if dtype is own else dtype)
-        inputs = [*anchor.inputs[:2], *(_trimmed(graph, v) for v in extras)]
+        inputs = [*anchor.inputs[:2], *(trimmed(graph, v) for v in extras)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
         return f"took in {outer}: {own_program(outer).text()}"
 
 
-def _trimmed(graph: Graph, value: Value) -> Value:
+def trimmed(graph: Graph, value: Value) -> Value:
     """A constant without leading dimensions of size 1: a channel vector is [K, 1, 1] everywhere."""
     if value.constant is None or not value.shape or value.shape[0] != 1:
         return value

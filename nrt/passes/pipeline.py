@@ -23,6 +23,7 @@ from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
+from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
@@ -46,6 +47,7 @@ PASSES: tuple[type[Pass], ...] = (
     SinkScale,
     FuseConvEpilogue,
     FuseMatMulEpilogue,
+    FuseReduce,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -116,12 +118,14 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
                 SinkScale(),
                 FuseConvEpilogue(),
                 FuseMatMulEpilogue(),
+                FuseReduce(),
                 RemoveIdentities(),
                 DeadCode(),
             ),
             "Pointwise before epilogues: x · sigmoid(x) reads x twice, and only as one node is it "
-            "the single user that an epilogue may take in. All of it before precision, which then "
-            "casts once per fused layer and not once per step.",
+            "the single user that an epilogue may take in; products before reductions, which take "
+            "what is left. All of it before precision, which then casts once per fused layer and "
+            "not once per step.",
         ),
         Phase(
             "bindings",

@@ -49,7 +49,7 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
-from nrt.ir.pointwise import Builder, Program
+from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fusion import own_program
@@ -224,14 +224,26 @@ class _Rewriter:
         if isinstance(op, Conv | MatMul) and op.tf32 != tf32:
             op = replace(op, tf32=tf32)
             node = self.replace(node, op)
-        program = op.epilogue if isinstance(op, _ANCHORS) else None
-        if program is not None and dtype in _LIMITS and not _is_capped(program, dtype):
-            wide = any(v in self.wide for v in node.inputs[2:])
-            if wide or _holds_beyond(program, dtype):
-                node = self.replace(node, replace(op, epilogue=_saturated(program, dtype)))
-                reason += "; its epilogue saturates: it holds a number beyond the range"
+        saturated = self.saturated(node, len(slots), dtype)
+        if saturated is not None:
+            node = self.replace(node, replace(op, epilogue=saturated))
+            reason += "; its epilogue saturates: it holds a number beyond the range"
         self.graph.reinfer(node)
         self.say(node, reason, dtype)
+
+    def saturated(self, node: Node, first: int, dtype: DType) -> Program | None:
+        """The epilogue that the result needs to stay within ``dtype``, if it needs another one.
+
+        Inputs from ``first`` on are operands of the node's programs.
+        """
+        op: Any = node.op
+        programs = [getattr(op, name, None) for name in ("prologue", "epilogue")]
+        if dtype not in _LIMITS or programs == [None, None]:
+            return None
+        program = programs[1] or identity()
+        wide = any(v in self.wide for v in node.inputs[first:])
+        beyond = wide or any(p is not None and _holds_beyond(p, dtype) for p in programs)
+        return _saturated(program, dtype) if beyond and not _is_capped(program, dtype) else None
 
     def visit_elementwise(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
         op: Any = node.op

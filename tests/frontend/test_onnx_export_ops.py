@@ -275,6 +275,20 @@ def test_fp8_products() -> None:
     close({"y": got["y"]}, {"y": want["y"]})
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_reductions_with_prologue_and_epilogue(dtype) -> None:
+    b = Builder("ff")
+    first = b.build(b("max", b("mul", 0, 1), b.const(0.0)))
+    b = Builder("ff")
+    last = b.build(b("add", b("mul", 0, 0), 1))
+    x, scale, shift = normal(2, 3, 4, 5, dtype=dtype), normal(3, 1, 1), normal(2, 3)
+    check(ops.Reduce("mean", (2, 3), prologue=first), x, scale)
+    check(ops.Reduce("max", (2, 3), False, epilogue=last), x, shift)
+    check(ops.Reduce("sum", (2, 3), False, first, last, FP32), x, scale, shift)
+    b = Builder("f")
+    check(ops.Reduce("sum", (0, 2), prologue=b.build(b.const(2.0))), normal(2, 3, 4))
+
+
 def test_pools() -> None:
     x = normal(2, 3, 9, 10)
     for ceil in (False, True):
