@@ -60,9 +60,10 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(_TIES, _BELOW_BUILDER),
     "builder": _BELOW_BUILDER,
     "insight": _BELOW_BUILDER | {"builder"},
-    "cli": _BELOW_BUILDER | {"builder", "insight", "__init__"},
+    "compiled": _BELOW_BUILDER | {"builder", "insight"},
+    "cli": _BELOW_BUILDER | {"builder", "insight", "compiled", "__init__"},
     # The public face: everything it does not import lazily is `errors`.
-    "__init__": _BELOW_BUILDER | {"builder"},
+    "__init__": _BELOW_BUILDER | {"builder", "compiled"},
 }
 # Libraries that only one part may import, at any depth.
 THIRD_PARTY: dict[str, set[str]] = {
