@@ -29,8 +29,6 @@ from nrt.timing_cache import TimingCache
 from nrt.tuner import Choice, Progress, tune
 
 if TYPE_CHECKING:
-    import onnx
-
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 

@@ -33,9 +33,7 @@ class CompiledEngine(Engine):
             kernel was chosen from.
     """
 
-    def __init__(
-        self, build: Build, device: int | CudaDevice = 0, *, load: bool = True
-    ) -> None:
+    def __init__(self, build: Build, device: int | CudaDevice = 0, *, load: bool = True) -> None:
         """Make the plan of ``build`` ready to run; arguments and errors as for `Engine`."""
         self.build = build
         if build.plan.target.kind == "cpu":

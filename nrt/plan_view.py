@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["layer_kind", "op_name", "plan_html", "plan_picture", "step_refs"]
 
 _MEMORY = frozenset(
-    "Cast Concat Dropout Expand Gather GatherElements Identity Pad Reformat Reshape Slice Split "
-    "Transpose".split()
-)
+    {
+        "Cast", "Concat", "Dropout", "Expand", "Gather", "GatherElements", "Identity", "Pad",
+        "Reformat", "Reshape", "Slice", "Split", "Transpose",
+    }
+)  # fmt: skip
 _COMPUTE = frozenset(
-    "AveragePool BatchNormalization Conv ConvTranspose InstanceNormalization LRN "
-    "LayerNormalization LogSoftmax MatMul MaxPool Reduce Resize Softmax".split()
-)
+    {
+        "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "InstanceNormalization",
+        "LRN", "LayerNormalization", "LogSoftmax", "MatMul", "MaxPool", "Reduce", "Resize",
+        "Softmax",
+    }
+)  # fmt: skip
 _OP = re.compile(r"\w+")
 
 
@@ -49,8 +54,8 @@ def step_refs(step: Any) -> Iterator[BufferRef]:
     for name in ("src", "inputs", "args", "dst", "outputs", "workspace"):
         found = getattr(step, name, ())
         for item in found if isinstance(found, tuple) else (found,):
-            ref = getattr(item, "ref", item)
-            if hasattr(ref, "space") and ref.space != "null":
+            ref: Any = getattr(item, "ref", item)
+            if getattr(ref, "space", "null") != "null":
                 yield ref
 
 

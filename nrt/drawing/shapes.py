@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nrt.drawing.svg import EDGE, KINDS, TEXT, decimal, tooltip, xml_text
+from nrt.drawing.svg import EDGE, KINDS, TEXT, escaped, px, tooltip
 
 __all__ = ["bar", "dot", "label", "line", "marker"]
 
@@ -21,10 +21,10 @@ def label(
 ) -> str:
     """A line of text; ``anchor`` is ``start``, ``middle`` or ``end``, ``y`` its baseline."""
     weight = ' font-weight="bold"' if bold else ""
-    turn = f' transform="rotate(-90 {decimal(x)} {decimal(y)})"' if vertical else ""
+    turn = f' transform="rotate(-90 {px(x)} {px(y)})"' if vertical else ""
     return (
-        f'<text class="nrt-text" x="{decimal(x)}" y="{decimal(y)}" font-size="{decimal(size)}" '
-        f'text-anchor="{anchor}"{weight}{turn} fill="{TEXT[0]}">{xml_text(text)}</text>'
+        f'<text class="nrt-text" x="{px(x)}" y="{px(y)}" font-size="{px(size)}" '
+        f'text-anchor="{anchor}"{weight}{turn} fill="{TEXT[0]}">{escaped(text)}</text>'
     )
 
 
@@ -32,10 +32,10 @@ def line(
     points: Sequence[tuple[float, float]], *, width: float = 1.2, faint: bool = False, tip: str = ""
 ) -> str:
     """Straight from point to point."""
-    path = "L".join(f"{decimal(x)} {decimal(y)}" for x, y in points)
+    path = "L".join(f"{px(x)} {px(y)}" for x, y in points)
     opacity = ' opacity="0.25"' if faint else ""
     return (
-        f'<path class="nrt-edge" fill="none" stroke="{EDGE[0]}" stroke-width="{decimal(width)}"'
+        f'<path class="nrt-edge" fill="none" stroke="{EDGE[0]}" stroke-width="{px(width)}"'
         f'{opacity} d="M{path}">{tooltip(tip)}</path>'
     )
 
@@ -46,8 +46,8 @@ def bar(
     """A filled rectangle in the color of ``kind``."""
     fill, stroke = KINDS[kind][0]
     return (
-        f'<rect class="nrt-{kind}" x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" '
-        f'height="{decimal(height)}" rx="{decimal(radius)}" fill="{fill}" stroke="{stroke}" '
+        f'<rect class="nrt-{kind}" x="{px(x)}" y="{px(y)}" width="{px(width)}" '
+        f'height="{px(height)}" rx="{px(radius)}" fill="{fill}" stroke="{stroke}" '
         f'stroke-width="1">{tooltip(tip)}</rect>'
     )
 
@@ -56,7 +56,7 @@ def dot(kind: str, x: float, y: float, radius: float, tip: str = "") -> str:
     """A disc in the color of ``kind``, through which others show."""
     fill, stroke = KINDS[kind][0]
     return (
-        f'<circle class="nrt-{kind}" cx="{decimal(x)}" cy="{decimal(y)}" r="{decimal(radius)}" '
+        f'<circle class="nrt-{kind}" cx="{px(x)}" cy="{px(y)}" r="{px(radius)}" '
         f'fill="{fill}" stroke="{stroke}" stroke-width="1.2" fill-opacity="0.75">'
         f"{tooltip(tip)}</circle>"
     )

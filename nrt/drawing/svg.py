@@ -20,16 +20,16 @@ __all__ = [
     "MARKS",
     "TEXT",
     "box_sizes",
-    "decimal",
+    "px",
     "document",
     "draw",
     "edges_of",
+    "escaped",
     "heading",
     "in_scroll_box",
     "short",
     "to_svg",
     "tooltip",
-    "xml_text",
 ]
 
 MARGIN = 16.0
@@ -91,12 +91,12 @@ def edges_of(picture: Picture) -> list[Edge]:
 
 def draw(picture: Picture, layout: Layout, left: float, top: float) -> str:
     """The picture as an SVG group, moved by (left, top)."""
-    parts = [f'<g transform="translate({decimal(left)} {decimal(top)})">']
+    parts = [f'<g transform="translate({px(left)} {px(top)})">']
     for arrow, route in zip(picture.arrows, layout.routes, strict=True):
         parts.append(
             f'<path class="nrt-edge" fill="none" stroke="{EDGE[0]}" stroke-width="1.3" '
-            f'data-from="{xml_text(arrow.source)}" data-to="{xml_text(arrow.target)}" d="{_path(route)}">'
-            f"{tooltip(arrow.tooltip)}</path>"
+            f'data-from="{escaped(arrow.source)}" data-to="{escaped(arrow.target)}" '
+            f'd="{_path(route)}">{tooltip(arrow.tooltip)}</path>'
         )
     for box, place in zip(picture.boxes, layout.boxes, strict=True):
         parts.append(_box(box, *place))
@@ -106,10 +106,10 @@ def draw(picture: Picture, layout: Layout, left: float, top: float) -> str:
 
 def document(name: str, body: str, width: float, height: float) -> str:
     """An SVG document around ``body``."""
-    size = f"{decimal(width)} {decimal(height)}"
+    size = f"{px(width)} {px(height)}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="nrt-graph" role="img" '
-        f'aria-label="{xml_text(name)}" width="{decimal(width)}" height="{decimal(height)}" '
+        f'aria-label="{escaped(name)}" width="{px(width)}" height="{px(height)}" '
         f'viewBox="0 0 {size}" font-family="ui-monospace, Menlo, Consolas, monospace">\n'
         f"<style>{_style()}</style>\n"
         f'<rect class="nrt-ground" width="100%" height="100%" fill="{GROUND[0]}"/>\n'
@@ -128,8 +128,8 @@ def in_scroll_box(svg: str) -> str:
 def heading(text: str, x: float, y: float) -> str:
     """A line of text over a picture."""
     return (
-        f'<text class="nrt-text" x="{decimal(x)}" y="{decimal(y)}" font-size="14" '
-        f'font-weight="bold" fill="{TEXT[0]}">{xml_text(text)}</text>'
+        f'<text class="nrt-text" x="{px(x)}" y="{px(y)}" font-size="14" '
+        f'font-weight="bold" fill="{TEXT[0]}">{escaped(text)}</text>'
     )
 
 
@@ -156,22 +156,22 @@ def _box(box: Box, x: float, y: float, width: float, height: float) -> str:
     dash = ' stroke-dasharray="4 3"' if box.kind == "view" and not box.mark else ""
     radius = 16 if box.kind == "io" else 5
     parts = [
-        f'<g class="nrt-box" data-box="{xml_text(box.key)}">{tooltip(box.tooltip)}'
-        f'<rect class="{classes}" x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" '
-        f'height="{decimal(height)}" rx="{decimal(radius)}" fill="{fill}" stroke="{stroke}" '
-        f'stroke-width="{decimal(line)}"{dash}/>'
+        f'<g class="nrt-box" data-box="{escaped(box.key)}">{tooltip(box.tooltip)}'
+        f'<rect class="{classes}" x="{px(x)}" y="{px(y)}" width="{px(width)}" '
+        f'height="{px(height)}" rx="{px(radius)}" fill="{fill}" stroke="{stroke}" '
+        f'stroke-width="{px(line)}"{dash}/>'
     ]
-    middle = decimal(x + width / 2)
+    middle = px(x + width / 2)
     baseline = y + PADDING / 2 + 13
     parts.append(
-        f'<text class="nrt-text" x="{middle}" y="{decimal(baseline)}" font-size="12.5" '
-        f'font-weight="bold" text-anchor="middle" fill="{TEXT[0]}">{xml_text(_title(box))}</text>'
+        f'<text class="nrt-text" x="{middle}" y="{px(baseline)}" font-size="12.5" '
+        f'font-weight="bold" text-anchor="middle" fill="{TEXT[0]}">{escaped(_title(box))}</text>'
     )
     for number, text in enumerate(box.lines):
         baseline = y + PADDING / 2 + TITLE_HEIGHT + LINE_HEIGHT * number + 11
         parts.append(
-            f'<text class="nrt-text" x="{middle}" y="{decimal(baseline)}" font-size="11" '
-            f'text-anchor="middle" fill="{TEXT[0]}">{xml_text(short(text))}</text>'
+            f'<text class="nrt-text" x="{middle}" y="{px(baseline)}" font-size="11" '
+            f'text-anchor="middle" fill="{TEXT[0]}">{escaped(short(text))}</text>'
         )
     parts.append("</g>")
     return "".join(parts)
@@ -180,18 +180,16 @@ def _box(box: Box, x: float, y: float, width: float, height: float) -> str:
 def _path(route: Sequence[Point]) -> str:
     """Straight down where x stays, an S where it does not, an arrow head at the end."""
     (x, y), *rest = route
-    parts = [f"M{decimal(x)} {decimal(y)}"]
+    parts = [f"M{px(x)} {px(y)}"]
     for next_x, next_y in rest:
         if next_x == x:
-            parts.append(f"V{decimal(next_y)}")
+            parts.append(f"V{px(next_y)}")
         else:
-            half = decimal((y + next_y) / 2)
-            parts.append(
-                f"C{decimal(x)} {half} {decimal(next_x)} {half} {decimal(next_x)} {decimal(next_y)}"
-            )
+            half = px((y + next_y) / 2)
+            parts.append(f"C{px(x)} {half} {px(next_x)} {half} {px(next_x)} {px(next_y)}")
         x, y = next_x, next_y
-    parts.append(f"m{decimal(-HEAD * 0.7)} {decimal(-HEAD)}L{decimal(x)} {decimal(y)}")
-    parts.append(f"l{decimal(HEAD * 0.7)} {decimal(-HEAD)}")
+    parts.append(f"m{px(-HEAD * 0.7)} {px(-HEAD)}L{px(x)} {px(y)}")
+    parts.append(f"l{px(HEAD * 0.7)} {px(-HEAD)}")
     return "".join(parts)
 
 
@@ -210,14 +208,14 @@ def _style() -> str:
 
 def tooltip(text: str) -> str:
     """What an element shows under the pointer; empty for no text."""
-    return f"<title>{xml_text(text)}</title>" if text else ""
+    return f"<title>{escaped(text)}</title>" if text else ""
 
 
-def xml_text(text: str) -> str:
-    """``text`` for XML, in an element or a quoted attribute."""
+def escaped(text: str) -> str:
+    """``text`` for an element or an attribute."""
     return html.escape(_NO_XML.sub("\ufffd", text), quote=True)
 
 
-def decimal(value: float) -> str:
-    """``value`` to a tenth of a pixel."""
+def px(value: float) -> str:
+    """A length, to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Collection, Iterable, Sequence
+
+from nrt.drawing.svg import escaped
 
 __all__ = ["html_list", "html_table"]
 
@@ -33,7 +34,7 @@ def html_table(
         + "</tr>"
         for row in rows
     )
-    title = f"<p>{html.escape(caption)}</p>" if caption else ""
+    title = f"<p>{escaped(caption)}</p>" if caption else ""
     return (
         f'{title}<div style="max-height: 640px; max-width: 100%; overflow: auto;">'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
@@ -42,9 +43,9 @@ def html_table(
 
 def html_list(items: Iterable[object]) -> str:
     """A bullet list; empty where there are no items."""
-    lines = "".join(f"<li>{html.escape(str(item))}</li>" for item in items)
+    lines = "".join(f"<li>{escaped(str(item))}</li>" for item in items)
     return f"<ul>{lines}</ul>" if lines else ""
 
 
 def _cell(tag: str, content: object, side: str) -> str:
-    return f'<{tag} style="{_CELL} {side}">{html.escape(str(content))}</{tag}>'
+    return f'<{tag} style="{_CELL} {side}">{escaped(str(content))}</{tag}>'

@@ -14,7 +14,7 @@ class DataSheet:
 
     Attributes:
         name: the product's.
-        words: parts of the name that the driver reports, lower case; all must be there.
+        words: of the name that the driver reports, lower case; all must be there.
         arch: compile target.
         bandwidth: bytes per second.
         rates: precision -> operations per second.
@@ -42,6 +42,10 @@ DATA_SHEETS: tuple[DataSheet, ...] = (
         "NVIDIA H100 PCIe", ("h100", "pcie"), "sm_90a", 2.0e12,
         _rates(51, 756, tf32=378, int8=1513, fp8=1513),
     ),
+    DataSheet(
+        "NVIDIA H100 NVL", ("h100", "nvl"), "sm_90a", 3.9e12,
+        _rates(60, 835, tf32=418, int8=1671, fp8=1671),
+    ),
     DataSheet("NVIDIA H100 SXM", ("h100",), "sm_90a", 3.35e12, _HOPPER),
     DataSheet(
         "NVIDIA A100 80GB", ("a100", "80gb"), "sm_80", 2.0e12,
@@ -50,7 +54,7 @@ DATA_SHEETS: tuple[DataSheet, ...] = (
     DataSheet(
         "NVIDIA A100 40GB", ("a100",), "sm_80", 1.555e12, _rates(19.5, 312, tf32=156, int8=624)
     ),
-    DataSheet("NVIDIA L4", ("nvidia l4",), "sm_89", 0.3e12,
+    DataSheet("NVIDIA L4", ("l4",), "sm_89", 0.3e12,
               _rates(30.3, 121, tf32=60, int8=242, fp8=242)),
     DataSheet("NVIDIA T4", ("t4",), "sm_75", 0.32e12, {
         "fp32": 8.1e12, "fp16": 65e12, "int8": 130e12,

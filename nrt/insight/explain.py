@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nrt.insight.names import matching_names
-from nrt.plan import LaunchStep, Layer, Plan
-from nrt.plan_view import op_name, step_refs
+from nrt.plan import CopyStep, HostStep, LaunchStep, Layer, Plan
+from nrt.plan_view import step_refs
 from nrt.tuner import Candidate
 
 if TYPE_CHECKING:
@@ -141,16 +141,16 @@ def explain(build: Build, query: str) -> Explanation:
                 refusals=refusals,
                 precision=precision,
                 candidates=_sorted(candidates),
-                **_surroundings(plan, index),
+                launches=_launches(plan, index),
+                reads=_reads(plan, index),
+                read_by=_read_by(plan, index),
             )
         )
     told = {name for s in stories for name in (s.name, *s.origins)}
     for name in wanted:
         if name not in told:
             rewrites, refusals, _ = _notes(report, {name}, name)
-            stories.append(
-                LayerStory(name=name, origins=(), rewrites=rewrites, refusals=refusals)
-            )
+            stories.append(LayerStory(name=name, origins=(), rewrites=rewrites, refusals=refusals))
     return Explanation(query, tuple(stories))
 
 
@@ -168,7 +168,9 @@ def explain_plan(plan: Plan, query: str) -> Explanation:
                 name=plan.layers[index].name,
                 origins=plan.layers[index].origins,
                 layer=plan.layers[index],
-                **_surroundings(plan, index),
+                launches=_launches(plan, index),
+                reads=_reads(plan, index),
+                read_by=_read_by(plan, index),
             )
             for index in _layers_called(plan, wanted)
         ),
@@ -217,14 +219,16 @@ def _sorted(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(sorted(candidates, key=lambda c: (c.seconds is None, c.seconds or 0.0)))
 
 
-def _surroundings(plan: Plan, index: int) -> dict[str, tuple[str, ...]]:
-    return {
-        "launches": tuple(
-            _launch(plan, step) for step in plan.steps if getattr(step, "layer", None) == index
-        ),
-        "reads": tuple(plan.layers[i].name for i in plan.layers[index].reads),
-        "read_by": tuple(layer.name for layer in plan.layers if index in layer.reads),
-    }
+def _launches(plan: Plan, index: int) -> tuple[str, ...]:
+    return tuple(_launch(plan, s) for s in plan.steps if getattr(s, "layer", None) == index)
+
+
+def _reads(plan: Plan, index: int) -> tuple[str, ...]:
+    return tuple(plan.layers[i].name for i in plan.layers[index].reads)
+
+
+def _read_by(plan: Plan, index: int) -> tuple[str, ...]:
+    return tuple(layer.name for layer in plan.layers if index in layer.reads)
 
 
 def _launch(plan: Plan, step: Any) -> str:
@@ -240,9 +244,27 @@ def _launch(plan: Plan, step: Any) -> str:
         if step.programmatic:
             parts.append("may start before the launch before it has ended")
     else:
-        parts = [getattr(step, "variant", op_name(type(step).__name__))]
-    memory = [f"{_space(ref)} {ref.offset}+{ref.nbytes}" for ref in step_refs(step)]
-    return f"{', '.join(parts)}; memory {', '.join(memory) or 'none'}"
+        parts = [getattr(step, "variant", type(step).__name__.removesuffix("Step").lower())]
+    return f"{', '.join(parts)}; {_memory(step) or 'no memory'}"
+
+
+def _memory(step: Any) -> str:
+    """Ranges as ``space offset+length``, in bytes."""
+    if isinstance(step, HostStep):
+        groups = [
+            ("reads", [t.ref for t in step.inputs]),
+            ("writes", [t.ref for t in step.outputs]),
+            ("scratch", [step.workspace]),
+        ]
+    elif isinstance(step, CopyStep):
+        groups = [("reads", [step.src]), ("writes", [step.dst])]
+    else:
+        groups = [("memory", list(step_refs(step)))]
+    texts = [
+        (what, ", ".join(f"{_space(r)} {r.offset}+{r.nbytes}" for r in refs if r.space != "null"))
+        for what, refs in groups
+    ]
+    return "; ".join(f"{what} {text}" for what, text in texts if text)
 
 
 def _space(ref: Any) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from nrt.drawing.svg import escaped
 from nrt.drawing.table import html_list, html_table
 from nrt.insight.units import microseconds
 
@@ -77,9 +77,9 @@ def _lists(story: LayerStory) -> list[tuple[str, Sequence[object]]]:
 
 
 def _html_story(story: LayerStory) -> str:
-    parts = [f"<h4>{html.escape(_headline(story))}</h4>"]
+    parts = [f"<h4>{escaped(_headline(story))}</h4>"]
     if story.origins:
-        parts.append(f"<p>from {html.escape(', '.join(story.origins))}</p>")
+        parts.append(f"<p>from {escaped(', '.join(story.origins))}</p>")
     for title, items in _lists(story):
         if items:
             parts.append(f"<b>{title}</b>{html_list(items)}")

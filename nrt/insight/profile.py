@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nrt.errors import InputError
 from nrt.insight.inputs import random_inputs
@@ -181,16 +181,19 @@ class Profile:
         """`to_data` as JSON."""
         return json.dumps(self.to_data(), indent=2)
 
-    def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with one row per layer; times in seconds.
+    def to_pandas(self, rows: Literal["layers", "launches"] = "layers") -> Any:
+        """A ``pandas.DataFrame`` with one row per layer, or per launch; times in seconds.
 
         Raises:
-            ImportError: pandas is not installed: ``pip install 'nrt[notebook]'``.
+            ImportError: pandas is not installed; the extra ``nrt[notebook]`` brings it.
         """
-        import pandas
-
-        rows = self.to_data()["layers"]
-        return pandas.DataFrame(rows).set_index("index")
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas() needs pandas, which is not installed: pip install 'nrt[notebook]'"
+            ) from error
+        return pandas.DataFrame(self.to_data()[rows]).set_index("index")
 
     def to_chrome_trace(self) -> str:
         """JSON for chrome://tracing and Perfetto; see `nrt.insight.trace.chrome_trace`."""

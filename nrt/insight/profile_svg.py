@@ -34,7 +34,7 @@ def profile_svg(profile: Profile) -> str:
     parts.append(label(heading, 0, top, size=14, bold=True))
     parts += _legend(top + 20)
     top += 34
-    longest = max((layer.seconds for layer in profile.layers), default=0.0) or 1.0
+    longest = max((max(la.seconds, _least(la) or 0.0) for la in profile.layers), default=0.0) or 1.0
     scale = (WIDTH - 2 * MARGIN - NAME_WIDTH - TIME_WIDTH) / longest
     for number, layer in enumerate(profile.layers):
         parts += _row(profile, layer, top + ROW * number, scale)
@@ -64,8 +64,8 @@ def _row(profile: Profile, layer: LayerTime, y: float, scale: float) -> list[str
     least = _least(layer)
     end = width
     if least is not None:
-        # Data that a cache serves may come sooner than memory allows: the line stands past the bar.
-        place = min(least, layer.seconds * 1.5) * scale
+        # Past the bar's end where a cache served the data, or the kernel saved operations.
+        place = least * scale
         tip = f"the roofline allows {microseconds(least)}"
         parts.append(marker(NAME_WIDTH + place, y + 1, y + ROW - 1, tip))
         end = max(end, place)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING
 
-from nrt.drawing.svg import in_scroll_box
+from nrt.drawing.svg import escaped, in_scroll_box
 from nrt.drawing.table import html_table
 from nrt.insight.units import microseconds, rate
 
@@ -76,7 +75,7 @@ def as_text(profile: Profile) -> str:
 
 def as_html(profile: Profile) -> str:
     """Summary, table and picture."""
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary(profile))
+    lines = "".join(f"<p>{escaped(line)}</p>" for line in summary(profile))
     rows = [layer_row(profile, layer) for layer in profile.layers]
     table = html_table(COLUMNS, rows, right=_RIGHT)
     return f"{lines}{table}{in_scroll_box(profile.to_svg())}"

@@ -7,6 +7,7 @@ than min(peak rate, I x bandwidth).
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -156,8 +157,8 @@ def measure_cuda(runner: CudaRunner, sheet: DataSheet | None = None) -> Ceilings
 def _sheet(target: Target) -> DataSheet | None:
     """By the product's name; without one, the first product of the architecture."""
     if target.device:
-        name = target.device.lower()
-        fits = [s for s in DATA_SHEETS if all(word in name for word in s.words)]
+        words = set(re.split(r"[\s-]+", target.device.lower()))
+        fits = [s for s in DATA_SHEETS if words.issuperset(s.words)]
         return fits[0] if fits else None
     fits = [s for s in DATA_SHEETS if s.arch == target.arch]
     return fits[0] if fits else None

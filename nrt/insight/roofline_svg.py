@@ -108,7 +108,9 @@ def _ceilings(
     if start < end:
         ends = [(x.at(v), y.at(v * bandwidth)) for v in (start, end)]
         parts.append(line(ends, width=1.8))
-        parts.append(label(f"memory {rate(bandwidth, 'B/s')}", ends[0][0] + 8, ends[0][1] - 8))
+        middle = math.sqrt(start * end)
+        at = x.at(middle) + 10, y.at(middle * bandwidth) + 14
+        parts.append(label(f"memory {rate(bandwidth, 'B/s')}", *at))
     return parts
 
 
