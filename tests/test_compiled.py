@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from insight.small_network import image, network
+from runtime.plans import cuda_plan
 
 import nrt
-from nrt.errors import InputError, PassError
+from nrt.errors import DeviceError, InputError, PassError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph_diff import graph_diff
 from nrt.plan_file import plan_to_bytes
@@ -75,7 +77,20 @@ def test_to_onnx(engine: nrt.CompiledEngine, tmp_path: Path) -> None:
     assert (tmp_path / "small.onnx").read_bytes() == model.SerializeToString()
 
 
-def test_a_plan_for_another_device_is_not_loaded() -> None:
-    built = nrt.compile(network(), target="cuda:sm_80", opt_level=0, precision="fp16")
-    assert built.plan.target.arch == "sm_80"
-    assert built.explain("stem.conv").stories[0].layer is not None
+def test_only_a_named_architecture_leaves_the_device_alone(
+    engine: nrt.CompiledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = replace(engine.build, plan=cuda_plan())
+    monkeypatch.setattr("nrt.compiled.build", lambda model, **options: built)
+    opened: list[int] = []
+
+    def open_device(index: int) -> None:
+        opened.append(index)
+        raise DeviceError("none here")
+
+    monkeypatch.setattr("nrt.runtime.engine.open_device", open_device)
+    assert nrt.compile(network(), target="cuda:sm_90").plan is built.plan
+    assert opened == []
+    with pytest.raises(DeviceError, match="none here"):
+        nrt.compile(network(), target="cuda")
+    assert opened == [0]
