@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nrt.insight.explain import Explanation
     from nrt.insight.profile import Profile
+    from nrt.insight.what_if import WhatIf
     from nrt.ir.graph_diff import GraphDiff
     from nrt.runtime.cuda import CudaDevice
 
@@ -80,11 +81,14 @@ class CompiledEngine(Engine):
 
         return profile(self, *inputs, repeats=repeats)
 
-    def what_if(self, changes: Mapping[str, Any]) -> Any:
-        """The plan with other choices for some layers, measured; see `nrt.insight.what_if`."""
+    def what_if(self, changes: Mapping[str, Mapping[str, Any]], **options: Any) -> WhatIf:
+        """The network with another kernel or precision for some layers, measured beside this one.
+
+        Arguments and errors are those of `nrt.insight.what_if.what_if`, which has ``build`` first.
+        """
         from nrt.insight.what_if import what_if
 
-        return what_if(self.build, changes)
+        return what_if(self.build, changes, **options)
 
     def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """The optimized graph as an ONNX model, with the kernels as metadata; see `nrt.to_onnx`.

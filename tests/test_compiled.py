@@ -64,10 +64,11 @@ def test_profile(engine: nrt.CompiledEngine) -> None:
 def test_what_if_is_asked_with_the_build(
     engine: nrt.CompiledEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = SimpleNamespace(what_if=lambda build, changes: (build, changes))
+    module = SimpleNamespace(what_if=lambda build, changes, **options: (build, changes, options))
     monkeypatch.setitem(sys.modules, "nrt.insight.what_if", module)
-    changes = {"stem.conv": "fp16"}
-    assert engine.what_if(changes) == (engine.build, changes)
+    changes = {"stem.conv": {"precision": "fp16"}}
+    found: object = engine.what_if(changes, duration=1.5)
+    assert found == (engine.build, changes, {"duration": 1.5})
 
 
 def test_to_onnx(engine: nrt.CompiledEngine, tmp_path: Path) -> None:
