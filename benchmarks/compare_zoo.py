@@ -32,7 +32,7 @@ from benchmarks.protocol import (
 )
 from benchmarks.tables import markdown
 from benchmarks.zoo_models import CNNS, Zoo
-from nrt.builder import compile as compile_model
+from nrt.compiled import compile as compile_model
 from nrt.errors import NrtError
 from nrt.insight.compare import compare_outputs, default_tolerance
 from nrt.insight.inputs import random_inputs

@@ -34,7 +34,7 @@ from benchmarks.protocol import (
 )
 from benchmarks.tables import markdown, ratio_of
 from benchmarks.zoo_models import CNNS, TRANSFORMERS, Zoo
-from nrt.builder import compile as compile_model
+from nrt.compiled import compile as compile_model
 from nrt.errors import NrtError
 from nrt.insight.compare import default_tolerance, relative_error
 from nrt.insight.inputs import random_inputs

@@ -37,7 +37,7 @@ from nrt.errors import (
 if TYPE_CHECKING:
     import os
 
-    from nrt.builder import compile
+    from nrt.compiled import CompiledEngine, compile
     from nrt.frontend import Network, to_onnx
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
@@ -50,6 +50,7 @@ __all__ = [
     "replace",
     "Network",
     "Engine",
+    "CompiledEngine",
     "IOFormat",
     "NrtError",
     "BuildError",
@@ -73,7 +74,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "compile": "nrt.builder",
+    "compile": "nrt.compiled",
+    "CompiledEngine": "nrt.compiled",
     "Network": "nrt.frontend",
     "to_onnx": "nrt.frontend",
     "replace": "nrt.passes.surgery",

@@ -25,6 +25,7 @@ from nrt.cuda_kernels.variant import (
     TensorMap,
     Variant,
 )
+from nrt.dataflow import reads
 from nrt.dtypes import dtype_from_numpy
 from nrt.errors import BuildError
 from nrt.ir.op import Array
@@ -157,7 +158,7 @@ class _Assembler:
         return b"".join(self.weights.parts)
 
 
-def _layer(item: Bound) -> Layer:
+def _layer(item: Bound, sources: tuple[int, ...]) -> Layer:
     problem = item.task.problem
     epilogue = getattr(problem.op, "epilogue", None) or getattr(problem.op, "body", None)
     text = epilogue.text() if isinstance(epilogue, Program) else ""
@@ -174,6 +175,7 @@ def _layer(item: Bound) -> Layer:
         flops=flops_of(problem),
         nbytes=problem.nbytes,
         reason=item.reason,
+        reads=sources,
     )
 
 
@@ -239,7 +241,7 @@ def assemble(
         cubins=tuple(binaries.cubins),
         kernels=tuple(binaries.kernels),
         steps=overlapped(steps, overlap),
-        layers=tuple(_layer(item) for item in bound),
+        layers=tuple(map(_layer, bound, reads([item.task for item in bound]))),
         ops_before=ops_before,
         ops_after=ops_after,
         versions=versions,

@@ -1,4 +1,4 @@
-"""compile(): the whole story, from a model to an engine."""
+"""build(): the whole story, from a model to a plan and the report of how it came about."""
 
 from __future__ import annotations
 
@@ -25,18 +25,15 @@ from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
 from nrt.programmatic import decide, plan_clock
 from nrt.rewriting import Rewriter
-from nrt.runtime import Engine
 from nrt.settings import settings
 from nrt.timing_cache import TimingCache
 from nrt.tuner import Choice, Progress
 
 if TYPE_CHECKING:
-    import onnx
-
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Build", "build", "compile", "optimize"]
+__all__ = ["Build", "build", "optimize"]
 
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
 
@@ -67,8 +64,8 @@ class Build:
         return graph_diff(self.passes.stage(before), self.passes.stage(after), names=names)
 
 
-def compile(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto | Network,
+def build(
+    model: Any,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     precision: str | Iterable[str] = "fp32",
@@ -80,8 +77,9 @@ def compile(
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
     progress: Progress | None = None,
-) -> Engine:
-    """Compile ``model`` for one device.
+    snapshots: bool = False,
+) -> Build:
+    """Compile ``model`` to a plan; `nrt.compile` makes an engine of it.
 
     Args:
         model: an ONNX file's path or bytes, an ``onnx.ModelProto``, or a `Network`.
@@ -102,55 +100,13 @@ def compile(
             dependent launch; Hopper and later). None: whichever makes the plan faster, by measuring
             it both ways; ``plan.notes`` says what was found.
         progress: called with (stage, done, total).
-
-    Returns:
-        An engine, ready to run (for ``cuda:ARCH`` of another device: ready to save).
+        snapshots: keep a copy of the graph after every pass (constants are shared), for
+            `Build.diff`.
 
     Raises:
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: it cannot be built as asked.
         DeviceError: ``target="cuda"`` without a GPU.
-    """
-    built = build(
-        model,
-        shapes=shapes,
-        precision=precision,
-        target=target,
-        opt_level=opt_level,
-        layers=layers,
-        io=io,
-        tuning_seconds=tuning_seconds,
-        timing_cache=timing_cache,
-        programmatic=programmatic,
-        progress=progress,
-    )
-    if built.plan.target.kind == "cpu":
-        from nrt.cpu_kernels import bind
-
-        return Engine(built.plan, bind)
-    # A named architecture may be another machine's: the device is opened by the first run.
-    return Engine(built.plan, load=":" not in target)
-
-
-def build(
-    model: Any,
-    *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    precision: str | Iterable[str] = "fp32",
-    target: str = "auto",
-    opt_level: int = 3,
-    layers: Mapping[str, str] | None = None,
-    io: Mapping[str, IOFormat] | None = None,
-    tuning_seconds: float | None = None,
-    timing_cache: str | os.PathLike[str] | None = None,
-    programmatic: bool | None = None,
-    progress: Progress | None = None,
-    snapshots: bool = False,
-) -> Build:
-    """As `compile`, but returns the plan with the report of how it came about.
-
-    With ``snapshots`` the build keeps a copy of the graph after every pass (constants are shared)
-    for `Build.diff`.
     """
     kind, device, runner = _resolve(target, programmatic)
     graph = _graph(model, shapes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from nrt.drawing.picture import Drawable, Picture
 from nrt.dtypes import dtype_from_name
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "TensorMapArg",
 ]
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 IO_LAYOUTS: Mapping[str, tuple[int, ...] | None] = {"row-major": None, "nhwc": (0, 2, 3, 1)}
 """Memory orders of bindings -> dimensions, outermost first; None: as they are."""
@@ -273,6 +274,7 @@ class Layer:
         seconds: time measured by the tuner; None when the heuristic chose.
         flops, nbytes: work, for the roofline.
         reason: why this variant and precision.
+        reads: the layers, by index, that wrote what this one reads.
     """
 
     name: str
@@ -287,6 +289,7 @@ class Layer:
     flops: int
     nbytes: int
     reason: str = ""
+    reads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -305,8 +308,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A compiled network.
+class Plan(Drawable):
+    """A compiled network; a notebook shows it as a table of layers and a picture.
 
     Attributes:
         name: the model's.
@@ -342,3 +345,14 @@ class Plan:
     tolerance: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    def picture(self) -> Picture:
+        """One box per layer, arrows from the layers that it reads."""
+        from nrt.plan_view import plan_picture
+
+        return plan_picture(self)
+
+    def _repr_html_(self) -> str:
+        from nrt.plan_view import plan_html
+
+        return plan_html(self)

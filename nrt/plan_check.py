@@ -97,6 +97,11 @@ class _Checker:
         self._binaries()
         for index, step in enumerate(plan.steps):
             self._step(f"step {index}", step)
+        for index, layer in enumerate(plan.layers):
+            _require(
+                all(0 <= source < index for source in layer.reads),
+                f"layer {index} reads layers {list(layer.reads)}, expected earlier ones",
+            )
         self._streams()
         self._programmatic()
         for index, spec in enumerate(plan.outputs):

@@ -261,6 +261,7 @@ _PLAN: dict[str, Decode] = {
             flops=_int(),
             nbytes=_int(),
             reason=_text,
+            reads=_list(_u31),
         )
     ),
     "streams": _u31,

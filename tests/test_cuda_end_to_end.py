@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrt.builder import build, compile
+from nrt.builder import build
+from nrt.compiled import compile
 from nrt.frontend.models import resnet
 from nrt.ir.evaluate import evaluate
 from nrt.plan_file import plan_to_bytes, read_plan

@@ -404,6 +404,10 @@ OUT_OF_PLACE = [
         (replace(CUDA, kernels=(KernelRef(0, ""),)), "kernel 0 has no entry name"),
         (launch(kernel=2), "step 1: kernel 2, expected less than 2"),
         (launch(layer=1), "step 1: layer 1, expected less than 1"),
+        (
+            replace(CUDA, layers=(replace(CUDA.layers[0], reads=(0,)),)),
+            r"layer 0 reads layers \[0\], expected earlier ones",
+        ),
         (launch(stream=2), "step 1: stream 2, expected less than 2"),
         (launch(grid=(1, 65536, 1), cluster=(1, 1, 1)), r"grid \(1, 65536, 1\)"),
         (launch(block=(512, 4, 1)), r"block \(512, 4, 1\), expected at most 1024 threads"),

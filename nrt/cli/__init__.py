@@ -24,6 +24,8 @@ COMMANDS = {
     "bench": "nrt.cli.bench",
     "inspect": "nrt.cli.inspect",
     "diff": "nrt.cli.diff",
+    "explain": "nrt.cli.explain",
+    "profile": "nrt.cli.profile",
     "compare": "nrt.cli.compare",
     "doctor": "nrt.cli.doctor",
     "demo": "nrt.cli.demo",

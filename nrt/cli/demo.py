@@ -23,7 +23,7 @@ SECONDS = 1.0
 
 def run(args: argparse.Namespace) -> int:
     """Carry the demo out; 1 when the output is over the tolerance."""
-    from nrt.builder import compile as compile_model
+    from nrt.compiled import compile as compile_model
     from nrt.frontend.models import resnet
     from nrt.ir.evaluate import evaluate
     from nrt.runtime.cuda import device_count

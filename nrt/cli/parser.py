@@ -114,6 +114,31 @@ def make_parser() -> argparse.ArgumentParser:
     _json_option(diff)
     _graph_options(diff.add_argument_group("what the passes see"))
 
+    explain = command("explain", "Show why a layer is what it is: rewrites, refusals, candidates.")
+    explain.add_argument("source", metavar="MODEL|PLAN", help="an ONNX file to compile, or a plan")
+    explain.add_argument(
+        "layer",
+        metavar="LAYER",
+        help="a layer, a node of the model, the end of such a name, or a pattern",
+    )
+    _json_option(explain)
+    _build_options(explain)
+
+    profile = command("profile", "Time every launch, beside what the device can do.")
+    profile.add_argument("source", metavar="PLAN|MODEL", help="a plan, or an ONNX file to compile")
+    profile.add_argument(
+        "--repeats", type=options.positive, default=20, metavar="N", help="measure N times (20)"
+    )
+    for option, what in (
+        ("--svg", "times and roofline as a picture"),
+        ("--trace", "a trace for chrome://tracing or Perfetto"),
+        ("--trtexec", "times in the schema of trtexec --exportProfile"),
+    ):
+        profile.add_argument(option, metavar="FILE", help=f"write {what}")
+    _input_options(profile)
+    _json_option(profile)
+    _build_options(profile)
+
     compare = command("compare", "Run the same inputs through ONNX Runtime and nrt.")
     compare.add_argument("model", metavar="MODEL", help="an ONNX file")
     compare.add_argument("--plan", metavar="PLAN", help="use this plan instead of compiling MODEL")

@@ -16,6 +16,7 @@ from nrt.insight.inputs import check_inputs, random_inputs
 
 if TYPE_CHECKING:
     from nrt.builder import Build
+    from nrt.compiled import CompiledEngine
     from nrt.passes.base import PipelineReport
     from nrt.plan import IoSpec, Plan
     from nrt.runtime import Engine
@@ -56,9 +57,9 @@ def require_plan(path: str) -> None:
         )
 
 
-def build_engine(model: Any, args: argparse.Namespace) -> Engine:
+def build_engine(model: Any, args: argparse.Namespace) -> CompiledEngine:
     """Compile ``model`` with the build options of ``args``, with a progress bar on a terminal."""
-    from nrt.builder import compile as compile_model
+    from nrt.compiled import compile as compile_model
 
     with progress_bar() as progress:
         return compile_model(model, progress=progress, **_build_arguments(args))

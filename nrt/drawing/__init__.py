@@ -6,6 +6,7 @@ layers        rows, and the order within a row that crosses few edges
 coordinates   where everything stands
 svg           a picture as SVG, and two side by side
 text_graphs   a picture as DOT and as Mermaid
+table         tables as HTML
 ============= ============================================================================
 
 Knows no graph of nrt's: `nrt.ir` and `nrt.insight` say what their boxes hold.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 from nrt.errors import ContextBusyError, InputError
@@ -161,20 +162,34 @@ class Context:
                 return self._runner.device_seconds(repeats)
             return None
 
-    def layer_seconds(self, inputs: Mapping[str, Any], repeats: int = 10) -> list[float]:
-        """Time of each of the plan's layers: the sum over its steps, each one timed alone.
+    def step_seconds(self, inputs: Mapping[str, Any], repeats: int = 10) -> list[list[float]]:
+        """Seconds of each of the plan's steps, ``repeats`` times; each step is timed alone.
 
-        Device time on the CUDA target, host time on the CPU's; medians of ``repeats`` runs.
+        Device time on the CUDA target, where launches are replayed from a graph of their own and do
+        not overlap; host time on the CPU's. Forks and joins take 0.
+
+        Raises:
+            InputError: a name, shape or dtype is wrong.
+            ContextBusyError: another thread is inside this context.
+            DeviceError: a CUDA call failed.
         """
         with self._alone():
             check_names(self.inputs, inputs)
             values = [inputs[spec.name] for spec in self.inputs]
-            seconds = self._runner.step_seconds(values, repeats)
+            return self._runner.step_seconds(values, repeats)
+
+    def layer_seconds(self, inputs: Mapping[str, Any], repeats: int = 10) -> list[float]:
+        """Time of each of the plan's layers: the sum over its steps of their medians.
+
+        Raises:
+            InputError, ContextBusyError, DeviceError: as `step_seconds`.
+        """
         layers = [0.0] * len(self._plan.layers)
-        for step, value in zip(self._plan.steps, seconds, strict=True):
+        seconds = self.step_seconds(inputs, repeats)
+        for step, samples in zip(self._plan.steps, seconds, strict=True):
             layer = getattr(step, "layer", None)  # forks and joins belong to none
             if layer is not None:
-                layers[layer] += value
+                layers[layer] += median(samples)
         return layers
 
     def _collect(self, results: Any, device: bool) -> dict[str, Any]:

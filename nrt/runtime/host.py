@@ -176,14 +176,14 @@ class HostRunner:
             logical_view(s, b) for s, b in zip(self._plan.outputs, bases["output"], strict=True)
         ]
 
-    def step_seconds(self, inputs: Sequence[Any], repeats: int) -> list[float]:
-        """Median host seconds of each step."""
+    def step_seconds(self, inputs: Sequence[Any], repeats: int) -> list[list[float]]:
+        """Host seconds of each step, in each of ``repeats`` runs."""
         arrays = [host_array(s, v).copy() for s, v in zip(self._plan.inputs, inputs, strict=True)]
         rows: list[list[float]] = []
         for _ in range(repeats):
             rows.append([])
             self._execute(arrays, rows[-1])
-        return [float(v) for v in np.median(np.array(rows).reshape(repeats, -1), axis=0)]
+        return [list(samples) for samples in zip(*rows, strict=True)]
 
 
 _NO_BYTES = BufferRef("null")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import models
 from benchmarks.models import nrt_times
-from nrt.builder import compile as compile_model
+from nrt.compiled import compile as compile_model
 from nrt.frontend.network import Network
 from nrt.runtime.cuda import device_count
 from tests.benchmarks.small_zoo import make_zoo
