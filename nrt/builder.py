@@ -8,7 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,13 @@ from nrt.errors import BuildError, DeviceError
 from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
+from nrt.kernel_pins import KernelPin, pinned
 from nrt.lowering import Lowered, lower
-from nrt.passes.base import Phase, PipelineReport, run_pipeline
+from nrt.passes.base import PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
+from nrt.problem import Problem
 from nrt.programmatic import decide, plan_clock
 from nrt.runtime import Engine
 from nrt.settings import settings
@@ -35,9 +37,40 @@ if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Build", "build", "compile", "optimize"]
+__all__ = ["Build", "BuildRequest", "build", "build_request", "compile", "optimize"]
 
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a build was asked for; `dataclasses.replace` and `build_request` make another like it.
+
+    Attributes:
+        graph: as imported; builds work on a copy.
+        precision: permitted element types.
+        kernels: layer of the plan -> the kernel that it must have, whatever is faster.
+        target, opt_level, layers, io, disabled, tuning_seconds, timing_cache, programmatic,
+            snapshots: as of `build`.
+    """
+
+    graph: Graph
+    precision: frozenset[str] = frozenset({"fp32"})
+    target: str = "auto"
+    opt_level: int = 3
+    layers: Mapping[str, str] = field(default_factory=dict)
+    io: Mapping[str, IOFormat] = field(default_factory=dict)
+    disabled: frozenset[str] = frozenset()
+    kernels: Mapping[str, KernelPin] = field(default_factory=dict)
+    tuning_seconds: float | None = None
+    timing_cache: Path | None = None
+    programmatic: bool | None = None
+    snapshots: bool = False
+
+    @property
+    def pipeline_options(self) -> PipelineOptions:
+        """What the passes see of it."""
+        return PipelineOptions(self.precision, self.layers, self.io, disabled=self.disabled)
 
 
 @dataclass(frozen=True)
@@ -45,12 +78,14 @@ class Build:
     """A plan and how it came about.
 
     Attributes:
+        request: what was asked for.
         plan: to run or to save.
         graph: the optimized graph.
         passes: what every pass did and refused.
         choices: per task name, the winner and all its candidates.
     """
 
+    request: BuildRequest
     plan: Plan
     graph: Graph
     passes: PipelineReport
@@ -75,6 +110,7 @@ def compile(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    disabled: Iterable[str] = (),
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
@@ -93,6 +129,7 @@ def compile(
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
+        disabled: names of passes to leave out, such as ``{"fold-batch-norm"}``.
         tuning_seconds: start no measurement after so many seconds of tuning; layers that are not
             measured by then take their best estimate, the least expensive ones first.
         timing_cache: file of measured times, read and updated; two builds with one cache give the
@@ -118,6 +155,7 @@ def compile(
         opt_level=opt_level,
         layers=layers,
         io=io,
+        disabled=disabled,
         tuning_seconds=tuning_seconds,
         timing_cache=timing_cache,
         programmatic=programmatic,
@@ -140,6 +178,7 @@ def build(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    disabled: Iterable[str] = (),
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
@@ -151,14 +190,35 @@ def build(
     With ``snapshots`` the build keeps a copy of the graph after every pass (constants are shared)
     for `Build.diff`.
     """
-    kind, device, runner = _resolve(target, programmatic)
-    graph = _graph(model, shapes)
-    before = _op_counts(graph)
-    report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
-    lowered = lower(report.graph)
-    cache = TimingCache(
-        Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
+    request = BuildRequest(
+        graph=_graph(model, shapes),
+        precision=_names(precision),
+        target=target,
+        opt_level=opt_level,
+        layers=dict(layers or {}),
+        io=dict(io or {}),
+        disabled=_names(disabled),
+        tuning_seconds=tuning_seconds,
+        timing_cache=Path(timing_cache) if timing_cache else None,
+        programmatic=programmatic,
+        snapshots=snapshots,
     )
+    return build_request(request, progress)
+
+
+def build_request(request: BuildRequest, progress: Progress | None = None) -> Build:
+    """As `build`, from a request.
+
+    Raises:
+        BuildError: it cannot be built as asked.
+        DeviceError: ``target="cuda"`` without a GPU.
+    """
+    kind, device, runner = _resolve(request.target, request.programmatic)
+    graph = request.graph
+    before = _op_counts(graph)
+    report = run_pipeline(graph, pipeline(request.pipeline_options), snapshots=request.snapshots)
+    lowered = lower(report.graph)
+    cache = TimingCache(request.timing_cache or settings().cache_dir / f"timings-{kind}.json")
     arguments: dict[str, Any] = {
         "name": graph.name,
         "ops_before": before,
@@ -166,27 +226,24 @@ def build(
         "versions": _versions(),
     }
     tuning: dict[str, Any] = {
-        "opt_level": opt_level,
+        "opt_level": request.opt_level,
         "cache": cache,
         "progress": progress,
-        "tuning_seconds": tuning_seconds,
+        "tuning_seconds": request.tuning_seconds,
         # The first layer of those that share a problem.
         "names": {task.problem: task.name for task in reversed(lowered.tasks)},
     }
     try:
         if kind == "cpu":
-            plan, bound, choices = _for_cpu(lowered, tuning, arguments)
+            plan, bound, choices = _for_cpu(lowered, request, tuning, arguments)
         else:
             assert device is not None
-            plan, bound, choices = _for_cuda(
-                lowered, device, runner, tuning, arguments, programmatic
-            )
+            plan, bound, choices = _for_cuda(lowered, request, device, runner, tuning, arguments)
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
         cache.save()
-    return Build(
-        plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
-    )
+    by_name = dict(zip((b.task.name for b in bound), choices, strict=True))
+    return Build(request, plan, report.graph, report, by_name)
 
 
 def optimize(
@@ -196,6 +253,7 @@ def optimize(
     precision: str | Iterable[str] = "fp32",
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    disabled: Iterable[str] = (),
     snapshots: bool = False,
 ) -> PipelineReport:
     """The passes alone: what `build` does before any kernel is looked at. Arguments as there.
@@ -204,18 +262,14 @@ def optimize(
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: an option does not fit the model.
     """
-    return run_pipeline(_graph(model, shapes), _phases(precision, layers, io), snapshots=snapshots)
-
-
-def _phases(
-    precision: str | Iterable[str],
-    layers: Mapping[str, str] | None,
-    io: Mapping[str, IOFormat] | None,
-) -> tuple[Phase, ...]:
-    permitted = frozenset([precision] if isinstance(precision, str) else precision)
-    return pipeline(
-        PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
+    options = PipelineOptions(
+        _names(precision), dict(layers or {}), dict(io or {}), disabled=_names(disabled)
     )
+    return run_pipeline(_graph(model, shapes), pipeline(options), snapshots=snapshots)
+
+
+def _names(given: str | Iterable[str]) -> frozenset[str]:
+    return frozenset([given] if isinstance(given, str) else given)
 
 
 def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
@@ -279,32 +333,36 @@ def _target(
 
 
 def _for_cpu(
-    lowered: Lowered, tuning: dict[str, Any], arguments: dict[str, Any]
+    lowered: Lowered, request: BuildRequest, tuning: dict[str, Any], arguments: dict[str, Any]
 ) -> tuple[Plan, list[Bound], list[Choice]]:
     from nrt.tuner_cpu import CpuBench
 
-    bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], CpuBench(), **tuning))
+    bench = CpuBench()
+    found = tune([t.problem for t in lowered.tasks], bench, **tuning)
+    bound, choices = _bind(lowered, found, pinned(request.kernels, lowered.tasks, bench, tuning))
     target = Target("cpu", platform.machine())
     return assemble(lowered, bound, target=target, **arguments), bound, choices
 
 
 def _for_cuda(
     lowered: Lowered,
+    request: BuildRequest,
     device: DeviceSpec,
     runner: CudaRunner | None,
     tuning: dict[str, Any],
     arguments: dict[str, Any],
-    programmatic: bool | None,
 ) -> tuple[Plan, list[Bound], list[Choice]]:
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.tuner_cuda import CudaBench
 
     begun = time.monotonic()
+    programmatic = request.programmatic
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
         found = tune([t.problem for t in lowered.tasks], bench, **tuning)
         bench.prepare((c.variant, problem, c.config) for problem, c in found.items())
-        bound, choices = _bind(lowered, found)
+        pins = pinned(request.kernels, lowered.tasks, bench, tuning)
+        bound, choices = _bind(lowered, found, pins)
         target = Target("cuda", device.arch, device.name)
         plan = assemble(
             lowered,
@@ -335,8 +393,10 @@ def _decide(
     return decide(plan, programmatic, clock=clock, cache=tuning["cache"], spent=why_not)
 
 
-def _bind(lowered: Lowered, choices: Mapping[Any, Choice]) -> tuple[list[Bound], list[Choice]]:
-    picked = [choices[task.problem] for task in lowered.tasks]
+def _bind(
+    lowered: Lowered, choices: Mapping[Problem, Choice], pins: Mapping[str, Choice]
+) -> tuple[list[Bound], list[Choice]]:
+    picked = [pins.get(task.name) or choices[task.problem] for task in lowered.tasks]
     bound = [
         Bound(task, choice.variant, choice.config, choice.seconds, choice.reason)
         for task, choice in zip(lowered.tasks, picked, strict=True)

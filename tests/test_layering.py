@@ -29,6 +29,7 @@ _TIES = {
     "tuner_cuda",
     "cuda_runner",
     "programmatic",
+    "kernel_pins",
     "precision",
 }
 _BELOW_BUILDER = (
