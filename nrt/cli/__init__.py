@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "nrt.cli.inspect",
     "diff": "nrt.cli.diff",
     "compare": "nrt.cli.compare",
+    "ablate": "nrt.cli.ablate",
     "doctor": "nrt.cli.doctor",
     "demo": "nrt.cli.demo",
 }

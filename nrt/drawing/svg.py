@@ -17,9 +17,11 @@ from nrt.drawing.picture import Box, Picture
 __all__ = [
     "MARKS",
     "box_sizes",
+    "px",
     "document",
     "draw",
     "edges_of",
+    "escaped",
     "heading",
     "in_scroll_box",
     "short",
@@ -85,12 +87,12 @@ def edges_of(picture: Picture) -> list[Edge]:
 
 def draw(picture: Picture, layout: Layout, left: float, top: float) -> str:
     """The picture as an SVG group, moved by (left, top)."""
-    parts = [f'<g transform="translate({_number(left)} {_number(top)})">']
+    parts = [f'<g transform="translate({px(left)} {px(top)})">']
     for arrow, route in zip(picture.arrows, layout.routes, strict=True):
         parts.append(
             f'<path class="nrt-edge" fill="none" stroke="{_EDGE[0]}" stroke-width="1.3" '
-            f'data-from="{_xml(arrow.source)}" data-to="{_xml(arrow.target)}" d="{_path(route)}">'
-            f"{_tooltip(arrow.tooltip)}</path>"
+            f'data-from="{escaped(arrow.source)}" data-to="{escaped(arrow.target)}" '
+            f'd="{_path(route)}">{_tooltip(arrow.tooltip)}</path>'
         )
     for box, place in zip(picture.boxes, layout.boxes, strict=True):
         parts.append(_box(box, *place))
@@ -100,10 +102,10 @@ def draw(picture: Picture, layout: Layout, left: float, top: float) -> str:
 
 def document(name: str, body: str, width: float, height: float) -> str:
     """An SVG document around ``body``."""
-    size = f"{_number(width)} {_number(height)}"
+    size = f"{px(width)} {px(height)}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="nrt-graph" role="img" '
-        f'aria-label="{_xml(name)}" width="{_number(width)}" height="{_number(height)}" '
+        f'aria-label="{escaped(name)}" width="{px(width)}" height="{px(height)}" '
         f'viewBox="0 0 {size}" font-family="ui-monospace, Menlo, Consolas, monospace">\n'
         f"<style>{_style()}</style>\n"
         f'<rect class="nrt-ground" width="100%" height="100%" fill="{_GROUND[0]}"/>\n'
@@ -122,8 +124,8 @@ def in_scroll_box(svg: str) -> str:
 def heading(text: str, x: float, y: float) -> str:
     """A line of text over a picture."""
     return (
-        f'<text class="nrt-text" x="{_number(x)}" y="{_number(y)}" font-size="14" '
-        f'font-weight="bold" fill="{_TEXT[0]}">{_xml(text)}</text>'
+        f'<text class="nrt-text" x="{px(x)}" y="{px(y)}" font-size="14" '
+        f'font-weight="bold" fill="{_TEXT[0]}">{escaped(text)}</text>'
     )
 
 
@@ -150,22 +152,22 @@ def _box(box: Box, x: float, y: float, width: float, height: float) -> str:
     dash = ' stroke-dasharray="4 3"' if box.kind == "view" and not box.mark else ""
     radius = 16 if box.kind == "io" else 5
     parts = [
-        f'<g class="nrt-box" data-box="{_xml(box.key)}">{_tooltip(box.tooltip)}'
-        f'<rect class="{classes}" x="{_number(x)}" y="{_number(y)}" width="{_number(width)}" '
-        f'height="{_number(height)}" rx="{_number(radius)}" fill="{fill}" stroke="{stroke}" '
-        f'stroke-width="{_number(line)}"{dash}/>'
+        f'<g class="nrt-box" data-box="{escaped(box.key)}">{_tooltip(box.tooltip)}'
+        f'<rect class="{classes}" x="{px(x)}" y="{px(y)}" width="{px(width)}" '
+        f'height="{px(height)}" rx="{px(radius)}" fill="{fill}" stroke="{stroke}" '
+        f'stroke-width="{px(line)}"{dash}/>'
     ]
-    middle = _number(x + width / 2)
+    middle = px(x + width / 2)
     baseline = y + PADDING / 2 + 13
     parts.append(
-        f'<text class="nrt-text" x="{middle}" y="{_number(baseline)}" font-size="12.5" '
-        f'font-weight="bold" text-anchor="middle" fill="{_TEXT[0]}">{_xml(_title(box))}</text>'
+        f'<text class="nrt-text" x="{middle}" y="{px(baseline)}" font-size="12.5" '
+        f'font-weight="bold" text-anchor="middle" fill="{_TEXT[0]}">{escaped(_title(box))}</text>'
     )
     for number, text in enumerate(box.lines):
         baseline = y + PADDING / 2 + TITLE_HEIGHT + LINE_HEIGHT * number + 11
         parts.append(
-            f'<text class="nrt-text" x="{middle}" y="{_number(baseline)}" font-size="11" '
-            f'text-anchor="middle" fill="{_TEXT[0]}">{_xml(short(text))}</text>'
+            f'<text class="nrt-text" x="{middle}" y="{px(baseline)}" font-size="11" '
+            f'text-anchor="middle" fill="{_TEXT[0]}">{escaped(short(text))}</text>'
         )
     parts.append("</g>")
     return "".join(parts)
@@ -174,18 +176,16 @@ def _box(box: Box, x: float, y: float, width: float, height: float) -> str:
 def _path(route: Sequence[Point]) -> str:
     """Straight down where x stays, an S where it does not, an arrow head at the end."""
     (x, y), *rest = route
-    parts = [f"M{_number(x)} {_number(y)}"]
+    parts = [f"M{px(x)} {px(y)}"]
     for next_x, next_y in rest:
         if next_x == x:
-            parts.append(f"V{_number(next_y)}")
+            parts.append(f"V{px(next_y)}")
         else:
-            half = _number((y + next_y) / 2)
-            parts.append(
-                f"C{_number(x)} {half} {_number(next_x)} {half} {_number(next_x)} {_number(next_y)}"
-            )
+            half = px((y + next_y) / 2)
+            parts.append(f"C{px(x)} {half} {px(next_x)} {half} {px(next_x)} {px(next_y)}")
         x, y = next_x, next_y
-    parts.append(f"m{_number(-HEAD * 0.7)} {_number(-HEAD)}L{_number(x)} {_number(y)}")
-    parts.append(f"l{_number(HEAD * 0.7)} {_number(-HEAD)}")
+    parts.append(f"m{px(-HEAD * 0.7)} {px(-HEAD)}L{px(x)} {px(y)}")
+    parts.append(f"l{px(HEAD * 0.7)} {px(-HEAD)}")
     return "".join(parts)
 
 
@@ -203,12 +203,14 @@ def _style() -> str:
 
 
 def _tooltip(text: str) -> str:
-    return f"<title>{_xml(text)}</title>" if text else ""
+    return f"<title>{escaped(text)}</title>" if text else ""
 
 
-def _xml(text: str) -> str:
+def escaped(text: str) -> str:
+    """``text`` for an element or an attribute."""
     return html.escape(_NO_XML.sub("\ufffd", text), quote=True)
 
 
-def _number(value: float) -> str:
+def px(value: float) -> str:
+    """A length, to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")
