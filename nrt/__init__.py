@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from nrt.compiled import CompiledEngine, compile
     from nrt.frontend import Network, to_onnx
+    from nrt.insight.ablate import ablate
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
     from nrt.runtime import Engine
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "to_onnx",
     "replace",
+    "ablate",
     "Network",
     "Engine",
     "CompiledEngine",
@@ -79,6 +81,7 @@ _LAZY = {
     "Network": "nrt.frontend",
     "to_onnx": "nrt.frontend",
     "replace": "nrt.passes.surgery",
+    "ablate": "nrt.insight.ablate",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
 }

@@ -7,7 +7,8 @@
     │   └── ShapeError           shapes or dtypes of an op's inputs do not fit together
     ├── ImportModelError         a model file cannot be read
     │   └── UnsupportedOpError   it can, but holds nodes that nrt does not know: all are listed
-    ├── ExportError              a graph cannot be written as ONNX: every reason is listed
+    ├── ExportError              a graph cannot be written as ONNX: every reason is listed; or a
+    │                            report in a form whose library is missing
     ├── PassError                a pass broke the graph; names the pass and those before it
     ├── BuildError               no kernel, an impossible option, a wrong precision set
     │   ├── CompileError         a kernel did not compile
@@ -82,7 +83,7 @@ class UnsupportedOpError(ImportModelError):
 
 
 class ExportError(NrtError):
-    """A graph cannot be written as ONNX."""
+    """A graph cannot be written as ONNX, or a report in the form that was asked for."""
 
 
 class PassError(NrtError):

@@ -22,7 +22,7 @@ from nrt.errors import BuildError, TuningError
 from nrt.problem import Problem, Refusal
 from nrt.timing_cache import Timing, TimingCache
 
-__all__ = ["Bench", "Candidate", "Choice", "Progress", "best_estimate", "tune"]
+__all__ = ["Bench", "Candidate", "Choice", "Progress", "best_estimate", "config_text", "tune"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -262,7 +262,7 @@ def _choose(
     ranked, refused = table
     if not timed:
         reason = "the only candidate" if len(ranked) == 1 else "best estimate, not timed"
-        rows = [Candidate(r.variant.name, _text(r.config), None, "not timed") for r in ranked]
+        rows = [Candidate(r.variant.name, config_text(r.config), None, "not timed") for r in ranked]
         first = ranked[0]
         return Choice(first.variant, first.config, None, reason, (*rows, *refused))
     spent = f"tuning_seconds={budget.seconds:g} spent" if budget.seconds is not None else ""
@@ -274,7 +274,7 @@ def _choose(
         if timing is None:
             unknown.append(r)
             timing = Timing(None, f"not timed: {spent}")
-        rows.append(Candidate(r.variant.name, _text(r.config), timing.seconds, timing.note))
+        rows.append(Candidate(r.variant.name, config_text(r.config), timing.seconds, timing.note))
         if timing.seconds is not None:
             good.append((timing.seconds, r))
     if not good and unknown:
@@ -326,7 +326,7 @@ def _all_wrong(
         if not variant.reference or refusal is not None:
             continue
         for config in bench.configs(variant, problem):
-            if (variant.name, _text(config)) in failed:
+            if (variant.name, config_text(config)) in failed:
                 continue
             bench.prepare([(variant, problem, config)])
             reason = f"reference: all {len(rows)} candidates failed ({rows[0].note})"
@@ -334,5 +334,6 @@ def _all_wrong(
     return "; ".join(f"{c.variant}({c.config}): {c.note}" for c in rows)
 
 
-def _text(config: tuple[Any, ...]) -> str:
+def config_text(config: tuple[Any, ...]) -> str:
+    """A configuration as reports write it."""
     return ", ".join(map(str, config))

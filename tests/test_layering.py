@@ -32,6 +32,7 @@ _TIES = {
     "tuner_cuda",
     "cuda_runner",
     "programmatic",
+    "kernel_pins",
     "precision",
     "rewriting",
     "fusion_choice",

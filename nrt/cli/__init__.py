@@ -27,6 +27,7 @@ COMMANDS = {
     "explain": "nrt.cli.explain",
     "profile": "nrt.cli.profile",
     "compare": "nrt.cli.compare",
+    "ablate": "nrt.cli.ablate",
     "doctor": "nrt.cli.doctor",
     "demo": "nrt.cli.demo",
 }

@@ -12,6 +12,7 @@ __all__ = [
     "input_file",
     "io_format",
     "layers",
+    "names",
     "positive",
     "precision",
     "seconds",
@@ -69,6 +70,14 @@ def precision(text: str) -> str | frozenset[str]:
             f"{text!r} is not a precision; expected a name, or names separated by commas"
         )
     return names[0] if len(names) == 1 else frozenset(names)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``fold-batch-norm,fold-pad``."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected names separated by commas")
+    return found
 
 
 def layers(text: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from nrt.cli import options
 
 __all__ = ["BUILD_OPTIONS", "GRAPH_OPTIONS", "PICTURE_OPTIONS", "make_parser"]
 
-GRAPH_OPTIONS = ("shapes", "precision", "layers", "input_format", "output_format")
+GRAPH_OPTIONS = ("shapes", "precision", "layers", "input_format", "output_format", "disabled")
 """Options that the passes see; None when they were not given."""
 
 BUILD_OPTIONS = (
@@ -152,6 +152,33 @@ def make_parser() -> argparse.ArgumentParser:
     _json_option(compare)
     _build_options(compare)
 
+    ablate = command("ablate", "Measure what each optimization pass is worth on a model.")
+    ablate.add_argument("model", metavar="MODEL", help="an ONNX file")
+    ablate.add_argument(
+        "--passes",
+        type=options.names,
+        metavar="A,B",
+        help="look at these passes (default: all that may be left out)",
+    )
+    ablate.add_argument(
+        "--cumulative",
+        action="store_true",
+        help="also start without them and add one at a time",
+    )
+    ablate.add_argument(
+        "--duration",
+        type=options.seconds,
+        default=3.0,
+        metavar="S",
+        help="measure the network for S seconds, and each pair of networks (3)",
+    )
+    ablate.add_argument(
+        "--warm-up", type=options.seconds, default=0.2, metavar="S", help="run first for S (0.2)"
+    )
+    ablate.add_argument("--svg", metavar="FILE", help="write the bars of what each pass saves")
+    _json_option(ablate)
+    _build_options(ablate)
+
     doctor = command("doctor", "Check this machine: libraries, driver, GPU, toolkit.")
     _json_option(doctor)
 
@@ -212,6 +239,13 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
             help=f"how an {what} is bound, {what}:fp16:nhwc; the name may be left out where there "
             "is one; repeat",
         )
+    group.add_argument(
+        "--disable",
+        dest="disabled",
+        action="append",
+        metavar="PASS",
+        help="leave out an optimization pass, such as fold-batch-norm; repeat",
+    )
 
 
 def _build_options(parser: argparse.ArgumentParser) -> None:

@@ -75,6 +75,14 @@ class Pass:
         """Rewrite ``graph``, in place or not; outputs keep their names, types and values."""
         raise NotImplementedError(type(self).__name__)
 
+    def required(self) -> str:
+        """Why a pipeline with these options cannot leave the pass out; empty where it can.
+
+        A pass is required if the options ask for what only it does, never for speed: without any
+        other pass the network computes the same.
+        """
+        return ""
+
     def fired(self, node: Node, text: str) -> Note:
         """A note that this pass changed ``node``."""
         return Note(self.name, node.name, node.origin, "fired", text)

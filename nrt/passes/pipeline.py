@@ -7,8 +7,8 @@ and on nothing else.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from nrt.errors import BuildError
 from nrt.passes.assign_layout import AssignLayout
@@ -32,7 +32,14 @@ from nrt.passes.select_precision import SelectPrecision
 from nrt.passes.sink_reshape import SinkReshape
 from nrt.passes.sink_scale import SinkScale
 
-__all__ = ["PASSES", "PipelineOptions", "pass_names", "pipeline"]
+__all__ = [
+    "PASSES",
+    "PipelineOptions",
+    "check_names",
+    "pass_names",
+    "pipeline",
+    "required_passes",
+]
 
 PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
@@ -67,7 +74,7 @@ class PipelineOptions:
         layers: name pattern -> the one precision of the layers that it matches.
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
-        disabled: passes to leave out, by name.
+        disabled: passes to leave out, by name; not one that the other options ask for.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -86,12 +93,41 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
     """The phases for ``options``, without the passes that it switches off.
 
     Raises:
-        BuildError: ``disabled`` names a pass that does not exist; the message lists all.
+        BuildError: ``disabled`` names a pass that does not exist, the message lists all; or one
+            that is required, the message says why.
     """
     options = options or PipelineOptions()
-    _check_names(options.disabled)
+    check_names(options.disabled)
+    phases = _phases(options)
+    for name, reason in required_passes(phases).items():
+        if name in options.disabled:
+            raise BuildError(f"pass '{name}' cannot be left out: {reason}")
+    return tuple(
+        replace(phase, passes=kept)
+        for phase in phases
+        if (kept := tuple(p for p in phase.passes if p.name not in options.disabled))
+    )
+
+
+def required_passes(phases: Iterable[Phase]) -> dict[str, str]:
+    """Name of each pass that cannot be left out, with the reason."""
+    passes = (step for phase in phases for step in phase.passes)
+    return {step.name: reason for step in passes if (reason := step.required())}
+
+
+def check_names(names: Collection[str]) -> None:
+    """Raises BuildError where one is no pass; the message lists all."""
+    known = pass_names()
+    for name in sorted(set(names) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BuildError(f"pass {name!r} is unknown; {hint}known: {', '.join(known)}")
+
+
+def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
+    """All of them."""
     layout: tuple[Pass, ...] = (AssignLayout(), FoldLayoutIntoWeights())
-    phases = (
+    return (
         Phase(
             "simplify",
             (
@@ -157,16 +193,3 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
             "which it depends whether a piece is read where it lies.",
         ),
     )
-    return tuple(
-        Phase(p.name, kept, p.reason, p.rounds)
-        for p in phases
-        if (kept := tuple(s for s in p.passes if s.name not in options.disabled))
-    )
-
-
-def _check_names(names: frozenset[str]) -> None:
-    known = pass_names()
-    for name in sorted(names - set(known)):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise BuildError(f"pass {name!r} is unknown; {hint}known: {', '.join(known)}")

@@ -138,6 +138,11 @@ class SelectPrecision(Pass):
         rewriter = _Rewriter(self, graph, rules)
         return rewriter.run()
 
+    def required(self) -> str:
+        if self.permitted == {"fp32"} and not self.layers:
+            return ""
+        return f"precision {', '.join(sorted(self.permitted))} is what it makes of the model's own"
+
 
 class _Rewriter:
     """One run of the pass: what was cast so far, and what may be out of range."""
