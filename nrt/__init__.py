@@ -21,6 +21,7 @@ from nrt.errors import (
     ContextBusyError,
     DeviceError,
     ExportError,
+    ExtensionError,
     GraphError,
     ImportModelError,
     InputError,
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
     import os
 
     from nrt.builder import compile
+    from nrt.extend import op, pointwise, variant
+    from nrt.extensions.registry import registry
+    from nrt.extensions.trace import where
     from nrt.frontend import Network, to_onnx
+    from nrt.ir import Op, TensorType
+    from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
     from nrt.runtime import Engine
@@ -51,12 +57,21 @@ __all__ = [
     "Network",
     "Engine",
     "IOFormat",
+    "op",
+    "pointwise",
+    "variant",
+    "where",
+    "registry",
+    "Op",
+    "Pass",
+    "TensorType",
     "NrtError",
     "BuildError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
     "ExportError",
+    "ExtensionError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -79,6 +94,14 @@ _LAZY = {
     "replace": "nrt.passes.surgery",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
+    "op": "nrt.extend",
+    "pointwise": "nrt.extend",
+    "variant": "nrt.extend",
+    "where": "nrt.extensions.trace",
+    "registry": "nrt.extensions.registry",
+    "Op": "nrt.ir",
+    "Pass": "nrt.passes.base",
+    "TensorType": "nrt.ir",
 }
 
 
