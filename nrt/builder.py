@@ -8,18 +8,19 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrt.assembly import Bound, assemble
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError, DeviceError
+from nrt.extensions.report import variant_notes
 from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
 from nrt.lowering import Lowered, lower
-from nrt.passes.base import Phase, PipelineReport, run_pipeline
+from nrt.passes.base import Pass, Phase, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
@@ -75,6 +76,7 @@ def compile(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    extra_passes: Sequence[Pass] = (),
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
@@ -93,6 +95,8 @@ def compile(
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
+        extra_passes: passes of your own; they run after constant folding and before fusion, and
+            the graph is verified after each.
         tuning_seconds: start no measurement after so many seconds of tuning; layers that are not
             measured by then take their best estimate, the least expensive ones first.
         timing_cache: file of measured times, read and updated; two builds with one cache give the
@@ -118,6 +122,7 @@ def compile(
         opt_level=opt_level,
         layers=layers,
         io=io,
+        extra_passes=extra_passes,
         tuning_seconds=tuning_seconds,
         timing_cache=timing_cache,
         programmatic=programmatic,
@@ -140,6 +145,7 @@ def build(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    extra_passes: Sequence[Pass] = (),
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
@@ -154,7 +160,7 @@ def build(
     kind, device, runner = _resolve(target, programmatic)
     graph = _graph(model, shapes)
     before = _op_counts(graph)
-    report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
+    report = run_pipeline(graph, _phases(precision, layers, io, extra_passes), snapshots=snapshots)
     lowered = lower(report.graph)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
@@ -184,9 +190,9 @@ def build(
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
         cache.save()
-    return Build(
-        plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
-    )
+    by_layer = dict(zip((b.task.name for b in bound), choices, strict=True))
+    plan = replace(plan, notes={**plan.notes, **variant_notes(by_layer)})
+    return Build(plan, report.graph, report, by_layer)
 
 
 def optimize(
@@ -196,6 +202,7 @@ def optimize(
     precision: str | Iterable[str] = "fp32",
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    extra_passes: Sequence[Pass] = (),
     snapshots: bool = False,
 ) -> PipelineReport:
     """The passes alone: what `build` does before any kernel is looked at. Arguments as there.
@@ -204,17 +211,25 @@ def optimize(
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: an option does not fit the model.
     """
-    return run_pipeline(_graph(model, shapes), _phases(precision, layers, io), snapshots=snapshots)
+    return run_pipeline(
+        _graph(model, shapes), _phases(precision, layers, io, extra_passes), snapshots=snapshots
+    )
 
 
 def _phases(
     precision: str | Iterable[str],
     layers: Mapping[str, str] | None,
     io: Mapping[str, IOFormat] | None,
+    extra: Sequence[Pass],
 ) -> tuple[Phase, ...]:
     permitted = frozenset([precision] if isinstance(precision, str) else precision)
     return pipeline(
-        PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
+        PipelineOptions(
+            precision=permitted,
+            layers=dict(layers or {}),
+            io=dict(io or {}),
+            extra=tuple(extra),
+        )
     )
 
 

@@ -8,7 +8,7 @@
     ├── ImportModelError         a model file cannot be read
     │   └── UnsupportedOpError   it can, but holds nodes that nrt does not know: all are listed
     ├── ExportError              a graph cannot be written as ONNX: every reason is listed
-    ├── ExtensionError           an op, pointwise function, variant or plug-in of the user's is wrong
+    ├── ExtensionError           an op, function, kernel or plug-in of the user's is not sound
     ├── PassError                a pass broke the graph; names the pass and those before it
     ├── BuildError               no kernel, an impossible option, a wrong precision set
     │   ├── CompileError         a kernel did not compile
@@ -79,8 +79,8 @@ class UnsupportedOpError(ImportModelError):
             f"the model holds {len(nodes)} unsupported node(s):\n"
             + "\n".join(lines)
             + (f"\n{detail}" if detail else "")
-            + "\nRegister them (nrt.op, nrt.pointwise), replace them in the exporter, or cut the model "
-            "before them."
+            + "\nRegister them (nrt.op, nrt.pointwise), replace them in the exporter, or cut the "
+            "model before them."
         )
 
 

@@ -96,7 +96,9 @@ def pointwise(
     if domain is not None:
         domain = canonical_domain(domain)
         if registry.op(domain, name) is not None:
-            raise ExtensionError(f"pointwise function {domain}::{name}: an op is registered as that")
+            raise ExtensionError(
+                f"pointwise function {domain}::{name}: an op is registered as that"
+            )
     _refuse_built_in("pointwise function", domain or "", name)
     found = pointwise_function(name, function, domain)
     registry.pointwise.add(found.key, found, Definition.of(function))
@@ -157,10 +159,13 @@ def _refuse_built_in(what: str, domain: str, name: str) -> None:
 
 def _family(family: str | type[Op]) -> type[Op]:
     known = {kind.table_name(): kind for kind in (*OPS, *registry.ops.values)}
-    name = family if isinstance(family, str) else getattr(family, "table_name", lambda: family)()
+    if isinstance(family, type) and issubclass(family, Op):
+        name = family.table_name()
+    else:
+        name = str(family)
     found = known.get(name)
     if found is None:
-        near = difflib.get_close_matches(str(name), known, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ExtensionError(
             f"variant: there is no op {name!r}; {hint}expected a class or name of nrt.ir.ops, or "

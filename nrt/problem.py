@@ -265,7 +265,7 @@ def op_from_data(data: Any) -> Op:
         PlanError: the op or an attribute is unknown, or an attribute has another type.
     """
     name, attributes = data
-    kind = _OPS.get(name) or registry.ops.get(name)
+    kind: Any = _OPS.get(name) or registry.ops.get(name)
     if kind is None:
         if "::" in name:
             raise PlanError(
@@ -283,7 +283,8 @@ def op_from_data(data: Any) -> Op:
     for key, value in values.items():
         if not _fits(value, known[key]):
             raise PlanError(f"malformed problem: {name}: attribute {key} is {value!r}")
-    return kind(**values)
+    op: Op = kind(**values)
+    return op
 
 
 @functools.cache

@@ -85,12 +85,12 @@ class CpuBench:
         call, views, outputs, work = _bind(variant, problem, config, inputs)
         try:
             call(views, outputs, work)
-        except Exception as error:
+        except Exception as failure:
             if not registry.is_users(variant):
                 raise
             raise BuildError(
-                f"variant '{variant.name}' raised {type(error).__name__} on {problem}: {error}"
-            ) from error
+                f"variant '{variant.name}' raised {type(failure).__name__} on {problem}: {failure}"
+            ) from failure
         for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
             error = relative_error(out, ref)
             limit = TOLERANCE.get(spec.dtype.name, 0.0)

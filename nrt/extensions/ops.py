@@ -37,7 +37,7 @@ def register_op(cls: OpType, domain: str, name: str) -> OpType:
     if not (isinstance(cls, type) and issubclass(cls, Op)):
         raise ExtensionError(f"op {key}: expected a class that derives from nrt.Op, got {cls!r}")
     if "__dataclass_params__" not in vars(cls):
-        cls = dataclass(frozen=True)(cls)
+        dataclass(frozen=True)(cls)  # changes the class itself
     pointwise = issubclass(cls, Elementwise)
     needed = ("program",) if pointwise else ("infer", "reference")
     for method in needed:
@@ -117,12 +117,13 @@ def _checked_infer(infer: Callable[..., Any], key: str) -> Callable[..., tuple[T
                 f"{', '.join(map(str, inputs))}"
             ) from error
         count = self.output_count()
-        right = isinstance(result, tuple) and all(isinstance(t, TensorType) for t in result)
-        if not right or len(result) != count:
+        items = result if isinstance(result, tuple) else ()
+        types_ = tuple(t for t in items if isinstance(t, TensorType))
+        if not len(types_) == len(items) == count:
             raise ShapeError(
                 f"op {key}: infer returned {result!r}, expected a tuple of {count} nrt.TensorType"
             )
-        return result
+        return types_
 
     return checked
 

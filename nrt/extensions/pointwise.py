@@ -167,9 +167,7 @@ def pointwise_function(
             inputs.append(parameter.name)
     if not inputs:
         raise ExtensionError(f"{label}: has no input; parameters without a default are inputs")
-    found = PointwiseFunction(
-        name, domain, function, tuple(inputs), attributes, rebound(function)
-    )
+    found = PointwiseFunction(name, domain, function, tuple(inputs), attributes, rebound(function))
     found.program("f" * len(inputs))
     return found
 

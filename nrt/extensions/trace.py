@@ -29,7 +29,9 @@ class TraceError(ExtensionError):
     """The function does what a pointwise program cannot; `trace` adds its name to the text."""
 
 
-def trace(function: Callable[..., Any], kinds: Sequence[str], keywords: Mapping[str, Any]) -> Program:
+def trace(
+    function: Callable[..., Any], kinds: Sequence[str], keywords: Mapping[str, Any]
+) -> Program:
     """The program of ``function(*symbols, **keywords)``, for inputs of these kinds.
 
     Args:
@@ -71,7 +73,8 @@ class Symbol:
 
     __slots__ = ("builder", "kind", "register")
 
-    __hash__ = None  # type: ignore[assignment] - equality of symbols is an instruction
+    # Equality of symbols is an instruction.
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, builder: Builder, register: int, kind: str) -> None:
         self.builder = builder
@@ -133,7 +136,7 @@ class Symbol:
 
     def __round__(self, digits: int | None = None) -> Any:
         if digits:
-            raise TraceError(f"round to {digits} digits has no instruction; scale, round, scale back")
+            raise TraceError(f"round to {digits} digits has no instruction; scale, round, divide")
         return self if self.kind != "f" else _emit("round", self)
 
     def __floor__(self) -> Any:
@@ -256,7 +259,8 @@ def _lifted(builder: Builder, value: Any) -> Symbol:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if not _is_number(value):
-        what = f"an array of shape {list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
+        is_array = isinstance(value, np.ndarray)
+        what = f"an array of shape {list(value.shape)}" if is_array else repr(value)
         raise TraceError(f"it computes with {what}, expected numbers; make it an input")
     plain = value.item() if isinstance(value, np.generic) else value
     kind = "b" if isinstance(plain, bool) else "i" if isinstance(plain, int) else "f"

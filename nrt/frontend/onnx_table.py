@@ -19,7 +19,14 @@ from nrt.frontend.onnx_node import Converted, NodeContext
 from nrt.frontend.onnx_registered import registered
 from nrt.ir import ops
 
-__all__ = ["CONVERTERS", "MICROSOFT", "canonical_domain", "converter", "has_converter", "is_built_in"]
+__all__ = [
+    "CONVERTERS",
+    "MICROSOFT",
+    "canonical_domain",
+    "converter",
+    "has_converter",
+    "is_built_in",
+]
 
 Converter = Callable[[NodeContext], Converted]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nrt.errors import BuildError
 from nrt.passes.assign_layout import AssignLayout
@@ -64,6 +64,7 @@ class PipelineOptions:
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name.
+        extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -71,6 +72,7 @@ class PipelineOptions:
     io: Mapping[str, IOFormat] = field(default_factory=dict)
     channels_last: bool = True
     disabled: frozenset[str] = frozenset()
+    extra: tuple[Pass, ...] = ()
 
 
 def pass_names() -> tuple[str, ...]:
@@ -82,10 +84,12 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
     """The phases for ``options``, without the passes that it switches off.
 
     Raises:
-        BuildError: ``disabled`` names a pass that does not exist; the message lists all.
+        BuildError: ``disabled`` names a pass that does not exist (the message lists all), or
+            ``extra`` holds what is no pass, or none of a name of its own.
     """
     options = options or PipelineOptions()
     _check_names(options.disabled)
+    _check_extra(options.extra)
     layout: tuple[Pass, ...] = (AssignLayout(), FoldLayoutIntoWeights())
     phases = (
         Phase(
@@ -105,6 +109,13 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
             (FoldBatchNorm(), FoldPad(), FoldConstants(), DeadCode()),
             "Before fusion: a batch normalization in the weights costs nothing, in an epilogue two "
             "instructions and two tensors.",
+        ),
+        Phase(
+            "user",
+            options.extra,
+            "After folding, where the graph is simplest; before fusion, which hides what a pattern "
+            "of plain ops would look for.",
+            verify=True,
         ),
         Phase(
             "fuse",
@@ -146,7 +157,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
         ),
     )
     return tuple(
-        Phase(p.name, kept, p.reason, p.rounds)
+        replace(p, passes=kept)
         for p in phases
         if (kept := tuple(s for s in p.passes if s.name not in options.disabled))
     )
@@ -158,3 +169,22 @@ def _check_names(names: frozenset[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise BuildError(f"pass {name!r} is unknown; {hint}known: {', '.join(known)}")
+
+
+def _check_extra(extra: tuple[Pass, ...]) -> None:
+    names = list(pass_names())
+    for index, step in enumerate(extra):
+        where = f"extra_passes[{index}]"
+        if not isinstance(step, Pass):
+            made = f"; make one: {step.__name__}()" if isinstance(step, type) else ""
+            raise BuildError(f"{where}: got {step!r}, expected an instance of nrt.Pass{made}")
+        name = getattr(step, "name", None)
+        if not isinstance(name, str) or not name:
+            raise BuildError(
+                f"{where}: {type(step).__name__} has no name; set name: ClassVar[str] = 'my-pass'"
+            )
+        if name in names:
+            raise BuildError(
+                f"{where}: a pass called {name!r} is there already; choose another name"
+            )
+        names.append(name)
