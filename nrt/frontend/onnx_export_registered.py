@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from nrt.dtypes import DType
-from nrt.frontend.onnx_export_node import Inexpressible, Writer
+from nrt.frontend.onnx_export_node import OPSET, Inexpressible, Writer
 from nrt.ir.op import Op
 from nrt.ir.value import Node
 
@@ -31,7 +31,7 @@ def write_registered(w: Writer, node: Node) -> None:
     key = node.op.registered_as
     assert key is not None
     domain, _, op_type = key.rpartition("::")
-    if not domain:
+    if not domain and not onnx.defs.has(op_type, OPSET):
         raise Inexpressible(f"ONNX has no op {op_type}; register it in a domain of your own")
     inputs = [w.tensor(v) for v in node.inputs]
     w.emit_many(op_type, inputs, tuple(w.tensor(v) for v in node.outputs), domain=domain)
