@@ -118,9 +118,7 @@ class PointwiseFunction:
     def _traced(self, kinds: Sequence[str], values: Mapping[str, Any]) -> Program:
         try:
             return trace(self._rebound, kinds, values)
-        except TraceError as error:
-            raise ExtensionError(f"{self} ({_where(self.function)}): {error}") from error
-        except GraphError as error:
+        except (TraceError, GraphError) as error:
             raise ExtensionError(f"{self} ({_where(self.function)}): {error}") from error
         except Exception as error:
             # A user's function may raise anything; it stays the cause.
@@ -133,7 +131,7 @@ class PointwiseFunction:
 def pointwise_function(
     name: str, function: Callable[..., Any], domain: str | None
 ) -> PointwiseFunction:
-    """Check ``function`` and trace it once, for float inputs; registers nothing.
+    """Check ``function`` and trace it once, for floats or else for conditions; registers nothing.
 
     Raises:
         ExtensionError: it is no function of single numbers, or cannot be traced.
@@ -149,7 +147,7 @@ def pointwise_function(
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ExtensionError(
-                f"{label}: parameter {parameter} takes any number of inputs; name each input"
+                f"{label}: parameter *{parameter.name} takes any number of inputs; name each one"
             )
         if parameter.default is not parameter.empty:
             if type(parameter.default) not in (bool, int, float, str):
@@ -168,7 +166,16 @@ def pointwise_function(
     if not inputs:
         raise ExtensionError(f"{label}: has no input; parameters without a default are inputs")
     found = PointwiseFunction(name, domain, function, tuple(inputs), attributes, rebound(function))
-    found.program("f" * len(inputs))
+    try:
+        found.program("f" * len(inputs))
+    except ExtensionError:
+        try:
+            found.program("b" * len(inputs))  # a function of conditions
+        except ExtensionError:
+            pass
+        else:
+            return found
+        raise
     return found
 
 
