@@ -21,6 +21,7 @@ from nrt.errors import (
     ContextBusyError,
     DeviceError,
     ExportError,
+    ExtensionError,
     GraphError,
     ImportModelError,
     InputError,
@@ -38,8 +39,13 @@ if TYPE_CHECKING:
     import os
 
     from nrt.compiled import CompiledEngine, compile
+    from nrt.extend import op, pointwise, variant
+    from nrt.extensions.registry import registry
+    from nrt.extensions.trace import where
     from nrt.frontend import Network, to_onnx
     from nrt.insight.ablate import ablate
+    from nrt.ir import Op, TensorType
+    from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
     from nrt.runtime import Engine
@@ -54,12 +60,21 @@ __all__ = [
     "Engine",
     "CompiledEngine",
     "IOFormat",
+    "op",
+    "pointwise",
+    "variant",
+    "where",
+    "registry",
+    "Op",
+    "Pass",
+    "TensorType",
     "NrtError",
     "BuildError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
     "ExportError",
+    "ExtensionError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -84,6 +99,14 @@ _LAZY = {
     "ablate": "nrt.insight.ablate",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
+    "op": "nrt.extend",
+    "pointwise": "nrt.extend",
+    "variant": "nrt.extend",
+    "where": "nrt.extensions.trace",
+    "registry": "nrt.extensions.registry",
+    "Op": "nrt.ir",
+    "Pass": "nrt.passes.base",
+    "TensorType": "nrt.ir",
 }
 
 

@@ -9,6 +9,7 @@
     │   └── UnsupportedOpError   it can, but holds nodes that nrt does not know: all are listed
     ├── ExportError              a graph cannot be written as ONNX: every reason is listed; or a
     │                            report in a form whose library is missing
+    ├── ExtensionError           an op, function, kernel or plug-in of the user's is not sound
     ├── PassError                a pass broke the graph; names the pass and those before it
     ├── BuildError               no kernel, an impossible option, a wrong precision set
     │   ├── CompileError         a kernel did not compile
@@ -31,6 +32,7 @@ __all__ = [
     "ContextBusyError",
     "DeviceError",
     "ExportError",
+    "ExtensionError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -78,12 +80,17 @@ class UnsupportedOpError(ImportModelError):
             f"the model holds {len(nodes)} unsupported node(s):\n"
             + "\n".join(lines)
             + (f"\n{detail}" if detail else "")
-            + "\nReplace them in the exporter, or cut the model before them."
+            + "\nRegister them (nrt.op, nrt.pointwise), replace them in the exporter, or cut the "
+            "model before them."
         )
 
 
 class ExportError(NrtError):
     """A graph cannot be written as ONNX, or a report in the form that was asked for."""
+
+
+class ExtensionError(NrtError):
+    """An op, a pointwise function, a variant or a plug-in of the user's is not as it must be."""
 
 
 class PassError(NrtError):

@@ -22,14 +22,17 @@ from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Concat,
     Dropout,
+    Elementwise,
     Expand,
     Identity,
     MatMul,
+    Pointwise,
     Reformat,
     Reshape,
     Slice,
     Split,
     Transpose,
+    kind_of,
 )
 from nrt.ir.value import NHWC, Node, Value
 from nrt.places import Buffer, Place, dense_spec, slice_place
@@ -218,6 +221,10 @@ class _Lowering:
         outputs = tuple(self._new_place(v) for v in node.outputs)
         if isinstance(op, MatMul):
             op, places = _plain_matmul(op, places)
+        elif isinstance(op, Elementwise) and op.registered_as is not None:
+            # A plan holds what a user's op computes, not its name.
+            program = op.program(tuple(kind_of(v.dtype) for v in node.inputs))
+            op = Pointwise(program, node.output.dtype)
         problem = Problem(
             op,
             tuple(p.spec for p in places),

@@ -4,7 +4,9 @@ Layers with equal problems are tuned once, those first that take most of the net
 estimates, and among them whichever is compiled. Candidates are ranked by each variant's analytic
 estimate; ``opt_level`` says how many are measured (0: none, the best estimate is taken). A
 candidate is first checked against the family's reference on fresh random data; a wrong one is
-reported by name and can never win. Ties within the clock's noise go to the simpler variant. Times
+reported by name and can never win. Ties within the clock's noise go to the simpler variant. A
+variant that a user registered is always among those measured; where nothing is, so that nobody
+checks it, it comes behind the built-in ones. Times
 are kept in a cache, so that a second build with the same cache makes the same choices. A budget of
 seconds ends measuring early: what is not known by then takes its best estimate.
 """
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nrt.errors import BuildError, TuningError
+from nrt.extensions.registry import registry
 from nrt.problem import Problem, Refusal
 from nrt.timing_cache import Timing, TimingCache
 
@@ -223,6 +226,7 @@ def _rank(
     refused: list[Candidate] = []
     ranked: list[_Ranked] = []
     reference: list[_Ranked] = []
+    users: list[_Ranked] = []
     left_out: Counter[str] = Counter()
     for variant, refusal in bench.variants(problem):
         if refusal is not None:
@@ -233,11 +237,14 @@ def _rank(
         if not variant.reference:
             left_out[variant.name] = len(known) - len(configs)
         entries = [_Ranked(variant, c, bench.estimate(variant, problem, c)) for c in configs]
-        (reference if variant.reference else ranked).extend(entries)
+        own = registry.is_users(variant)
+        (users if own else reference if variant.reference else ranked).extend(entries)
     ranked.sort(key=lambda r: r.estimate)
-    chosen = ranked[: _TOP[opt_level]] or reference
+    users.sort(key=lambda r: r.estimate)
+    # Built in first: the order counts only where nothing is measured, and so nothing checked.
+    chosen = (ranked[: _TOP[opt_level]] or reference) + users
     if not chosen:
-        why = "; ".join(f"{c.variant}: {c.note}" for c in refused) or "its op has no kernels"
+        why = "; ".join(f"{c.variant}: {c.note}" for c in refused) or _no_kernels(problem)
         raise BuildError(f"no kernel solves {label}: {why}")
     if opt_level == 5 and ranked:
         chosen = [*chosen, *reference]
@@ -248,6 +255,16 @@ def _rank(
         if count > 0
     ]
     return chosen, [*cut, *refused]
+
+
+def _no_kernels(problem: Problem) -> str:
+    if registry.ops.get(problem.family) is not None:
+        return (
+            f"the op {problem.family} brings a reference for the CPU and no kernel for this "
+            "target; register one (nrt.variant), give the op a pointwise program instead (derive "
+            "it from nrt.ir.ops.Elementwise, or use nrt.pointwise), or build with target='cpu'"
+        )
+    return "its op has no kernels; if it is your own, register it (nrt.op)"
 
 
 def _choose(

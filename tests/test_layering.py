@@ -16,7 +16,8 @@ PACKAGE = ROOT / "nrt"
 _BASE = {"errors", "settings", "dtypes"}
 _PLAN = _BASE | {"plan", "plan_view", "plan_schema", "plan_check", "plan_file", "memory"}
 _IR = _BASE | {"drawing", "ir"}
-_KERNELS = _IR | {"problem"}
+_EXTENDED = _IR | {"extensions"}
+_KERNELS = _EXTENDED | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
     "places",
@@ -50,10 +51,11 @@ ALLOWED: dict[str, set[str]] = {
     "dtypes": {"errors"},
     "drawing": {"errors"},
     "ir": _BASE | {"drawing"},
-    "frontend": _IR,
+    "extensions": _IR,
+    "frontend": _EXTENDED,
     "passes": _IR | {"quantization"},
     "quantization": _IR,
-    "problem": _IR,
+    "problem": _EXTENDED,
     "strides": _IR | {"problem"},
     "cuda_kernels": _KERNELS,
     "cpu_kernels": _KERNELS,
@@ -66,11 +68,13 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": _BASE | {"plan", "plan_check", "plan_file"},
     **dict.fromkeys(_TIES, _BELOW_BUILDER),
     "builder": _BELOW_BUILDER,
+    # What users call to register things: it knows every table that they are added to.
+    "extend": _KERNELS | {"frontend", "cuda_kernels", "cpu_kernels"},
     "insight": _BELOW_BUILDER | {"builder"},
     "compiled": _BELOW_BUILDER | {"builder", "insight"},
-    "cli": _BELOW_BUILDER | {"builder", "insight", "compiled", "__init__"},
+    "cli": _BELOW_BUILDER | {"builder", "extend", "insight", "compiled", "__init__"},
     # The public face: everything it does not import lazily is `errors`.
-    "__init__": _BELOW_BUILDER | {"builder", "compiled"},
+    "__init__": _BELOW_BUILDER | {"builder", "extend", "compiled"},
 }
 # Libraries that only one part may import, at any depth.
 THIRD_PARTY: dict[str, set[str]] = {

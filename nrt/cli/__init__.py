@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = make_parser().parse_args(argv)
     try:
+        _load_plugins(getattr(args, "plugins", ()))
         code: int = import_module(COMMANDS[args.command]).run(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -57,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nnrt: interrupted\n")
         return 130
     return code
+
+
+def _load_plugins(paths: Sequence[str]) -> None:
+    if paths:
+        from nrt.extend import load_plugin
+
+        for path in paths:
+            load_plugin(path)
 
 
 def _fail(message: str, verbose: bool) -> int:

@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = command("run", "Run a plan once.")
     run.add_argument("plan", metavar="PLAN", help="a plan that `nrt build` wrote")
     _input_options(run)
+    _plugin_option(run)
     run.add_argument("--output-dir", metavar="DIR", help="write each output to DIR/NAME.npy")
 
     bench = command("bench", "Measure throughput and latency.")
@@ -112,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("--svg", metavar="FILE", help="write both graphs side by side")
     _json_option(diff)
+    _plugin_option(diff)
     _graph_options(diff.add_argument_group("what the passes see"))
 
     explain = command("explain", "Show why a layer is what it is: rewrites, refusals, candidates.")
@@ -196,6 +198,18 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON to stdout")
 
 
+def _plugin_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run this Python file first, for the ops, functions and kernels that it registers; "
+        "repeat",
+    )
+
+
 def _input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
@@ -249,6 +263,7 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _build_options(parser: argparse.ArgumentParser) -> None:
+    _plugin_option(parser)
     group = parser.add_argument_group("how a model is compiled")
     group.add_argument(
         "--target",

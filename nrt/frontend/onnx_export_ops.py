@@ -17,6 +17,7 @@ from nrt.dtypes import FP32, FP64, INT8, INT32, INT64, DType
 from nrt.frontend import onnx_export_rows as rows
 from nrt.frontend.onnx_export_node import Inexpressible, Tensor, Writer, takes, wide
 from nrt.frontend.onnx_export_pointwise import elementwise, write_program
+from nrt.frontend.onnx_export_registered import write_registered
 from nrt.ir import ops
 from nrt.ir.op import Op, TensorType
 from nrt.ir.value import Node
@@ -31,6 +32,8 @@ def converter(op: Op) -> Converter | None:
     kind = type(op)
     if kind in CONVERTERS:
         return CONVERTERS[kind]
+    if op.registered_as is not None:
+        return write_registered
     return elementwise if kind in ops.OPS and isinstance(op, ops.Elementwise) else None
 
 

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 
 from nrt.errors import BuildError, NrtError, PassError
 from nrt.ir.graph import Graph
+from nrt.ir.op import TensorType
 from nrt.ir.value import Node
 from nrt.ir.verify import verify as verify_graph
 from nrt.settings import settings
@@ -101,12 +102,14 @@ class Phase:
         passes: run in this order.
         reason: why the phase, and its order, stand where they do.
         rounds: most repetitions; a pass list that needs more is a bug, but never a hang.
+        verify: check the graph after each of its passes, whatever the settings say.
     """
 
     name: str
     passes: tuple[Pass, ...]
     reason: str
     rounds: int = 16
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,7 @@ def run_pipeline(
     checking = settings().verify if verify is None else verify
     imported = graph.copy() if snapshots else None
     graph = graph.copy()
+    bindings = _bindings(graph)
     records: list[PassRecord] = []
     if checking:
         _verify(graph, "the graph does not verify before the first pass")
@@ -252,8 +256,10 @@ def run_pipeline(
                 )
                 records.append(record)
                 changed |= record.changed
-                if checking:
+                if checking or phase.verify:
                     _verify(graph, f"pass '{step.name}' left a graph that does not verify", records)
+                if phase.verify:
+                    _verify_bindings(graph, bindings, step, records)
             if not changed:
                 break
     return PipelineReport(graph, tuple(records), imported)
@@ -296,6 +302,25 @@ def _verify(graph: Graph, what: str, records: Sequence[PassRecord] = ()) -> None
         verify_graph(graph)
     except NrtError as error:
         raise PassError(f"{what}: {error}{_history(records[:-1])}") from error
+
+
+def _bindings(graph: Graph) -> dict[str, TensorType]:
+    inputs = {f"input '{v.name}'": v.type for v in graph.inputs}
+    return inputs | {f"output '{name}'": v.type for name, v in graph.outputs.items()}
+
+
+def _verify_bindings(
+    graph: Graph, expected: dict[str, TensorType], step: Pass, records: Sequence[PassRecord]
+) -> None:
+    """PassError where a pass of a user's changed what the network's caller binds."""
+    found = _bindings(graph)
+    for what in {**expected, **found}:
+        if found.get(what) != expected.get(what):
+            raise PassError(
+                f"pass '{step.name}' changed {what} from {expected.get(what, 'nothing')} to "
+                f"{found.get(what, 'nothing')}; inputs and outputs keep their names and types"
+                f"{_history(records[:-1])}"
+            )
 
 
 def _history(records: Sequence[PassRecord]) -> str:

@@ -75,6 +75,7 @@ class PipelineOptions:
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name; not one that the other options ask for.
+        extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -82,6 +83,7 @@ class PipelineOptions:
     io: Mapping[str, IOFormat] = field(default_factory=dict)
     channels_last: bool = True
     disabled: frozenset[str] = frozenset()
+    extra: tuple[Pass, ...] = ()
 
 
 def pass_names() -> tuple[str, ...]:
@@ -94,10 +96,12 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
 
     Raises:
         BuildError: ``disabled`` names a pass that does not exist, the message lists all; or one
-            that is required, the message says why.
+            that is required, the message says why; ``extra`` holds what is no pass, or none of a
+            name of its own.
     """
     options = options or PipelineOptions()
     check_names(options.disabled)
+    _check_extra(options.extra)
     phases = _phases(options)
     for name, reason in required_passes(phases).items():
         if name in options.disabled:
@@ -147,6 +151,13 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "instructions and two tensors.",
         ),
         Phase(
+            "user",
+            options.extra,
+            "After folding, where the graph is simplest; before fusion, which hides what a pattern "
+            "of plain ops would look for.",
+            verify=True,
+        ),
+        Phase(
             "fuse",
             (
                 SinkReshape(),
@@ -193,3 +204,22 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "which it depends whether a piece is read where it lies.",
         ),
     )
+
+
+def _check_extra(extra: tuple[Pass, ...]) -> None:
+    names = list(pass_names())
+    for index, step in enumerate(extra):
+        where = f"extra_passes[{index}]"
+        if not isinstance(step, Pass):
+            made = f"; make one: {step.__name__}()" if isinstance(step, type) else ""
+            raise BuildError(f"{where}: got {step!r}, expected an instance of nrt.Pass{made}")
+        name = getattr(step, "name", None)
+        if not isinstance(name, str) or not name:
+            raise BuildError(
+                f"{where}: {type(step).__name__} has no name; set name: ClassVar[str] = 'my-pass'"
+            )
+        if name in names:
+            raise BuildError(
+                f"{where}: a pass called {name!r} is there already; choose another name"
+            )
+        names.append(name)

@@ -209,6 +209,9 @@ class _Rewriter:
 
     def visit_compute(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
         slots = (0, 1) if isinstance(node.op, _ANCHORS) else (0,)
+        if node.op.precisions is not None:
+            self.visit_registered(node, precision, reason)
+            return
         if not node.inputs[0].dtype.is_float:
             return
         if slots == (0, 1) and node.inputs[0].dtype is FP8E4M3:
@@ -249,6 +252,22 @@ class _Rewriter:
         wide = any(v in self.wide for v in node.inputs[first:])
         beyond = wide or any(p is not None and _holds_beyond(p, dtype) for p in programs)
         return _saturated(program, dtype) if beyond and not _is_capped(program, dtype) else None
+
+    def visit_registered(self, node: Node, precision: str, reason: str) -> None:
+        """An op of a user's own takes all its floats in one type, of those that it says."""
+        able = node.op.precisions or ()
+        if precision not in able:
+            reason = f"fp32: {node.op.name} computes in {', '.join(able)}"
+        dtype = STORAGE[precision] if precision in able else FP32
+        for value in node.inputs:
+            if value.dtype.is_float and _beyond(value.constant, dtype):
+                self.rules.require_fp32(node, value.name, precision)
+                reason = f"fp32: '{value.name}' goes beyond the range of {precision}"
+                dtype = FP32
+        for slot in range(len(node.inputs)):
+            self.feed(node, slot, dtype)
+        self.graph.reinfer(node)
+        self.say(node, reason, dtype)
 
     def visit_elementwise(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
         op: Any = node.op
