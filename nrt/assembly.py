@@ -118,9 +118,9 @@ class _Assembler:
                 if place.buffer.space == "arena":
                     span = spans.setdefault(place.buffer, [step, step])
                     span[1] = step
-        lifetimes = [Lifetime(b.nbytes, first, last) for b, (first, last) in spans.items()]
+        lifetimes = [Lifetime.serial(b.nbytes, first, last) for b, (first, last) in spans.items()]
         scratch = {s: n for s, n in enumerate(workspaces) if n}
-        lifetimes += [Lifetime(n, s, s) for s, n in scratch.items()]
+        lifetimes += [Lifetime.serial(n, s, s) for s, n in scratch.items()]
         self.arena = plan_arena(lifetimes)
         offsets = list(self.arena.offsets)
         self.offsets = dict(zip(spans, offsets, strict=False))
