@@ -27,6 +27,7 @@ from nrt.plan import (
     Step,
     TensorMapArg,
 )
+from nrt.plan_order import find_race
 
 __all__ = ["check_plan"]
 
@@ -99,6 +100,8 @@ class _Checker:
             self._step(f"step {index}", step)
         self._streams()
         self._programmatic()
+        self._races()
+        self._peak()
         for index, spec in enumerate(plan.outputs):
             _require(
                 index in self.written or spec.nbytes == 0, f"no step writes output {spec.name!r}"
@@ -176,6 +179,10 @@ class _Checker:
             ref.offset >= 0 and ref.nbytes >= 0 and ref.offset + ref.nbytes <= size,
             f"{where} covers bytes {ref.offset} to {ref.offset + ref.nbytes} of {ref.space} "
             f"{ref.index}, which has {size}",
+        )
+        _require(
+            ref.width == ref.pitch == 0 or 0 < ref.width <= ref.pitch <= _MOST,
+            f"{where} has rows of {ref.width} bytes every {ref.pitch}",
         )
         if write:
             _require(
@@ -325,6 +332,8 @@ class _Checker:
         _require(
             len(step.args) * 4 <= _ARGUMENT_BYTES, f"{where} passes {len(step.args)} arguments"
         )
+        for slot in step.read_only:
+            self._index(f"{where}: read-only argument", slot, len(step.args))
         for slot, arg in enumerate(step.args):
             if isinstance(arg, ScalarArg):
                 self._scalar(f"{where}: argument {slot}", arg)
@@ -332,9 +341,9 @@ class _Checker:
             if isinstance(arg, TensorMapArg):
                 self._map(f"{where}: argument {slot}", arg)
             ref = arg.ref if isinstance(arg, TensorMapArg) else arg
-            self._ref(f"{where}: argument {slot}", ref)
-            if ref.space == "output":  # a kernel does not say which pointers it writes through
-                self.written.add(ref.index)
+            # Through what is not said to be read only a kernel may write.
+            free = ref.space in ("arena", "output") and slot not in step.read_only
+            self._ref(f"{where}: argument {slot}", ref, write=free)
 
     def _streams(self) -> None:
         known, open_ = {0}, set[int]()
@@ -364,14 +373,41 @@ class _Checker:
 
     def _programmatic(self) -> None:
         """Only behind a launch does a kernel's own wait replace the stream's order."""
-        before: Step | None = None
+        before: dict[int, Step] = {}
         for index, step in enumerate(self.plan.steps):
+            if isinstance(step, ForkStep | JoinStep):
+                others = step.targets if isinstance(step, ForkStep) else step.sources
+                for stream in (step.stream, *others):
+                    before.pop(stream, None)
+                continue
+            if isinstance(step, HostStep):
+                continue
             if isinstance(step, LaunchStep) and step.programmatic:
                 where = f"step {index} is a programmatic launch"
                 _require(self.major >= 9, f"{where}, which {self.plan.target.arch} does not know")
                 _require(
-                    isinstance(before, LaunchStep) and before.stream == step.stream,
+                    isinstance(before.get(step.stream), LaunchStep),
                     f"{where} on stream {step.stream}, expected a launch on that stream "
                     "right before it",
                 )
-            before = step
+            before[step.stream] = step
+
+    def _races(self) -> None:
+        race = find_race(self.plan.steps, self.plan.streams) if self.plan.streams > 1 else None
+        if race is not None:
+            first, second, where = race
+            _require(
+                False,
+                f"steps {first} and {second} both touch {where}, one of them writes, and neither "
+                "waits for the other",
+            )
+
+    def _peak(self) -> None:
+        peak = self.plan.peak
+        _require(
+            sum(block.nbytes for block in peak.alive) <= peak.nbytes <= self.plan.arena_bytes,
+            f"a peak of {peak.nbytes} bytes in an arena of {self.plan.arena_bytes}, "
+            f"with {len(peak.alive)} blocks",
+        )
+        if peak.alive:
+            self._index("peak: layer", peak.layer, len(self.plan.layers))
