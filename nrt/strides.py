@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nrt.problem import TensorSpec, dense_strides
 
-__all__ = ["ALIGN", "is_aligned", "reshaped_strides", "same_strides"]
+__all__ = ["ALIGN", "is_aligned", "reshaped_strides", "row_pitch", "same_strides"]
 
 ALIGN = 16
 """Bytes: a slice of a buffer is handed to kernels only where their widest access stays aligned."""
@@ -66,3 +66,21 @@ def _merge_groups(spec: TensorSpec) -> list[tuple[int, int]]:
         else:
             groups.append((size, stride))
     return groups or [(1, 1)]
+
+
+def row_pitch(spec: TensorSpec) -> tuple[int, int]:
+    """Width and pitch, in bytes, of the rows that ``spec`` touches; (0, 0) where it has no gaps.
+
+    Also (0, 0) where its elements are no evenly spaced rows: the whole range is then meant.
+    """
+    width, pitch = 1, 0
+    for stride, size in sorted((s, d) for d, s in zip(spec.shape, spec.strides, strict=True)):
+        if size == 1 or stride == 0:
+            continue
+        if not pitch and stride == width:
+            width *= size
+        elif not pitch and stride > width:
+            pitch = stride
+        elif not pitch or stride % pitch:
+            return 0, 0
+    return (width * spec.dtype.itemsize, pitch * spec.dtype.itemsize) if pitch else (0, 0)
