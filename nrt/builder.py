@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from nrt.passes.base import Phase, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
-from nrt.programmatic import decide, plan_clock
+from nrt.plan_clock import plan_clock
+from nrt.programmatic import decide
 from nrt.runtime import Engine
 from nrt.settings import settings
+from nrt.streams import MOST, check_wanted, decide_streams, parallel_schedule
 from nrt.timing_cache import TimingCache
 from nrt.tuner import Choice, Progress, tune
 
@@ -78,6 +81,7 @@ def compile(
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
+    streams: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile ``model`` for one device.
@@ -100,6 +104,8 @@ def compile(
         programmatic: whether a launch may start before the one before it has ended (programmatic
             dependent launch; Hopper and later). None: whichever makes the plan faster, by measuring
             it both ways; ``plan.notes`` says what was found.
+        streams: on how many streams, at most, branches of the network run side by side. None:
+            several (up to 4) where the plan, measured both ways, is faster for it.
         progress: called with (stage, done, total).
 
     Returns:
@@ -121,6 +127,7 @@ def compile(
         tuning_seconds=tuning_seconds,
         timing_cache=timing_cache,
         programmatic=programmatic,
+        streams=streams,
         progress=progress,
     )
     if built.plan.target.kind == "cpu":
@@ -143,6 +150,7 @@ def build(
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
+    streams: int | None = None,
     progress: Progress | None = None,
     snapshots: bool = False,
 ) -> Build:
@@ -152,6 +160,7 @@ def build(
     for `Build.diff`.
     """
     kind, device, runner = _resolve(target, programmatic)
+    check_wanted(streams, kind)
     graph = _graph(model, shapes)
     before = _op_counts(graph)
     report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
@@ -179,7 +188,7 @@ def build(
         else:
             assert device is not None
             plan, bound, choices = _for_cuda(
-                lowered, device, runner, tuning, arguments, programmatic
+                lowered, device, runner, tuning, arguments, programmatic, streams
             )
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
@@ -295,6 +304,7 @@ def _for_cuda(
     tuning: dict[str, Any],
     arguments: dict[str, Any],
     programmatic: bool | None,
+    streams: int | None,
 ) -> tuple[Plan, list[Bound], list[Choice]]:
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.tuner_cuda import CudaBench
@@ -305,34 +315,33 @@ def _for_cuda(
         found = tune([t.problem for t in lowered.tasks], bench, **tuning)
         bench.prepare((c.variant, problem, c.config) for problem, c in found.items())
         bound, choices = _bind(lowered, found)
-        target = Target("cuda", device.arch, device.name)
-        plan = assemble(
+        make = partial(
+            assemble,
             lowered,
             bound,
-            target=target,
+            target=Target("cuda", device.arch, device.name),
             device=device,
             binary=bench.binary,
             programmatic=programmatic is not False,
             **arguments,
         )
+        schedule = parallel_schedule(bound, device, streams or MOST)
+        plan = make()
+        trial = _trial(runner, tuning, time.monotonic() - begun)
+        plan = decide_streams(plan, partial(make, schedule=schedule), schedule, streams, **trial)
     if device.cc >= MINIMUM_CC:
-        plan = _decide(plan, programmatic, runner, tuning, time.monotonic() - begun)
+        trial = _trial(runner, tuning, time.monotonic() - begun)
+        plan = decide(plan, programmatic, **trial)
     return plan, bound, choices
 
 
-def _decide(
-    plan: Plan,
-    programmatic: bool | None,
-    runner: CudaRunner | None,
-    tuning: dict[str, Any],
-    seconds: float,
-) -> Plan:
-    """The faster kind of launches; measured under the rules of tuning, ``seconds`` into it."""
+def _trial(runner: CudaRunner | None, tuning: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """How whole plans are timed: under the rules of tuning, ``seconds`` into it."""
     clock = plan_clock(runner.cuda) if runner is not None and tuning["opt_level"] > 0 else None
     budget = tuning["tuning_seconds"]
     spent = budget is not None and seconds >= budget
     why_not = f"tuning_seconds={budget:g} spent" if spent else ""
-    return decide(plan, programmatic, clock=clock, cache=tuning["cache"], spent=why_not)
+    return {"clock": clock, "cache": tuning["cache"], "spent": why_not}
 
 
 def _bind(lowered: Lowered, choices: Mapping[Any, Choice]) -> tuple[list[Bound], list[Choice]]:

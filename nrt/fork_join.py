@@ -2,8 +2,9 @@
 
 A fork or join means all that a stream holds when it is issued. So that a task waits for exactly
 what it must, the order of issue is chosen: between a task and the one on another stream that waits
-for it, the wait is placed where neither stream has gone further. Time has no part in it: a graph
-keeps dependencies only.
+for it, the wait is placed where neither stream has gone further. In networks that is possible for
+nearly all; else a task waits for a little more. Time has no part in it: a graph keeps dependencies
+only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def with_forks(schedule: Schedule, groups: Sequence[Sequence[Step]]) -> tuple[St
         groups: per task its steps, on its stream.
     """
     if schedule.streams == 1:
-        return tuple(step for group in groups for step in group)
+        return tuple(step for task in _chains(schedule)[0] for step in groups[task])
     order = issue_order(schedule)
     at = {task: index for index, task in enumerate(order)}
     following = {a: b for chain in _chains(schedule) for a, b in pairwise(chain)}

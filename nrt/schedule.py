@@ -114,12 +114,12 @@ def needs(touched: Sequence[Sequence[Access]]) -> list[tuple[int, ...]]:
     return found
 
 
-def serial_schedule(seconds: Sequence[float]) -> Schedule:
+def serial_schedule(tasks: Sequence[Work]) -> Schedule:
     """All tasks on one stream, in their order."""
     starts = [0.0]
-    for each in seconds:
-        starts.append(starts[-1] + each)
-    count = range(len(seconds))
+    for task in tasks:
+        starts.append(starts[-1] + task.seconds)
+    count = range(len(tasks))
     total = starts.pop()
     return Schedule(
         stream=(0,) * len(count),
@@ -129,23 +129,23 @@ def serial_schedule(seconds: Sequence[float]) -> Schedule:
         before=tuple((i,) for i in count),
         makespan=total,
         serial=total,
-        critical_path=total,
+        critical_path=max(_ranks(tasks), default=0.0),
     )
 
 
 def list_schedule(tasks: Sequence[Work], streams: int, *, crossing: float = CROSSING) -> Schedule:
-    """Tasks on at most ``streams`` streams.
+    """Tasks on at most ``streams`` streams; in their order where one is enough.
 
     Args:
         tasks: needs point to earlier ones.
         streams: at least 1.
         crossing: seconds that waiting for another stream costs.
     """
-    if streams == 1:
-        return serial_schedule([task.seconds for task in tasks])
     rank = _ranks(tasks)
     turn = sorted(range(len(tasks)), key=lambda i: (-rank[i], i))
     placed = _place(tasks, turn, streams, crossing)
+    if all(stream == 0 for stream, _ in placed):
+        return serial_schedule(tasks)
     position = [0] * len(tasks)
     counts = [0] * streams
     for task in turn:
