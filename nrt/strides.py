@@ -5,7 +5,14 @@ from __future__ import annotations
 from nrt.ir import pitch
 from nrt.problem import TensorSpec, dense_strides
 
-__all__ = ["ALIGN", "is_aligned", "is_pitched", "reshaped_strides", "same_strides"]
+__all__ = [
+    "ALIGN",
+    "is_aligned",
+    "is_pitched",
+    "reshaped_strides",
+    "row_pitch",
+    "same_strides",
+]
 
 ALIGN = 16
 """Bytes: a slice of a buffer is handed to kernels only where their widest access stays aligned."""
@@ -49,3 +56,21 @@ def reshaped_strides(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...
     if spec.size == 0 or spec.is_row_major:
         return dense_strides(shape)
     return pitch.reshaped_strides(spec.shape, spec.strides, shape)
+
+
+def row_pitch(spec: TensorSpec) -> tuple[int, int]:
+    """Width and pitch, in bytes, of the rows that ``spec`` touches; (0, 0) where it has no gaps.
+
+    Also (0, 0) where its elements are no evenly spaced rows: the whole range is then meant.
+    """
+    width, pitch = 1, 0
+    for stride, size in sorted((s, d) for d, s in zip(spec.shape, spec.strides, strict=True)):
+        if size == 1 or stride == 0:
+            continue
+        if not pitch and stride == width:
+            width *= size
+        elif not pitch and stride > width:
+            pitch = stride
+        elif not pitch or stride % pitch:
+            return 0, 0
+    return (width * spec.dtype.itemsize, pitch * spec.dtype.itemsize) if pitch else (0, 0)

@@ -14,7 +14,17 @@ PACKAGE = ROOT / "nrt"
 
 # Part -> the parts it may import, besides itself. A file or folder directly under nrt/ is a part.
 _BASE = {"errors", "settings", "dtypes"}
-_PLAN = _BASE | {"plan", "plan_view", "plan_schema", "plan_check", "plan_file", "memory"}
+_PLAN = _BASE | {
+    "plan",
+    "plan_view",
+    "plan_schema",
+    "plan_order",
+    "plan_streams",
+    "plan_check",
+    "plan_file",
+    "antichain",
+    "memory",
+}
 _IR = _BASE | {"drawing", "ir"}
 _EXTENDED = _IR | {"extensions"}
 _KERNELS = _EXTENDED | {"problem"}
@@ -24,6 +34,9 @@ _TIES = {
     "destinations",
     "lowering",
     "dataflow",
+    "schedule",
+    "fork_join",
+    "liveness",
     "assembly",
     "work",
     "trial",
@@ -32,8 +45,10 @@ _TIES = {
     "tuner_cpu",
     "tuner_cuda",
     "cuda_runner",
+    "plan_clock",
     "programmatic",
     "kernel_pins",
+    "streams",
     "precision",
     "rewriting",
     "fusion_choice",
@@ -62,9 +77,12 @@ ALLOWED: dict[str, set[str]] = {
     "plan": _BASE | {"drawing", "plan_view"},
     "plan_view": _BASE | {"drawing"},  # works on a plan's attributes; `plan` loads it to be shown
     "plan_schema": _BASE | {"plan"},
-    "plan_check": _BASE | {"plan"},
+    "plan_order": _BASE | {"plan"},
+    "plan_streams": _BASE | {"plan", "plan_order"},
+    "plan_check": _BASE | {"plan", "plan_streams"},
     "plan_file": _BASE | {"plan", "plan_schema", "plan_check"},
-    "memory": _BASE,
+    "antichain": _BASE,
+    "memory": _BASE | {"antichain"},
     "runtime": _BASE | {"plan", "plan_check", "plan_file"},
     **dict.fromkeys(_TIES, _BELOW_BUILDER),
     "builder": _BELOW_BUILDER,
@@ -175,8 +193,11 @@ def test_the_runtime_needs_few_libraries() -> None:
         "plan",
         "plan_view",
         "plan_schema",
+        "plan_order",
+        "plan_streams",
         "plan_check",
         "plan_file",
+        "antichain",
         "memory",
         "errors",
         "dtypes",
