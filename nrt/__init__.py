@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrt.errors import (
     BuildError,
+    CalibrationError,
     CompileError,
     ContextBusyError,
     DeviceError,
@@ -38,21 +39,26 @@ if TYPE_CHECKING:
     import os
 
     from nrt.builder import compile
+    from nrt.calibrator import calibrate
     from nrt.frontend import Network, to_onnx
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
+    from nrt.quantization import Calibration
     from nrt.runtime import Engine
 
 __all__ = [
     "compile",
+    "calibrate",
     "load",
     "to_onnx",
     "replace",
     "Network",
     "Engine",
     "IOFormat",
+    "Calibration",
     "NrtError",
     "BuildError",
+    "CalibrationError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
@@ -74,11 +80,13 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "compile": "nrt.builder",
+    "calibrate": "nrt.calibrator",
     "Network": "nrt.frontend",
     "to_onnx": "nrt.frontend",
     "replace": "nrt.passes.surgery",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
+    "Calibration": "nrt.quantization",
 }
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Build", "build", "compile", "optimize"]
+__all__ = ["Build", "build", "build_graph", "compile", "engine_of", "optimize"]
 
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
 
@@ -123,12 +123,7 @@ def compile(
         programmatic=programmatic,
         progress=progress,
     )
-    if built.plan.target.kind == "cpu":
-        from nrt.cpu_kernels import bind
-
-        return Engine(built.plan, bind)
-    # A named architecture may be another machine's: the device is opened by the first run.
-    return Engine(built.plan, load=":" not in target)
+    return engine_of(built, target)
 
 
 def build(
@@ -151,16 +146,60 @@ def build(
     With ``snapshots`` the build keeps a copy of the graph after every pass (constants are shared)
     for `Build.diff`.
     """
-    kind, device, runner = _resolve(target, programmatic)
+    where = _resolve(target, programmatic)
     graph = _graph(model, shapes)
-    before = _op_counts(graph)
     report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
+    return _plan(
+        report, where, _op_counts(graph), opt_level, tuning_seconds, timing_cache, programmatic,
+        progress,
+    )  # fmt: skip
+
+
+def build_graph(
+    report: PipelineReport,
+    *,
+    target: str = "auto",
+    opt_level: int = 3,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Build:
+    """Kernels for a graph that the passes have been through; arguments as for `build`.
+
+    For graphs that more than the pipeline worked on. A build has the pipeline's report.
+    """
+    counts = _op_counts(report.graph)
+    where = _resolve(target, None)
+    return _plan(report, where, counts, opt_level, None, timing_cache, None, progress)
+
+
+def engine_of(built: Build, target: str = "auto") -> Engine:
+    """An engine that runs ``built``, which is for ``target``."""
+    if built.plan.target.kind == "cpu":
+        from nrt.cpu_kernels import bind
+
+        return Engine(built.plan, bind)
+    # A named architecture may be another machine's: the device is opened by the first run.
+    return Engine(built.plan, load=":" not in target)
+
+
+def _plan(
+    report: PipelineReport,
+    where: tuple[str, DeviceSpec | None, CudaRunner | None],
+    before: dict[str, int],
+    opt_level: int,
+    tuning_seconds: float | None,
+    timing_cache: str | os.PathLike[str] | None,
+    programmatic: bool | None,
+    progress: Progress | None,
+) -> Build:
+    """Kernels and plan for the graph at the end of the passes."""
+    kind, device, runner = where
     lowered = lower(report.graph)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
     )
     arguments: dict[str, Any] = {
-        "name": graph.name,
+        "name": report.graph.name,
         "ops_before": before,
         "ops_after": _op_counts(report.graph),
         "versions": _versions(),

@@ -59,10 +59,11 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": _BASE | {"plan", "plan_check", "plan_file"},
     **dict.fromkeys(_TIES, _BELOW_BUILDER),
     "builder": _BELOW_BUILDER,
+    "calibrator": _BELOW_BUILDER | {"builder"},
     "insight": _BELOW_BUILDER | {"builder"},
-    "cli": _BELOW_BUILDER | {"builder", "insight", "__init__"},
+    "cli": _BELOW_BUILDER | {"builder", "calibrator", "insight", "__init__"},
     # The public face: everything it does not import lazily is `errors`.
-    "__init__": _BELOW_BUILDER | {"builder"},
+    "__init__": _BELOW_BUILDER | {"builder", "calibrator"},
 }
 # Libraries that only one part may import, at any depth.
 THIRD_PARTY: dict[str, set[str]] = {
