@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "nrt.cli.bench",
     "inspect": "nrt.cli.inspect",
     "diff": "nrt.cli.diff",
+    "calibrate": "nrt.cli.calibrate",
     "compare": "nrt.cli.compare",
     "doctor": "nrt.cli.doctor",
     "demo": "nrt.cli.demo",

@@ -213,8 +213,11 @@ class Calibration(Mapping[str, TensorRange]):
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            text = json.dumps(content, indent=1, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -24,6 +24,9 @@ LEVELS = 128
 SMOOTHING = 1e-6
 """Share of the quantized distribution that is spread evenly over its bins."""
 
+MOST_CLIPPED = 0.01
+"""Share of the elements other than zero that a threshold of least divergence may clip."""
+
 _DIGITS = 12
 """Scores that agree in so many decimals are equal: beyond is the noise of float64."""
 
@@ -90,7 +93,9 @@ def kl(histogram: Histogram, percentile: float) -> Threshold:
     are 2049 to 4096 of them. Where it is silent: level j takes the bins from floor(j·i/128) to
     floor((j+1)·i/128), so none is left over; a share of `SMOOTHING` of Q, as probabilities, goes
     evenly to all i bins, so that Q is nowhere zero; zeros are not counted; of equal divergences the
-    larger threshold wins.
+    larger threshold wins. And where the last of the i bins holds most of what is kept, P and Q are
+    alike whatever lies beyond, so that of {1, 2} the 2 would go: no candidate clips more than
+    `MOST_CLIPPED`.
 
     All candidates are computed at once: a level's share of the divergence needs no more than its
     count and the number of its bins that are not empty, both differences of running sums.
@@ -100,9 +105,10 @@ def kl(histogram: Histogram, percentile: float) -> Threshold:
     if used <= LEVELS:
         return minmax(histogram, 0)
     counts = histogram.counts[:used].astype(np.float64)
-    bins = np.arange(LEVELS, used + 1)
     below, filled, weighted = map(_running, (counts, counts > 0, _xlogx(counts)))
     total = below[-1]
+    bins = np.arange(LEVELS, used + 1)
+    bins = bins[total - below[bins] <= MOST_CLIPPED * total]
     beyond = total - below[bins]
     last = counts[bins - 1]
 
