@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrt.errors import (
     BuildError,
+    CalibrationError,
     CompileError,
     ContextBusyError,
     DeviceError,
@@ -38,6 +39,7 @@ from nrt.errors import (
 if TYPE_CHECKING:
     import os
 
+    from nrt.calibrator import calibrate
     from nrt.compiled import CompiledEngine, compile
     from nrt.extend import op, pointwise, variant
     from nrt.extensions.registry import registry
@@ -48,10 +50,12 @@ if TYPE_CHECKING:
     from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
+    from nrt.quantization import Calibration
     from nrt.runtime import Engine
 
 __all__ = [
     "compile",
+    "calibrate",
     "load",
     "to_onnx",
     "replace",
@@ -68,8 +72,10 @@ __all__ = [
     "Op",
     "Pass",
     "TensorType",
+    "Calibration",
     "NrtError",
     "BuildError",
+    "CalibrationError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
@@ -93,6 +99,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "compile": "nrt.compiled",
     "CompiledEngine": "nrt.compiled",
+    "calibrate": "nrt.calibrator",
     "Network": "nrt.frontend",
     "to_onnx": "nrt.frontend",
     "replace": "nrt.passes.surgery",
@@ -107,6 +114,7 @@ _LAZY = {
     "Op": "nrt.ir",
     "Pass": "nrt.passes.base",
     "TensorType": "nrt.ir",
+    "Calibration": "nrt.quantization",
 }
 
 

@@ -14,6 +14,7 @@
     ├── BuildError               no kernel, an impossible option, a wrong precision set
     │   ├── CompileError         a kernel did not compile
     │   └── TuningError          a kernel gave a wrong result
+    ├── CalibrationError         data, cache or ranges of a quantization do not fit
     ├── PlanError                a plan file is truncated, edited, or from another version
     │   └── PlanTargetError      the plan is sound but for another device
     ├── InputError               wrong name, shape or dtype of an input at run time
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 __all__ = [
     "BuildError",
+    "CalibrationError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
@@ -99,6 +101,10 @@ class PassError(NrtError):
 
 class BuildError(NrtError):
     """The model cannot be built as asked."""
+
+
+class CalibrationError(NrtError):
+    """Data, cache or ranges of a quantization do not fit."""
 
 
 class CompileError(BuildError):

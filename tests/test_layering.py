@@ -90,9 +90,10 @@ ALLOWED: dict[str, set[str]] = {
     "extend": _KERNELS | {"frontend", "cuda_kernels", "cpu_kernels"},
     "insight": _BELOW_BUILDER | {"builder"},
     "compiled": _BELOW_BUILDER | {"builder", "insight"},
-    "cli": _BELOW_BUILDER | {"builder", "extend", "insight", "compiled", "__init__"},
+    "calibrator": _BELOW_BUILDER | {"builder", "insight", "compiled"},
+    "cli": _BELOW_BUILDER | {"builder", "extend", "insight", "compiled", "calibrator", "__init__"},
     # The public face: everything it does not import lazily is `errors`.
-    "__init__": _BELOW_BUILDER | {"builder", "extend", "compiled"},
+    "__init__": _BELOW_BUILDER | {"builder", "extend", "compiled", "calibrator"},
 }
 # Libraries that only one part may import, at any depth.
 THIRD_PARTY: dict[str, set[str]] = {

@@ -63,6 +63,7 @@ CASES: list[tuple[Op, list[TensorType]]] = [
     (ir.LayerNormalization(-2, 1e-6), [X, _tensor(FP32, 7, 5), _tensor(FP32, 7, 5)]),
     (ir.InstanceNormalization(1e-3), [X, C, C]),
     (ir.LRN(3, 2e-4, 0.5, 2.0), [X]),
+    (ir.AbsHistogram(), [X]),
     (ir.Softmax(1), [X]),
     (ir.LogSoftmax(), [X]),
     (ir.Reshape((12, 5, 7)), [X]),

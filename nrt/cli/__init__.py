@@ -26,6 +26,7 @@ COMMANDS = {
     "diff": "nrt.cli.diff",
     "explain": "nrt.cli.explain",
     "profile": "nrt.cli.profile",
+    "calibrate": "nrt.cli.calibrate",
     "compare": "nrt.cli.compare",
     "ablate": "nrt.cli.ablate",
     "doctor": "nrt.cli.doctor",

@@ -17,6 +17,7 @@ __all__ = [
     "precision",
     "seconds",
     "shapes",
+    "tensors",
     "tolerance",
 ]
 
@@ -86,6 +87,16 @@ def layers(text: str) -> dict[str, str]:
     if not equals or not pattern or not name:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected PATTERN=PRECISION, such as 'head*=fp32'"
+        )
+    return {pattern: name.strip().lower()}
+
+
+def tensors(text: str) -> dict[str, str]:
+    """``PATTERN=METHOD``; patterns may hold ``=``, the last one separates."""
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern or not name:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected PATTERN=METHOD, such as 'head*=minmax'"
         )
     return {pattern: name.strip().lower()}
 

@@ -141,6 +141,45 @@ def make_parser() -> argparse.ArgumentParser:
     _json_option(profile)
     _build_options(profile)
 
+    calibrate = command("calibrate", "Run a model on data and write the range of every activation.")
+    calibrate.add_argument("model", metavar="MODEL", help="an ONNX file")
+    calibrate.add_argument(
+        "--data", metavar="DIR", required=True, help="a folder of .npy or .npz files of samples"
+    )
+    calibrate.add_argument(
+        "-o", "--output", metavar="CACHE", required=True, help="the calibration cache to write"
+    )
+    calibrate.add_argument(
+        "--method", default="kl", metavar="M", help="kl (default), percentile, mse or minmax"
+    )
+    calibrate.add_argument(
+        "--tensors",
+        action=options.Merge,
+        type=options.tensors,
+        metavar="PATTERN=M",
+        help="method of the tensors whose names match, 'head*=minmax'; repeat",
+    )
+    calibrate.add_argument(
+        "--percentile", type=float, default=99.99, metavar="P", help="of that method (99.99)"
+    )
+    calibrate.add_argument(
+        "--overwrite", action="store_true", help="replace a cache of other data or another model"
+    )
+    calibrate.add_argument(
+        "--shapes",
+        action=options.Merge,
+        type=options.shapes,
+        metavar="NAME:DIMS",
+        help="shapes to run with, input:8x3x224x224; by default single samples",
+    )
+    calibrate.add_argument(
+        "--target", default="auto", metavar="T", help="auto (default), cpu, cuda"
+    )
+    calibrate.add_argument(
+        "--opt-level", type=int, choices=range(6), default=0, help="tuning effort (0)"
+    )
+    _json_option(calibrate)
+
     compare = command("compare", "Run the same inputs through ONNX Runtime and nrt.")
     compare.add_argument("model", metavar="MODEL", help="an ONNX file")
     compare.add_argument("--plan", metavar="PLAN", help="use this plan instead of compiling MODEL")

@@ -16,6 +16,7 @@ from nrt.cuda_kernels import (
     gemm_mma,
     gemm_wgmma,
     gemv,
+    histogram,
     lrn,
     matmul_simt,
     norm,
@@ -58,6 +59,7 @@ VARIANTS: tuple[Variant, ...] = (
     *resize.VARIANTS,
     *gather.VARIANTS,
     *pad.VARIANTS,
+    *histogram.VARIANTS,
 )
 
 

@@ -113,6 +113,14 @@ def _store(kind: Any = np.uint32) -> Callable[..., None]:
     return store
 
 
+def _update(kind: Any, function: Callable[[int, int], int]) -> Callable[..., None]:
+    def update(address: Address, value: int) -> None:
+        cell = address.window(np.dtype(kind).itemsize).view(kind)
+        cell[0] = function(int(cell[0]), int(value))
+
+    return update
+
+
 class _Shared:
     """The shared memory of a block: arrays in order of declaration, one window of addresses."""
 
@@ -204,6 +212,9 @@ class _Cuda:
             "st_shared_v4": shared(_store()), "st_shared_v2_f32": shared(_store(np.float32)),
             "st_shared_u32": shared(_store()), "st_shared_u16": shared(_store(np.uint16)),
             "st_shared_f32": shared(_store(np.float32)),
+            "red_global_add_u64": _update(np.uint64, lambda old, v: old + v),
+            "red_global_max_u32": _update(np.uint32, max),
+            "red_shared_add_u32": shared(_update(np.uint32, lambda old, v: old + v)),
             "cp_async_16": self.cp_async, "cp_async_commit": lambda: self._groups().append([]),
             "cp_async_wait": self.cp_async_wait,
             "f32_from_f16": half, "f16_from_f32": half_bits,
