@@ -21,6 +21,7 @@ from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
 from nrt.passes.gather_to_slice import GatherToSlice
@@ -45,6 +46,7 @@ PASSES: tuple[type[Pass], ...] = (
     SinkScale,
     FuseConvEpilogue,
     FuseMatMulEpilogue,
+    FuseConvPrologue,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -122,9 +124,15 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
             "casts once per fused layer and not once per step.",
         ),
         Phase(
+            "prologues",
+            (FuseConvPrologue(), DeadCode()),
+            "After the epilogues, which cost less and take what they can: what is left follows a "
+            "Concat, a pool or an input.",
+        ),
+        Phase(
             "bindings",
             (BindIo(options.io),),
-            "After fusion, which is to see no cast that precision will make superfluous, and "
+            "After all fusion, which is to see no cast that precision will make superfluous, and "
             "before precision, whose casts meet those of the bindings.",
         ),
         Phase(

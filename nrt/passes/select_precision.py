@@ -49,6 +49,7 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
@@ -226,10 +227,17 @@ class _Rewriter:
             node = self.replace(node, op)
         program = op.epilogue if isinstance(op, _ANCHORS) else None
         if program is not None and dtype in _LIMITS and not _is_capped(program, dtype):
-            wide = any(v in self.wide for v in node.inputs[2:])
+            wide = any(v in self.wide for v in node.inputs[epilogue_slot(op) :])
             if wide or _holds_beyond(program, dtype):
-                node = self.replace(node, replace(op, epilogue=_saturated(program, dtype)))
+                op = replace(op, epilogue=_saturated(program, dtype))
+                node = self.replace(node, op)
                 reason += "; its epilogue saturates: it holds a number beyond the range"
+        program = op.prologue if isinstance(op, Conv) else None
+        if program is not None and dtype in _LIMITS and not _is_capped(program, dtype):
+            wide = any(v in self.wide for v in node.inputs[2 : epilogue_slot(op)])
+            if wide or _holds_beyond(program, dtype):
+                node = self.replace(node, replace(op, prologue=_saturated(program, dtype)))
+                reason += "; its prologue saturates: it holds a number beyond the range"
         self.graph.reinfer(node)
         self.say(node, reason, dtype)
 
