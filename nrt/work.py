@@ -25,7 +25,9 @@ def flops_of(problem: Problem) -> int:
     op, y = problem.op, problem.y
     if isinstance(op, Conv | ConvTranspose | MatMul):
         epilogue = op.epilogue.flops * y.size if op.epilogue else 0
-        return _products(problem) * 2 + epilogue
+        before = op.prologue if isinstance(op, Conv) else None
+        prologue = before.flops * problem.inputs[0].size if before else 0
+        return _products(problem) * 2 + prologue + epilogue
     if isinstance(op, Elementwise):
         return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
     if isinstance(op, MaxPool | AveragePool):

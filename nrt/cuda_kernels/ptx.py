@@ -52,6 +52,7 @@ __all__ = [
     "ld_shared_f32",
     "ld_shared_u16",
     "ld_shared_u32",
+    "ld_shared_v2_f32",
     "ld_shared_v4",
     "ld_shared_v4_f32",
     "ldmatrix_x2",
@@ -347,6 +348,10 @@ ld_shared_v4 = asm(
 ld_shared_v4_f32 = asm(
     "ld_shared_v4_f32", "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", [f32] * 4, [u32],
     doc="``ld.shared.v4.f32``: four floats.",
+)  # fmt: skip
+ld_shared_v2_f32 = asm(
+    "ld_shared_v2_f32", "ld.shared.v2.f32 {$0, $1}, [$2];", [f32] * 2, [u32],
+    doc="``ld.shared.v2.f32``: two floats.",
 )  # fmt: skip
 ld_shared_u32 = asm(
     "ld_shared_u32", "ld.shared.u32 $0, [$1];", [u32], [u32], doc="``ld.shared.u32``: 4 bytes."

@@ -21,6 +21,7 @@ from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
 from nrt.passes.fuse_reduce import FuseReduce
@@ -55,6 +56,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseConvEpilogue,
     FuseMatMulEpilogue,
     FuseReduce,
+    FuseConvPrologue,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -175,9 +177,15 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "not once per step.",
         ),
         Phase(
+            "prologues",
+            (FuseConvPrologue(), DeadCode()),
+            "After the epilogues, which cost less and take what they can: what is left follows a "
+            "Concat, a pool or an input.",
+        ),
+        Phase(
             "bindings",
             (BindIo(options.io),),
-            "After fusion, which is to see no cast that precision will make superfluous, and "
+            "After all fusion, which is to see no cast that precision will make superfluous, and "
             "before precision, whose casts meet those of the bindings.",
         ),
         Phase(

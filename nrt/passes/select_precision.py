@@ -21,7 +21,7 @@ result instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -49,6 +49,7 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
@@ -232,7 +233,14 @@ class _Rewriter:
         if isinstance(op, Conv | MatMul) and op.tf32 != tf32:
             op = replace(op, tf32=tf32)
             node = self.replace(node, op)
-        saturated = self.saturated(node, len(slots), dtype)
+        if isinstance(op, Conv) and op.prologue is not None:
+            operands = node.inputs[2 : epilogue_slot(op)]
+            if self.beyond([op.prologue], operands, dtype):
+                op = replace(op, prologue=_saturated(op.prologue, dtype))
+                node = self.replace(node, op)
+                reason += "; its prologue saturates: it holds a number beyond the range"
+        first = epilogue_slot(op) if isinstance(op, _ANCHORS) else len(slots)
+        saturated = self.saturated(node, first, dtype)
         if saturated is not None:
             node = self.replace(node, replace(op, epilogue=saturated))
             reason += "; its epilogue saturates: it holds a number beyond the range"
@@ -245,13 +253,21 @@ class _Rewriter:
         Inputs from ``first`` on are operands of the node's programs.
         """
         op: Any = node.op
-        programs = [getattr(op, name, None) for name in ("prologue", "epilogue")]
-        if dtype not in _LIMITS or programs == [None, None]:
+        # What a convolution's prologue makes is stored too, and saturates by itself.
+        names = ("epilogue",) if isinstance(op, _ANCHORS) else ("prologue", "epilogue")
+        programs = [p for name in names if (p := getattr(op, name, None)) is not None]
+        if not programs or not self.beyond(programs, node.inputs[first:], dtype):
             return None
-        program = programs[1] or identity()
-        wide = any(v in self.wide for v in node.inputs[first:])
-        beyond = wide or any(p is not None and _holds_beyond(p, dtype) for p in programs)
-        return _saturated(program, dtype) if beyond and not _is_capped(program, dtype) else None
+        program = getattr(op, "epilogue", None) or identity()
+        return None if _is_capped(program, dtype) else _saturated(program, dtype)
+
+    def beyond(self, programs: Sequence[Program], operands: Sequence[Value], dtype: DType) -> bool:
+        """Whether uncapped ``programs`` hold or read a number that ``dtype`` has not."""
+        if dtype not in _LIMITS or all(_is_capped(p, dtype) for p in programs):
+            return False
+        return any(v in self.wide for v in operands) or any(
+            _holds_beyond(p, dtype) for p in programs
+        )
 
     def visit_registered(self, node: Node, precision: str, reason: str) -> None:
         """An op of a user's own takes all its floats in one type, of those that it says."""

@@ -207,6 +207,7 @@ class _Cuda:
             "st_global_v4": _store(), "st_global_v2": _store(), "st_global_u32": _store(),
             "st_global_u16": _store(np.uint16),
             "ld_shared_v4": shared(_load(4)), "ld_shared_v4_f32": shared(_load(4, np.float32)),
+            "ld_shared_v2_f32": shared(_load(2, np.float32)),
             "ld_shared_u32": shared(_load(1)), "ld_shared_u16": shared(_load(1, np.uint16)),
             "ld_shared_f32": shared(_load(1, np.float32)),
             "st_shared_v4": shared(_store()), "st_shared_v2_f32": shared(_store(np.float32)),
@@ -420,6 +421,21 @@ class KernelEmulator:
                     )
 
             return copies
+        if form[0] == "change_words":
+            _, word, blocks, count, per_word = form
+            change = self._device(word)
+
+            def change_words(words: list[Any], numbers: list[Any]) -> None:
+                for i in range(4 * blocks):
+                    half = i % 4 // 2
+                    own = [
+                        numbers[(2 * operand + half) * per_word + element]
+                        for operand in range(count)
+                        for element in range(per_word)
+                    ]
+                    words[i] = change(words[i], *own)
+
+            return change_words
         _, mi_count, ni_count, pitch = form
 
         def put_rows(acc: list[Any], address: int) -> None:

@@ -231,6 +231,16 @@ def test_epilogues(dtype) -> None:
     check(op, x, w, normal(4, 1, 1), normal(2, 4, 7, 9), run=dtype is not BF16)
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
+def test_prologues(dtype) -> None:
+    b = Builder("fff")
+    prologue = b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+    op = ops.Conv(pads=(1, 1, 1, 1), prologue=prologue, epilogue=epilogue())
+    x, w = normal(2, 3, 5, 7, dtype=dtype), normal(4, 3, 3, 3, dtype=dtype)
+    scale, shift, bias, skip = normal(3, 1, 1), normal(3, 1, 1), normal(4, 1, 1), normal(2, 4, 5, 7)
+    check(op, x, w, scale, shift, bias, skip, constants=[1, 2], run=dtype is not BF16)
+
+
 def test_an_epilogue_that_forgets_the_accumulator_keeps_the_shape() -> None:
     b = Builder("ff")
     op = ops.MatMul(epilogue=b.build(b("exp", 1)))

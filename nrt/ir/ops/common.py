@@ -20,6 +20,7 @@ __all__ = [
     "cast",
     "check_epilogue",
     "check_float",
+    "check_prologue",
     "check_same_dtype",
     "check_stored",
     "check_tf32",
@@ -243,6 +244,37 @@ def check_stored(op: str, dtype: DType, out_dtype: DType | None, programs: bool)
             "both are floats"
         )
     return wanted
+
+
+def check_prologue(
+    op: str, program: Program, x: TensorType, operands: Sequence[TensorType]
+) -> None:
+    """Check that ``program`` fits the elements of ``x`` ``[N, C, *S]`` and its ``operands``.
+
+    Raises:
+        ShapeError: x holds no floats (or fp8), the program does not make one float of floats, or
+            an operand is missing, is no float, or is not one number per channel.
+    """
+    if not x.dtype.is_float or x.dtype is FP8E4M3:
+        raise ShapeError(f"{op}: a prologue computes floats, the input is {x.dtype}")
+    results = "".join(program.kinds[r] for r in program.outputs)
+    if set(program.inputs) != {"f"} or results != "f":
+        raise ShapeError(
+            f"{op}: the prologue makes '{results}' of '{''.join(program.inputs)}', expected one "
+            "float of floats"
+        )
+    wanted = len(program.inputs) - 1
+    if len(operands) != wanted:
+        raise ShapeError(f"{op}: got {len(operands)} prologue inputs, the prologue reads {wanted}")
+    channels = (1, x.shape[1], *[1] * (x.rank - 2))
+    for index, operand in enumerate(operands):
+        if not operand.dtype.is_float:
+            raise ShapeError(f"{op}: prologue input {index} is {operand.dtype}, expected a float")
+        if broadcast(op, operand.shape, channels) != channels:
+            raise ShapeError(
+                f"{op}: prologue input {index} has shape {dims(operand.shape)}, expected a number "
+                f"for each of {x.shape[1]} channels: {dims(channels[1:])}"
+            )
 
 
 def apply_epilogue(
