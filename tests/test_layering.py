@@ -20,6 +20,7 @@ _KERNELS = _IR | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
     "places",
+    "views",
     "destinations",
     "lowering",
     "assembly",
