@@ -31,6 +31,7 @@ _KERNELS = _EXTENDED | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
     "places",
+    "views",
     "destinations",
     "lowering",
     "dataflow",
