@@ -23,6 +23,7 @@ from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
+from nrt.passes.fuse_pool_classifier import FusePoolClassifier
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
@@ -47,6 +48,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseConvEpilogue,
     FuseMatMulEpilogue,
     FuseReduce,
+    FusePoolClassifier,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -124,6 +126,13 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
             "the single user that an epilogue may take in; products before reductions, which take "
             "what is left. All of it before precision, which then casts once per fused layer and "
             "not once per step.",
+        ),
+        Phase(
+            "choose",
+            (FusePoolClassifier(), DeadCode()),
+            "Fusions that do not always pay: the builder compares the network with and without "
+            "them. After the others, so that what is compared is what would be built, and in a "
+            "phase of their own, so that only what follows is run again.",
         ),
         Phase(
             "bindings",

@@ -62,6 +62,7 @@ from nrt.ir.ops.norm import (
     Softmax,
 )
 from nrt.ir.ops.pool import AveragePool, MaxPool
+from nrt.ir.ops.pooled_matmul import PooledMatMul
 from nrt.ir.ops.reduce import Reduce
 from nrt.ir.ops.reformat import Reformat
 from nrt.ir.ops.resize import Resize
@@ -140,6 +141,7 @@ __all__ = [
     "PRelu",
     "Pad",
     "Pointwise",
+    "PooledMatMul",
     "Pow",
     "Reciprocal",
     "Reduce",
@@ -219,6 +221,7 @@ OPS: tuple[type[Op], ...] = (
     PRelu,
     Pad,
     Pointwise,
+    PooledMatMul,
     Pow,
     Reciprocal,
     Reduce,
