@@ -90,9 +90,7 @@ _PROLOGUE = (
 )
 
 
-def pixels(
-    tile: Tile, one_by_one: tuple[str, str] | None, *, prologue: bool = False
-) -> Operand:
+def pixels(tile: Tile, one_by_one: tuple[str, str] | None, *, prologue: bool = False) -> Operand:
     """A: input pixels, four channels a load, or ``one_by_one``.
 
     Args:

@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Conv, Elementwise
-from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Program, identity
 from nrt.ir.text import op_text
 from nrt.ir.value import Node, Value

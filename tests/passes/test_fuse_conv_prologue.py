@@ -96,7 +96,9 @@ def test_all_readers_take_it_or_none() -> None:
     net.out(net.op(MaxPool((2, 2), (2, 2), (0,) * 4), x, name="pool"), "b")
     result = apply(net, PASS)
     assert not result.changed
-    assert "the result of Mul 'scale' is used elsewhere too, by MaxPool 'pool'" in refusals(result.notes)
+    assert "the result of Mul 'scale' is used elsewhere too, by MaxPool 'pool'" in refusals(
+        result.notes
+    )
 
 
 def test_an_output_of_the_graph_stays() -> None:
@@ -116,15 +118,13 @@ def test_an_output_of_the_graph_stays() -> None:
         (Conv(groups=2), (4, 3, 1, 1)),
     ],
 )
-def test_other_convolutions_would_compute_it_more_often(
-    op: Conv, filters: tuple[int, ...]
-) -> None:
+def test_other_convolutions_would_compute_it_more_often(op: Conv, filters: tuple[int, ...]) -> None:
     net = Net()
     net.out(net.op(op, single(net, net.input(1, 6, 5, 5)), net.weight(*filters), name="c"))
     result = apply(net, PASS)
     assert refusals(result.notes) == [
-        "Conv 'c' has a filter, padding, groups or a prologue: only a plain 1x1 convolution computes "
-        "a prologue once per element"
+        "Conv 'c' has a filter, padding, groups or a prologue: only a plain 1x1 convolution "
+        "computes a prologue once per element"
     ]
 
 
@@ -132,14 +132,18 @@ def test_two_images_are_no_prologue() -> None:
     net = Net()
     x = net.op(Add(), net.input(1, 6, 5, 5), net.input(1, 6, 5, 5, name="z"), name="sum")
     net.out(net.op(Conv(), x, net.weight(4, 6, 1, 1)))
-    assert refusals(apply(net, PASS).notes) == ["Add 'sum' reads other images than one of [1, 6, 5, 5]"]
+    assert refusals(apply(net, PASS).notes) == [
+        "Add 'sum' reads other images than one of [1, 6, 5, 5]"
+    ]
 
 
 def test_a_broadcast_image_is_no_prologue() -> None:
     net = Net()
     x = net.op(Add(), net.input(1, 6, 1, 1), net.const(net.random(1, 6, 5, 5)), name="sum")
     net.out(net.op(Conv(), x, net.weight(4, 6, 1, 1)))
-    assert refusals(apply(net, PASS).notes) == ["Add 'sum' reads other images than one of [1, 6, 5, 5]"]
+    assert refusals(apply(net, PASS).notes) == [
+        "Add 'sum' reads other images than one of [1, 6, 5, 5]"
+    ]
 
 
 def test_a_number_per_pixel_is_no_operand() -> None:
@@ -215,7 +219,8 @@ def test_a_dense_block_has_no_pointwise_node_left(precision: str) -> None:
     first = [n for n in nodes if isinstance(n.op, Conv) and n.inputs[1].shape[2:] == (1, 1)]
     assert len(first) == 3
     for node in first:
-        assert node.op.prologue is not None and node.op.epilogue is not None
+        assert node.op.prologue is not None
+        assert node.op.epilogue is not None
         # Operands keep fp32: they are numbers per channel.
         assert {v.dtype for v in node.inputs[2 : epilogue_slot(node.op)]} == {FP32}
 
@@ -255,5 +260,6 @@ def test_it_saturates_where_an_operand_is_beyond_fp16() -> None:
     assert any("its prologue saturates: it holds a number beyond the range" in t for t in notes)
     # Sums of a few times 65504 do not fit either; what goes into them does.
     op = sole(report.graph, Conv).op
-    assert isinstance(op, Conv) and op.prologue is not None
+    assert isinstance(op, Conv)
+    assert op.prologue is not None
     assert op.prologue.evaluate(np.float32(0), np.float32(1e6))[0] == 65504

@@ -40,9 +40,7 @@ def random(*shape: int) -> Any:
         ((1, 3, 4, 4), (6, 1, 3, 3), Conv(pads=(1, 1, 1, 1), groups=3)),
     ],
 )
-def test_padding_comes_after_it(
-    shape: tuple[int, ...], filters: tuple[int, ...], op: Conv
-) -> None:
+def test_padding_comes_after_it(shape: tuple[int, ...], filters: tuple[int, ...], op: Conv) -> None:
     x, w = random(*shape), random(*filters)
     channel = (shape[1], *[1] * (len(shape) - 2))
     scale, shift = random(*channel), random(*channel)
