@@ -163,7 +163,7 @@ class Layout(NamedTuple):
         return -(-self.total // 128) * 128
 
     def shared_bytes(self, tables: int = 0) -> int:
-        """Dynamic shared memory to ask for: room to align and ``tables`` bytes of these included."""
+        """Dynamic shared memory to ask for: ``tables`` bytes of them, and room to align."""
         return (self.table + tables if tables else self.total) + 1024
 
 

@@ -62,7 +62,7 @@ _STAGES = {1: 12, 2: 8, 3: 8, 4: 8}
 """Buffers of a ring at most, by warpgroups. A load takes about 1 us from L2; one warpgroup is done
 with 16 KB in 0.07 us."""
 _PROLOGUE_REGISTERS = 66
-"""Of a thread, besides its sums, with a prologue: two blocks of 128x96 on an SM have 65 and spill."""
+"""Of a thread with a prologue, besides its sums: two blocks of 128x96 an SM have 65 and spill."""
 _L2_RATE = 8.5e12
 """Bytes per second from the second-level cache to all SMs of an H200: what a 4096 product moves."""
 _SM_RATE = 1.1e11
