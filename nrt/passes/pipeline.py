@@ -182,8 +182,8 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "choose",
             (FuseConvPrologue(), FusePoolClassifier(), DeadCode()),
             "Fusions that do not always pay: the builder compares the network with and without "
-            "them. After the others, which cost less and take what they can, so that what is compared is what would be built, and in a "
-            "phase of their own, so that only what follows is run again.",
+            "them. After the others, which cost less and take what they can; and in a phase of "
+            "their own, so that only what follows is run again.",
         ),
         Phase(
             "bindings",
