@@ -20,6 +20,7 @@ from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
 from nrt.lowering import Lowered, lower
+from nrt.memory_limit import check_limit, workspace_room
 from nrt.passes.base import Phase, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
@@ -28,6 +29,7 @@ from nrt.plan_clock import plan_clock
 from nrt.programmatic import decide
 from nrt.runtime import Engine
 from nrt.settings import settings
+from nrt.sizes import parse_bytes
 from nrt.streams import MOST, check_wanted, decide_streams, parallel_schedule
 from nrt.timing_cache import TimingCache
 from nrt.tuner import Choice, Progress, tune
@@ -82,6 +84,7 @@ def compile(
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
     streams: int | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile ``model`` for one device.
@@ -106,6 +109,9 @@ def compile(
             it both ways; ``plan.notes`` says what was found.
         streams: on how many streams, at most, branches of the network run side by side. None:
             several (up to 4) where the plan, measured both ways, is faster for it.
+        memory_limit: bytes, or text such as ``"512 MiB"``, that weights, arena and one set of
+            inputs and outputs may take. Kernels whose workspace does not fit are refused, and so is
+            a plan that takes more, before its memory is allocated.
         progress: called with (stage, done, total).
 
     Returns:
@@ -128,6 +134,7 @@ def compile(
         timing_cache=timing_cache,
         programmatic=programmatic,
         streams=streams,
+        memory_limit=memory_limit,
         progress=progress,
     )
     if built.plan.target.kind == "cpu":
@@ -151,6 +158,7 @@ def build(
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
     streams: int | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
     snapshots: bool = False,
 ) -> Build:
@@ -165,6 +173,7 @@ def build(
     before = _op_counts(graph)
     report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
     lowered = lower(report.graph)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
     )
@@ -179,16 +188,17 @@ def build(
         "cache": cache,
         "progress": progress,
         "tuning_seconds": tuning_seconds,
+        "room": None if limit is None else workspace_room(lowered, limit),
         # The first layer of those that share a problem.
         "names": {task.problem: task.name for task in reversed(lowered.tasks)},
     }
     try:
         if kind == "cpu":
-            plan, bound, choices = _for_cpu(lowered, tuning, arguments)
+            plan, bound, choices = _for_cpu(lowered, tuning, arguments, limit)
         else:
             assert device is not None
             plan, bound, choices = _for_cuda(
-                lowered, device, runner, tuning, arguments, programmatic, streams
+                lowered, device, runner, tuning, arguments, programmatic, streams, limit
             )
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
@@ -288,13 +298,16 @@ def _target(
 
 
 def _for_cpu(
-    lowered: Lowered, tuning: dict[str, Any], arguments: dict[str, Any]
+    lowered: Lowered, tuning: dict[str, Any], arguments: dict[str, Any], limit: int | None
 ) -> tuple[Plan, list[Bound], list[Choice]]:
     from nrt.tuner_cpu import CpuBench
 
     bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], CpuBench(), **tuning))
     target = Target("cpu", platform.machine())
-    return assemble(lowered, bound, target=target, **arguments), bound, choices
+    plan = assemble(lowered, bound, target=target, **arguments)
+    if limit is not None:
+        check_limit(plan, limit)
+    return plan, bound, choices
 
 
 def _for_cuda(
@@ -305,6 +318,7 @@ def _for_cuda(
     arguments: dict[str, Any],
     programmatic: bool | None,
     streams: int | None,
+    limit: int | None,
 ) -> tuple[Plan, list[Bound], list[Choice]]:
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.tuner_cuda import CudaBench
@@ -327,8 +341,12 @@ def _for_cuda(
         )
         schedule = parallel_schedule(bound, device, streams or MOST)
         plan = make()
+        if limit is not None:
+            check_limit(plan, limit)
         trial = _trial(runner, tuning, time.monotonic() - begun)
-        plan = decide_streams(plan, partial(make, schedule=schedule), schedule, streams, **trial)
+        plan = decide_streams(
+            plan, partial(make, schedule=schedule), schedule, streams, limit=limit, **trial
+        )
     if device.cc >= MINIMUM_CC:
         trial = _trial(runner, tuning, time.monotonic() - begun)
         plan = decide(plan, programmatic, **trial)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nrt"
 
 # Part -> the parts it may import, besides itself. A file or folder directly under nrt/ is a part.
-_BASE = {"errors", "settings", "dtypes"}
+_BASE = {"errors", "settings", "dtypes", "sizes"}
 _PLAN = _BASE | {
     "plan",
     "plan_schema",
@@ -43,6 +43,7 @@ _TIES = {
     "plan_clock",
     "programmatic",
     "streams",
+    "memory_limit",
     "precision",
 }
 _BELOW_BUILDER = (
@@ -56,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
     "dtypes": {"errors"},
+    "sizes": {"errors"},
     "drawing": {"errors"},
     "ir": _BASE | {"drawing"},
     "frontend": _IR,

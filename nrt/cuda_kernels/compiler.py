@@ -224,6 +224,8 @@ def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
         raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
     entry = f"nrt_{function.lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
+    if spec.coherent:
+        text = text.replace("ld.global.nc.", "ld.global.")
     return (with_dependent_launch(text) if device.cc >= MINIMUM_CC else text), entry
 
 

@@ -44,12 +44,15 @@ class KernelSpec:
         params: hashable arguments of the factory; all that must be constant in the binary.
         threads: threads per block (for launch bounds).
         min_blocks: blocks per SM that the compiler must leave registers for.
+        coherent: the kernel may write over what it reads: no load takes the path for memory that
+            nobody writes (``ld.global.nc``).
     """
 
     factory: str
     params: tuple[Any, ...]
     threads: int
     min_blocks: int = 1
+    coherent: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,15 @@ class Variant(ABC):
         """Seconds that the analytic model expects; used to rank variants against each other."""
         del config
         return problem.nbytes / device.bandwidth + 2e-6
+
+    def in_place(self, problem: Problem, config: Config) -> tuple[int, ...]:
+        """Inputs over which the output may be written, if they lie as it does.
+
+        Of such an input every element must be read by the thread that writes the output's element
+        in its place, and before that; what other threads read there must not count.
+        """
+        del problem, config
+        return ()
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         """The bytes to keep on the device for constant input ``slot``.
