@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,8 +218,9 @@ def test_a_branchy_network_gives_the_same_bits_on_one_stream_and_on_four(
     gpu: Any, tmp_path: Path, precision: str, programmatic: bool | None
 ) -> None:
     net = branchy(modules=4, channels=64, size=14)
-    make: Callable[..., Plan] = lambda streams: (
-        build(  # noqa: E731
+
+    def make(streams: int) -> Plan:
+        return build(
             net,
             target="cuda",
             precision=precision,
@@ -229,7 +229,7 @@ def test_a_branchy_network_gives_the_same_bits_on_one_stream_and_on_four(
             programmatic=programmatic,
             streams=streams,
         ).plan
-    )
+
     one, four = make(1), make(4)
     assert one.streams == 1
     assert four.streams >= 2
