@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nrt"
 
 # Part -> the parts it may import, besides itself. A file or folder directly under nrt/ is a part.
-_BASE = {"errors", "settings", "dtypes"}
+_BASE = {"errors", "settings", "dtypes", "sizes"}
 _PLAN = _BASE | {
     "plan",
     "plan_view",
@@ -50,6 +50,7 @@ _TIES = {
     "programmatic",
     "kernel_pins",
     "streams",
+    "memory_limit",
     "precision",
     "rewriting",
     "fusion_choice",
@@ -65,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
     "dtypes": {"errors"},
+    "sizes": {"errors"},
     "drawing": {"errors"},
     "ir": _BASE | {"drawing"},
     "extensions": _IR,

@@ -46,6 +46,8 @@ class KernelSpec:
         threads: threads per block (for launch bounds).
         min_blocks: blocks per SM that the compiler must leave registers for.
         code: where a factory outside nrt comes from; see `of`.
+        coherent: the kernel may write over what it reads: no load takes the path for memory that
+            nobody writes (``ld.global.nc``).
     """
 
     factory: str
@@ -53,6 +55,7 @@ class KernelSpec:
     threads: int
     min_blocks: int = 1
     code: UserCode | None = None
+    coherent: bool = False
 
     @classmethod
     def of(
@@ -197,6 +200,15 @@ class Variant(ABC):
         """Seconds that the analytic model expects; used to rank variants against each other."""
         del config
         return problem.nbytes / device.bandwidth + 2e-6
+
+    def in_place(self, problem: Problem, config: Config) -> tuple[int, ...]:
+        """Inputs over which the output may be written, if they lie as it does.
+
+        Of such an input every element must be read by the thread that writes the output's element
+        in its place, and before that; what other threads read there must not count.
+        """
+        del problem, config
+        return ()
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         """The bytes to keep on the device for constant input ``slot``.

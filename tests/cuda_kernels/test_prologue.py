@@ -11,6 +11,7 @@ import pytest
 from nrt.cuda_kernels.conv_direct import ConvDirect
 from nrt.cuda_kernels.conv_mma import ConvMma
 from nrt.cuda_kernels.conv_simt import ConvSimt
+from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.mma_kernel import Tile
 from nrt.cuda_kernels.mma_tile import PROLOGUE_TILES
@@ -26,6 +27,7 @@ from nrt.problem import Problem, TensorSpec
 
 from .emulated_mma import ldmatrix
 from .harness import assert_right, compiled, problem
+from .kernel_emulator import KernelEmulator
 from .plain_cases import assert_emulated
 from .test_wgmma import forms
 
