@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from nrt.errors import CompileError
 
@@ -55,14 +55,11 @@ class UserCode:
     search: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def resolve(self) -> Any:
-        """The function or class itself: this process's own, or imported from the file.
+        """The function or class itself, imported from the file.
 
         Raises:
             CompileError: the file cannot be imported, has changed, or lacks the name.
         """
-        live = _LIVE.get(self)
-        if live is not None:
-            return live
         if self.file is None:
             raise CompileError(
                 f"{self.module}.{self.name} exists only in the process that defined it"
@@ -84,7 +81,6 @@ class UserCode:
 
 # Caches: what was found out of an object lives as long as the object.
 _KNOWN: WeakKeyDictionary[Any, UserCode] = WeakKeyDictionary()
-_LIVE: WeakValueDictionary[UserCode, Any] = WeakValueDictionary()
 _AT_IMPORT: dict[str, tuple[str, tuple[str, ...]]] = {}
 """File -> what `_sources` said when a class of it was last registered, which is at its import."""
 
@@ -92,9 +88,7 @@ _AT_IMPORT: dict[str, tuple[str, tuple[str, ...]]] = {}
 def user_code(thing: Callable[..., Any]) -> UserCode:
     """Where a function or class comes from; the same object always gives the same answer."""
     if thing not in _KNOWN:
-        code = _found(thing)
-        _KNOWN[thing] = code
-        _LIVE[code] = thing
+        _KNOWN[thing] = _found(thing)
     return _KNOWN[thing]
 
 
