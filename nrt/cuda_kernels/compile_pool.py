@@ -21,6 +21,7 @@ from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.errors import CompileError
+from nrt.extensions.registry import registry
 
 __all__ = ["CompilePool"]
 
@@ -131,6 +132,7 @@ def _receive(stream: IO[bytes]) -> Any:
 def _serve() -> None:
     """Answer requests on standard input until it closes."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    registry.compiling = True
     sys.stdout = sys.stderr  # whatever a library prints must not enter the protocol
     while True:
         try:

@@ -105,12 +105,23 @@ def _found(thing: Any) -> UserCode:
     for part in qualname.split("."):
         found = getattr(found, part, None)
     # A decorator runs before its class has its name in the module.
-    reachable = "<locals>" not in qualname and (found is thing or isinstance(thing, type))
+    reachable = found is thing or (isinstance(thing, type) and _has_class(file, qualname))
     if name == "__main__" or not reachable:
-        # Several functions of one file may share a name: the digest tells them apart.
-        unique = uuid.uuid4().hex if "<" in qualname else digest
-        return UserCode(name, qualname, unique, None, unique == digest, uses)
+        # Several things of one file may share a name that is none of the module's.
+        unique = digest if reachable else uuid.uuid4().hex
+        return UserCode(name, qualname, unique, None, reachable, uses)
     return UserCode(name, qualname, digest, str(Path(file).resolve()), True, uses, tuple(sys.path))
+
+
+def _has_class(file: str, qualname: str) -> bool:
+    """Whether the source defines a class of this name."""
+    body: list[ast.stmt] = ast.parse(Path(file).read_bytes()).body
+    for part in qualname.split("."):
+        found = [n for n in body if isinstance(n, ast.ClassDef) and n.name == part]
+        if not found:
+            return False
+        body = found[-1].body
+    return True
 
 
 def load_file(path: Path, name: str) -> ModuleType:
