@@ -67,7 +67,8 @@ class KernelSpec:
         """A kernel of a user's own: ``factory`` is the function itself, of any module.
 
         Worker processes import its module from its file. What is defined in ``__main__``, in a
-        notebook or inside another function is compiled in this process, one kernel at a time.
+        notebook or inside another function is compiled in this process, one kernel at a time; a
+        function that is defined anew makes another kernel.
         """
         name = f"{factory.__module__}:{factory.__qualname__}"
         code = user_code(factory)
