@@ -216,6 +216,8 @@ def _label(spec: KernelSpec) -> str:
 
 
 def _factory(spec: KernelSpec) -> Any:
+    if spec.local is not None:
+        return spec.local
     if spec.code is not None:
         return spec.code.resolve()
     module, _, function = spec.factory.partition(":")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nrt.cuda_kernels.device import DeviceSpec
@@ -46,6 +46,7 @@ class KernelSpec:
         threads: threads per block (for launch bounds).
         min_blocks: blocks per SM that the compiler must leave registers for.
         code: where a factory outside nrt comes from; see `of`.
+        local: that factory itself, where no other process could import it.
         coherent: the kernel may write over what it reads: no load takes the path for memory that
             nobody writes (``ld.global.nc``).
     """
@@ -56,6 +57,7 @@ class KernelSpec:
     min_blocks: int = 1
     code: UserCode | None = None
     coherent: bool = False
+    local: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -68,10 +70,13 @@ class KernelSpec:
         """A kernel of a user's own: ``factory`` is the function itself, of any module.
 
         Worker processes import its module from its file. What is defined in ``__main__``, in a
-        notebook or inside another function is compiled in this process, one kernel at a time.
+        notebook or inside another function is compiled in this process, one kernel at a time; a
+        function that is defined anew makes another kernel.
         """
         name = f"{factory.__module__}:{factory.__qualname__}"
-        return cls(name, params, threads, min_blocks, user_code(factory))
+        code = user_code(factory)
+        local = factory if code.file is None else None
+        return cls(name, params, threads, min_blocks, code, local)
 
 
 @dataclass(frozen=True)
