@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Build", "BuildRequest", "build", "build_request", "compile", "optimize"]
+__all__ = [
+    "Build",
+    "BuildRequest",
+    "build",
+    "build_request",
+    "compile",
+    "optimize",
+    "resolve_target",
+]
 
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
 
@@ -213,7 +221,7 @@ def build_request(request: BuildRequest, progress: Progress | None = None) -> Bu
         BuildError: it cannot be built as asked.
         DeviceError: ``target="cuda"`` without a GPU.
     """
-    kind, device, runner = _resolve(request.target, request.programmatic)
+    kind, device, runner = resolve_target(request.target, request.programmatic)
     graph = request.graph
     before = _op_counts(graph)
     report = run_pipeline(graph, pipeline(request.pipeline_options), snapshots=request.snapshots)
@@ -284,10 +292,15 @@ def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
     return import_model(model, shapes=shapes)
 
 
-def _resolve(
-    target: str, programmatic: bool | None
+def resolve_target(
+    target: str, programmatic: bool | None = None
 ) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
-    """Kind, device and, where the device is in this machine, the runner."""
+    """Kind, device and, where the device is in this machine, the runner.
+
+    Raises:
+        BuildError: the target is unknown, or cannot do what ``programmatic`` asks.
+        DeviceError: ``"cuda"`` without a GPU.
+    """
     kind, device, runner = _target(target, programmatic)
     if programmatic and (device is None or device.cc < MINIMUM_CC):
         where = kind if device is None else device.arch

@@ -195,6 +195,7 @@ def _style() -> str:
         f".nrt-ground{{fill:{_GROUND[1]}}}",
         f".nrt-graph .nrt-text{{fill:{_TEXT[1]}}}",
         f".nrt-edge{{stroke:{_EDGE[1]}}}",
+        f".nrt-whisker{{stroke:{_TEXT[1]}}}",
     ]
     dark += [f".nrt-{k}{{fill:{fill};stroke:{line}}}" for k, (_, (fill, line)) in _KINDS.items()]
     dark += [f".nrt-box .nrt-{name}{{stroke:{color}}}" for name, (_, _, color) in MARKS.items()]
