@@ -46,7 +46,11 @@ def test_without_any_one_pass_the_outputs_stay(net: Any, precision: str) -> None
 
 
 def test_the_full_row_is_what_the_benchmark_says(net: Any, tmp_path: Path) -> None:
-    options = {"precision": "fp16", "opt_level": 1, "timing_cache": tmp_path / "times.json"}
+    options: dict[str, Any] = {
+        "precision": "fp16",
+        "opt_level": 1,
+        "timing_cache": tmp_path / "times.json",
+    }
     engine = nrt.compile(net, target="cuda", **options)
     found = nrt.ablate(net, ["fuse-conv-epilogue"], target="cuda", duration=1.0, **options)
     device = measure(engine, duration=1.0).device_seconds
