@@ -49,6 +49,7 @@ _TIES = {
     "plan_clock",
     "programmatic",
     "kernel_pins",
+    "build_target",
     "streams",
     "memory_limit",
     "precision",

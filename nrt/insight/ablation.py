@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Ablation", "PassEffect"]
 
-COLUMNS = ("pass", "fired", "latency", "saves", "launches", "arena", "max error")
-"""Of the tables."""
+COLUMNS = ("pass", "fired", "with it", "without it", "saves", "launches", "arena", "max error")
+"""Of the tables. Launches, arena and error are those of the row's own network."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class Ablation:
         precision: the permitted types.
         full: the network with all passes.
         effects: one per pass, in the order of the pipeline: the network without it.
-        bare: without any of those passes; None unless they were added one at a time.
-        steps: the passes added one at a time to ``bare``.
+        bare: what all of them do together: the network without any, beside the full one; None
+            unless they were added one at a time.
+        steps: the passes added one at a time, to the network of ``bare``.
         required: passes that cannot be left out -> why.
     """
 
@@ -77,7 +78,7 @@ class Ablation:
     precision: tuple[str, ...]
     full: Figures
     effects: tuple[PassEffect, ...]
-    bare: Figures | None = None
+    bare: PassEffect | None = None
     steps: tuple[PassEffect, ...] = ()
     required: Mapping[str, str] = field(default_factory=dict)
 
@@ -96,13 +97,38 @@ class Ablation:
         """
         return {effect.name: effect for effect in self.effects}[name]
 
-    def tables(self) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-        """(heading, rows as text) for `COLUMNS`; the first row is what is compared with."""
-        full = ("all passes", "", *_cells(self.full, None, same=False))
-        yield "each pass left out", [full, *map(_row, self.effects)]
+    def tables(self, intervals: bool = True) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+        """(heading, rows as text) for `COLUMNS`; the first row is what passes are taken from.
+
+        Args:
+            intervals: also those of latencies, not only of what a pass saves.
+        """
+        scale, unit = _scale(self.full.latency.median)
+
+        def time(value: Estimate, always: bool = False) -> str:
+            text = f"{value.median / scale:.4g} {unit}"
+            return f"{text} {_interval(value, scale)}" if intervals or always else text
+
+        def row(effect: PassEffect, both: tuple[Estimate, Estimate]) -> tuple[str, ...]:
+            cells: tuple[str, ...] = ("", "", "same plan")
+            if not effect.identical:
+                share = effect.saves.median / effect.beside.median
+                saves = effect.saves
+                cells = (
+                    *map(time, both),
+                    f"{_number(saves.median / scale, '+')} {unit} {_interval(saves, scale, '+')} "
+                    f"{share:+.1%}",
+                )
+            fired = str(effect.fired) if effect is not self.bare else ""
+            return (effect.name, fired, *cells, *_size(effect.network))
+
+        full = ("all passes", "", time(self.full.latency, True), "", "", *_size(self.full))
+        left_out = [row(e, (e.beside, e.network.latency)) for e in self.effects]
+        yield "each pass left out", [full, *left_out]
         if self.bare is not None:
-            bare = ("none of them", "", *_cells(self.bare, None, same=False))
-            yield "added one at a time", [bare, *map(_row, self.steps)]
+            none = row(self.bare, (self.bare.beside, self.bare.network.latency))
+            added = [row(e, (e.network.latency, e.beside)) for e in self.steps]
+            yield "added one at a time", [none, *added]
 
     def to_data(self) -> dict[str, Any]:
         """Plain data: the schema of ``nrt ablate --json``; times in seconds."""
@@ -137,7 +163,7 @@ class Ablation:
             )
         ]
         if self.bare is not None:
-            bars = [_latency("none of them", self.bare, scale)]
+            bars = [_latency(self.bare.name, self.bare.network, scale)]
             bars += [_latency(f"+ {e.name}", e.network, scale) for e in self.steps]
             note = f"{self.title}; whiskers: {percent} confidence"
             charts.append(Chart("Latency, passes added one at a time", unit, tuple(bars), note))
@@ -195,28 +221,18 @@ class Ablation:
         return "\n".join(lines)
 
 
-def _row(effect: PassEffect) -> tuple[str, ...]:
-    latency, saves, *rest = _cells(effect.network, effect.saves, same=effect.identical)
-    if not effect.identical:
-        saves += f" {effect.saves.median / effect.beside.median:+.1%}"
-    return effect.name, str(effect.fired), latency, saves, *rest
+def _size(figures: Figures) -> tuple[str, str, str]:
+    memory = f"{figures.arena_bytes / 2**20:.2f} MiB"
+    return str(figures.launches), memory, f"{figures.error:.1e}"
 
 
-def _cells(figures: Figures, saves: Estimate | None, *, same: bool) -> tuple[str, ...]:
-    scale, unit = _scale(figures.latency.median)
-    text = "" if saves is None else _interval(saves, scale, "", sign="+")
-    return (
-        "" if same else _interval(figures.latency, scale, f" {unit}"),
-        "same plan" if same else text,
-        str(figures.launches),
-        f"{figures.arena_bytes / 2**20:.2f} MiB",
-        f"{figures.error:.1e}",
-    )
+def _number(value: float, sign: str = "") -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:{sign}.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
 
 
-def _interval(value: Estimate, scale: float, unit: str, sign: str = "") -> str:
-    median, low, high = (f"{v / scale:{sign}.4g}" for v in (value.median, value.low, value.high))
-    return f"{median}{unit} [{low}, {high}]"
+def _interval(value: Estimate, scale: float, sign: str = "") -> str:
+    return f"[{_number(value.low / scale, sign)}, {_number(value.high / scale, sign)}]"
 
 
 def _scale(seconds: float) -> tuple[float, str]:
@@ -230,7 +246,7 @@ def _saving(effect: PassEffect, scale: float) -> Bar:
         return Bar(effect.name, None, text="same plan", tooltip=tooltip)
     median, low, high = (v / scale for v in _ends(effect.saves))
     kind = "good" if low > 0 else "bad" if high < 0 else "plain"
-    text = f"{median:+.3g}"
+    text = _number(median, "+")
     without = effect.network
     tooltip = f"fired {effect.fired} times; without it {without.launches} launches"
     return Bar(effect.name, median, low, high, text, kind, tooltip)
@@ -238,7 +254,7 @@ def _saving(effect: PassEffect, scale: float) -> Bar:
 
 def _latency(label: str, figures: Figures, scale: float) -> Bar:
     median, low, high = (v / scale for v in _ends(figures.latency))
-    return Bar(label, median, low, high, f"{median:.4g}", tooltip=f"{figures.launches} launches")
+    return Bar(label, median, low, high, _number(median), tooltip=f"{figures.launches} launches")
 
 
 def _ends(value: Estimate) -> tuple[float, float, float]:
