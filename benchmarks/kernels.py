@@ -34,7 +34,7 @@ from benchmarks.protocol import (
     add_common_options,
     default_name,
     describe_error,
-    measure,
+    measure_in_turns,
     run_header,
 )
 from benchmarks.tables import markdown
@@ -62,6 +62,7 @@ SETS = 3
 _SPAN = 1e-3
 """Seconds of work per graph: beside it the resolution of events does not show, nor the time that a
 busy host takes from a first event to the launch."""
+_NRT = "nrt"
 Subject = Callable[[Problem, Choice, Sequence[Array]], Sampler]
 Peers = Callable[[Problem, Sequence[Array]], Iterator[tuple[str, Sampler | Exception]]]
 
@@ -203,40 +204,32 @@ def kernel_case(
         "message": "; ".join(wrong),
     }
     inputs = quick_inputs(problem, 1)
-    if subject is not None:
-        stats = measure(subject(problem, choice, inputs), **protocol)
-    else:
-        if choice.seconds is None:
-            raise InputError(f"{problem} was not timed; give --opt-level 1 or more")
-        stats = Stats(choice.seconds, choice.seconds, 1)
-    case["nrt"] = stats.to_data()
-    case["rate"], case["unit"] = rate_of(problem, stats.median)
-    if peers is not None:
-        _add_peers(case, problem, inputs, peers, protocol)
-    return case
-
-
-def _add_peers(
-    case: Case,
-    problem: Problem,
-    inputs: Sequence[Array],
-    peers: Peers,
-    protocol: Mapping[str, Any],
-) -> None:
-    times: dict[str, Case] = {}
+    samplers: dict[str, Sampler] = {}
     refused = []
-    for name, sampler in peers(problem, inputs):
+    for name, sampler in peers(problem, inputs) if peers is not None else ():
         if isinstance(sampler, Exception):
             refused.append(f"{name}: {describe_error(sampler)}")
         else:
-            times[name] = measure(sampler, **protocol).to_data()
-    case["peers"], case["peers_refused"] = times, refused
-    if not times:
+            samplers[name] = sampler
+    if peers is not None and not samplers:
         raise InputError(f"no peer runs {problem}: {'; '.join(refused)}")
-    case["peer"] = min(times, key=lambda name: times[name]["median"])
-    best = times[case["peer"]]["median"]
-    case["peer_rate"] = rate_of(problem, best)[0]
-    case["ratio"] = best / case["nrt"]["median"]
+    if subject is not None:
+        stats = measure_in_turns({_NRT: subject(problem, choice, inputs), **samplers}, **protocol)
+    elif choice.seconds is None:
+        raise InputError(f"{problem} was not timed; give --opt-level 1 or more")
+    else:
+        stats = {_NRT: Stats(choice.seconds, choice.seconds, 1)}
+    ours = stats.pop(_NRT)
+    case["nrt"] = ours.to_data()
+    case["rate"], case["unit"] = rate_of(problem, ours.median)
+    if peers is not None:
+        case["peers"] = {name: times.to_data() for name, times in stats.items()}
+        case["peers_refused"] = refused
+        case["peer"] = min(stats, key=lambda name: stats[name].median)
+        best = stats[case["peer"]].median
+        case["peer_rate"] = rate_of(problem, best)[0]
+        case["ratio"] = best / ours.median
+    return case
 
 
 class ModelLoader:

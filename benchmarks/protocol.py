@@ -45,6 +45,7 @@ __all__ = [
     "geomean",
     "host_sampler",
     "measure",
+    "measure_in_turns",
     "read_results",
     "run_header",
 ]
@@ -120,6 +121,36 @@ def measure(
     Raises:
         InputError: a time that is no positive finite number came back.
     """
+    seconds = _sampled(sample, warm_up, duration, least, most)
+    return _stats(seconds)
+
+
+def measure_in_turns(
+    samplers: Mapping[str, Sampler],
+    *,
+    warm_up: float = 0.2,
+    duration: float = 0.4,
+    least: int = 20,
+    most: int = 2000,
+    rounds: int = 4,
+) -> dict[str, Stats]:
+    """`measure` for subjects that are to be compared, each sampled a share of the time per round.
+
+    A GPU that multiplies at its power limit clocks down by several percent within a second: who is
+    measured first would win. Every second round goes backward. Arguments as for `measure`, in
+    total per subject; ``warm_up`` is spent before every turn, a share each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in samplers}
+    share = (warm_up / rounds, duration / rounds, -(-least // rounds), -(-most // rounds))
+    for index in range(rounds):
+        for name in list(samplers)[:: -1 if index % 2 else 1]:
+            seconds[name] += _sampled(samplers[name], *share)
+    return {name: _stats(times) for name, times in seconds.items()}
+
+
+def _sampled(
+    sample: Sampler, warm_up: float, duration: float, least: int, most: int
+) -> list[float]:
     end = time.perf_counter() + warm_up
     while True:
         sample(min(_BATCH, least))
@@ -129,6 +160,10 @@ def measure(
     end = time.perf_counter() + duration
     while len(seconds) < least or (time.perf_counter() < end and len(seconds) < most):
         seconds.extend(sample(min(_BATCH, least)))
+    return seconds
+
+
+def _stats(seconds: Sequence[float]) -> Stats:
     if not all(math.isfinite(s) and s > 0 for s in seconds):
         raise InputError(
             f"a clock returned {min(seconds)} s, expected positive times; the work between the "

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from nrt.errors import (
     BuildError,
+    CalibrationError,
     CompileError,
     ContextBusyError,
     DeviceError,
     ExportError,
+    ExtensionError,
     GraphError,
     ImportModelError,
     InputError,
@@ -37,27 +39,48 @@ from nrt.errors import (
 if TYPE_CHECKING:
     import os
 
+    from nrt.calibrator import calibrate
     from nrt.compiled import CompiledEngine, compile
+    from nrt.extend import op, pointwise, variant
+    from nrt.extensions.registry import registry
+    from nrt.extensions.trace import where
     from nrt.frontend import Network, to_onnx
+    from nrt.insight.ablate import ablate
+    from nrt.ir import Op, TensorType
+    from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
+    from nrt.quantization import Calibration
     from nrt.runtime import Engine
 
 __all__ = [
     "compile",
+    "calibrate",
     "load",
     "to_onnx",
     "replace",
+    "ablate",
     "Network",
     "Engine",
     "CompiledEngine",
     "IOFormat",
+    "op",
+    "pointwise",
+    "variant",
+    "where",
+    "registry",
+    "Op",
+    "Pass",
+    "TensorType",
+    "Calibration",
     "NrtError",
     "BuildError",
+    "CalibrationError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
     "ExportError",
+    "ExtensionError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -76,11 +99,22 @@ __version__ = "0.1.0"
 _LAZY = {
     "compile": "nrt.compiled",
     "CompiledEngine": "nrt.compiled",
+    "calibrate": "nrt.calibrator",
     "Network": "nrt.frontend",
     "to_onnx": "nrt.frontend",
     "replace": "nrt.passes.surgery",
+    "ablate": "nrt.insight.ablate",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
+    "op": "nrt.extend",
+    "pointwise": "nrt.extend",
+    "variant": "nrt.extend",
+    "where": "nrt.extensions.trace",
+    "registry": "nrt.extensions.registry",
+    "Op": "nrt.ir",
+    "Pass": "nrt.passes.base",
+    "TensorType": "nrt.ir",
+    "Calibration": "nrt.quantization",
 }
 
 

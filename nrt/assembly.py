@@ -28,15 +28,18 @@ from nrt.cuda_kernels.variant import (
 from nrt.dataflow import reads
 from nrt.dtypes import dtype_from_numpy
 from nrt.errors import BuildError
+from nrt.fork_join import with_forks
 from nrt.ir.op import Array
 from nrt.ir.pointwise import Program
-from nrt.lowering import Buffer, Lowered, Place, Task
-from nrt.memory import Lifetime, plan_arena
+from nrt.liveness import Layout, place_in, plan_layout
+from nrt.lowering import Lowered, Place, Task
 from nrt.plan import (
     BufferRef,
+    ForkStep,
     HostStep,
     HostTensor,
     IoSpec,
+    JoinStep,
     KernelRef,
     LaunchStep,
     Layer,
@@ -48,6 +51,7 @@ from nrt.plan import (
     TensorMapArg,
 )
 from nrt.problem import TensorSpec
+from nrt.schedule import Schedule, Work, serial_schedule
 from nrt.work import flops_of, precision_of
 
 __all__ = ["Bound", "assemble", "memory_image", "overlapped"]
@@ -110,22 +114,11 @@ class _Weights:
 class _Assembler:
     """Turns places into references once the arena is laid out."""
 
-    def __init__(self, bound: Sequence[Bound], workspaces: Sequence[int]) -> None:
+    def __init__(self, layout: Layout, workspaces: Sequence[int]) -> None:
         self.weights = _Weights()
         self.kept: dict[tuple[Any, ...], tuple[int, Array | None]] = {}
-        spans: dict[Buffer, list[int]] = {}
-        for step, item in enumerate(bound):
-            for place in (*item.task.inputs, *item.task.outputs):
-                if place.buffer.space == "arena":
-                    span = spans.setdefault(place.buffer, [step, step])
-                    span[1] = step
-        lifetimes = [Lifetime(b.nbytes, first, last) for b, (first, last) in spans.items()]
-        scratch = {s: n for s, n in enumerate(workspaces) if n}
-        lifetimes += [Lifetime(n, s, s) for s, n in scratch.items()]
-        self.arena = plan_arena(lifetimes)
-        offsets = list(self.arena.offsets)
-        self.offsets = dict(zip(spans, offsets, strict=False))
-        self.scratch = dict(zip(scratch, offsets[len(spans) :], strict=True))
+        self.layout = layout
+        self.workspaces = workspaces
 
     def constant(self, item: Bound, slot: int) -> tuple[int, Array | None]:
         """Weights offset of constant input ``slot``; its packed array, None if kept as is."""
@@ -145,13 +138,19 @@ class _Assembler:
 
     def ref(self, item: Bound, place: Place, extra: int = 0) -> BufferRef:
         """The bytes of a place that is no constant, from its first to its last element."""
-        offset = place.offset + extra
-        nbytes = max(place.spec.nbytes - extra, 0)
-        if place.buffer.space == "arena":
-            return BufferRef("arena", self.offsets[place.buffer] + offset, nbytes)
-        if place.buffer.space == "constant":
+        buffer = place.buffer
+        if buffer.space == "arena":
+            return place_in(place, base=self.layout.offsets[buffer], extra=extra)
+        if buffer.space == "constant":
             raise BuildError(f"{item.task.name}: a constant cannot be written")
-        return BufferRef(place.buffer.space, offset, nbytes, place.buffer.index)
+        return place_in(place, index=buffer.index, extra=extra)
+
+    def work(self, index: int, extra: int = 0) -> BufferRef:
+        """The workspace of task ``index`` from byte ``extra`` on; null where it has none."""
+        if index not in self.layout.scratch:
+            return BufferRef("null")
+        nbytes = max(self.workspaces[index] - extra, 0)
+        return BufferRef("arena", self.layout.scratch[index] + extra, nbytes)
 
     @property
     def blob(self) -> bytes:
@@ -191,6 +190,7 @@ def assemble(
     ops_after: dict[str, int],
     versions: dict[str, str],
     programmatic: bool = False,
+    schedule: Schedule | None = None,
 ) -> Plan:
     """The plan of bound tasks.
 
@@ -206,6 +206,7 @@ def assemble(
         versions: libraries and their versions.
         programmatic: launches may start before the one before them has ended, where the device has
             programmatic dependent launch.
+        schedule: CUDA plans: on which streams tasks run; default: one after another.
     """
     emissions: list[Emission] = []
     if device is not None:
@@ -219,29 +220,37 @@ def assemble(
             for item in bound
             if isinstance(item.variant, HostVariant)
         ]
-    assembler = _Assembler(bound, workspaces)
-    steps: list[Step] = []
+    schedule = schedule or serial_schedule([Work(item.seconds or 0.0) for item in bound])
+    layout = plan_layout([item.task for item in bound], workspaces, schedule)
+    assembler = _Assembler(layout, workspaces)
+    groups: list[list[Step]] = []
     binaries = _Binaries(binary)
     for index, item in enumerate(bound):
         if device is None:
-            steps.append(_host_step(assembler, item, index))
+            groups.append([_host_step(assembler, item, index)])
         else:
-            steps += [
-                _launch_step(assembler, item, index, launch, binaries)
-                for launch in emissions[index].launches
-            ]
+            stream = schedule.stream[index]
+            groups.append(
+                [
+                    replace(_launch_step(assembler, item, index, launch, binaries), stream=stream)
+                    for launch in emissions[index].launches
+                ]
+            )
+    steps = with_forks(schedule, groups)
     overlap = programmatic and device is not None and device.cc >= MINIMUM_CC
     return Plan(
         name=name,
         target=target,
         inputs=tuple(_io_spec(n, s) for n, s in lowered.inputs),
         outputs=tuple(_io_spec(n, s) for n, s in lowered.outputs),
-        arena_bytes=assembler.arena.nbytes,
+        arena_bytes=layout.arena.nbytes,
         weights=assembler.blob,
         cubins=tuple(binaries.cubins),
         kernels=tuple(binaries.kernels),
         steps=overlapped(steps, overlap),
         layers=tuple(map(_layer, bound, reads([item.task for item in bound]))),
+        streams=schedule.streams,
+        peak=layout.peak,
         ops_before=ops_before,
         ops_after=ops_after,
         versions=versions,
@@ -251,17 +260,24 @@ def assemble(
 def overlapped(steps: Sequence[Step], on: bool) -> tuple[Step, ...]:
     """``steps`` whose launches are programmatic, if ``on``, behind a launch on the same stream.
 
-    Any other step between two launches (a copy, a fill, a fork, a join) orders them by the stream;
-    `nrt.cuda_kernels.dependent_launch` says why a kernel's own wait is enough where none is.
+    What else may stand before a launch on its stream (a copy, a fill, a fork, a join) orders it by
+    the stream; `nrt.cuda_kernels.dependent_launch` says why a kernel's own wait is enough where
+    nothing does.
     """
     found: list[Step] = []
+    behind: dict[int, bool] = {}  # per stream, whether a launch came last
     for step in steps:
-        before = found[-1] if found else None
         if isinstance(step, LaunchStep):
-            behind = isinstance(before, LaunchStep) and before.stream == step.stream
-            found.append(replace(step, programmatic=on and behind))
-        else:
-            found.append(step)
+            found.append(replace(step, programmatic=on and behind.get(step.stream, False)))
+            behind[step.stream] = True
+            continue
+        found.append(step)
+        if isinstance(step, ForkStep):
+            behind.update(dict.fromkeys((step.stream, *step.targets), False))
+        elif isinstance(step, JoinStep):
+            behind.update(dict.fromkeys((step.stream, *step.sources), False))
+        elif not isinstance(step, HostStep):
+            behind[step.stream] = False
     return tuple(found)
 
 
@@ -306,7 +322,13 @@ def _launch_step(
         shared=launch.shared,
         cluster=launch.cluster,
         layer=index,
+        read_only=tuple(slot for slot, arg in enumerate(launch.args) if _reads(arg)),
     )
+
+
+def _reads(arg: Arg) -> bool:
+    """Whether a kernel only reads through ``arg``."""
+    return isinstance(arg.of if isinstance(arg, TensorMap) else arg, In)
 
 
 def _argument(assembler: _Assembler, item: Bound, index: int, arg: Arg) -> StepArg:
@@ -330,7 +352,7 @@ def _argument(assembler: _Assembler, item: Bound, index: int, arg: Arg) -> StepA
         return BufferRef("weights", offset + arg.offset, nbytes - arg.offset)
     if isinstance(arg, Out):
         return assembler.ref(item, item.task.outputs[arg.slot], arg.offset)
-    return BufferRef("arena", assembler.scratch[index] + arg.offset)
+    return assembler.work(index, arg.offset)
 
 
 def _host_step(assembler: _Assembler, item: Bound, index: int) -> HostStep:
@@ -347,16 +369,14 @@ def _host_step(assembler: _Assembler, item: Bound, index: int) -> HostStep:
         else:
             spec = TensorSpec.dense(packed.shape, dtype_from_numpy(packed.dtype))
             inputs.append(_host_tensor(BufferRef("weights", offset, packed.nbytes), spec))
-    scratch = assembler.scratch.get(index)
     assert isinstance(item.variant, HostVariant)
-    nbytes = item.variant.workspace(task.problem, item.config)
     return HostStep(
         variant=item.variant.name,
         problem=task.problem.to_data(),
         config=item.config,
         inputs=tuple(inputs),
         outputs=tuple(_host_tensor(assembler.ref(item, p), p.spec) for p in task.outputs),
-        workspace=BufferRef("null") if scratch is None else BufferRef("arena", scratch, nbytes),
+        workspace=assembler.work(index),
         layer=index,
     )
 

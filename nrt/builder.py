@@ -7,34 +7,80 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrt.assembly import Bound, assemble
+from nrt.build_target import resolve
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
-from nrt.errors import BuildError, DeviceError
+from nrt.errors import BuildError
+from nrt.extensions.report import variant_notes
 from nrt.frontend.network import Network
+from nrt.fusion_choice import NOTE, Settled, settle_fusions
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
-from nrt.lowering import Lowered, lower
-from nrt.passes.base import Phase, PipelineReport, run_pipeline
+from nrt.kernel_pins import KernelPin, pinned
+from nrt.passes.base import Pass, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
-from nrt.programmatic import decide, plan_clock
+from nrt.plan_clock import plan_clock
+from nrt.programmatic import decide
+from nrt.rewriting import Rewriter
 from nrt.settings import settings
+from nrt.streams import MOST, check_wanted, decide_streams, parallel_schedule
 from nrt.timing_cache import TimingCache
-from nrt.tuner import Choice, Progress, tune
+from nrt.tuner import Choice, Progress
 
 if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Build", "build", "optimize"]
+__all__ = ["Build", "BuildRequest", "build", "build_graph", "build_request", "optimize"]
 
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a build was asked for; `dataclasses.replace` and `build_request` make another like it.
+
+    Attributes:
+        graph: as imported; builds work on a copy.
+        precision: permitted element types.
+        kernels: layer of the plan -> the kernel that it must have, whatever is faster.
+        target, opt_level, layers, io, disabled, extra_passes, tuning_seconds, timing_cache,
+            programmatic, streams, snapshots: as of `build`.
+    """
+
+    graph: Graph
+    precision: frozenset[str] = frozenset({"fp32"})
+    target: str = "auto"
+    opt_level: int = 3
+    layers: Mapping[str, str] = field(default_factory=dict)
+    io: Mapping[str, IOFormat] = field(default_factory=dict)
+    disabled: frozenset[str] = frozenset()
+    extra_passes: tuple[Pass, ...] = ()
+    kernels: Mapping[str, KernelPin] = field(default_factory=dict)
+    tuning_seconds: float | None = None
+    timing_cache: Path | None = None
+    programmatic: bool | None = None
+    streams: int | None = None
+    snapshots: bool = False
+
+    @property
+    def pipeline_options(self) -> PipelineOptions:
+        """What the passes see of it."""
+        return PipelineOptions(
+            self.precision,
+            self.layers,
+            self.io,
+            disabled=self.disabled,
+            extra=self.extra_passes,
+        )
 
 
 @dataclass(frozen=True)
@@ -42,12 +88,14 @@ class Build:
     """A plan and how it came about.
 
     Attributes:
+        request: what was asked for.
         plan: to run or to save.
         graph: the optimized graph.
         passes: what every pass did and refused.
         choices: per task name, the winner and all its candidates.
     """
 
+    request: BuildRequest
     plan: Plan
     graph: Graph
     passes: PipelineReport
@@ -72,9 +120,12 @@ def build(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    disabled: Iterable[str] = (),
+    extra_passes: Sequence[Pass] = (),
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
+    streams: int | None = None,
     progress: Progress | None = None,
     snapshots: bool = False,
 ) -> Build:
@@ -91,6 +142,9 @@ def build(
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
+        disabled: names of passes to leave out, such as ``{"fold-batch-norm"}``.
+        extra_passes: passes of your own; they run after constant folding and before fusion, and
+            the graph is verified after each.
         tuning_seconds: start no measurement after so many seconds of tuning; layers that are not
             measured by then take their best estimate, the least expensive ones first.
         timing_cache: file of measured times, read and updated; two builds with one cache give the
@@ -98,6 +152,8 @@ def build(
         programmatic: whether a launch may start before the one before it has ended (programmatic
             dependent launch; Hopper and later). None: whichever makes the plan faster, by measuring
             it both ways; ``plan.notes`` says what was found.
+        streams: on how many streams, at most, branches of the network run side by side. None:
+            several (up to 4) where the plan, measured both ways, is faster for it.
         progress: called with (stage, done, total).
         snapshots: keep a copy of the graph after every pass (constants are shared), for
             `Build.diff`.
@@ -107,42 +163,49 @@ def build(
         BuildError: it cannot be built as asked.
         DeviceError: ``target="cuda"`` without a GPU.
     """
-    kind, device, runner = _resolve(target, programmatic)
-    graph = _graph(model, shapes)
-    before = _op_counts(graph)
-    report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
-    lowered = lower(report.graph)
-    cache = TimingCache(
-        Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
+    request = BuildRequest(
+        graph=_graph(model, shapes),
+        precision=_names(precision),
+        target=target,
+        opt_level=opt_level,
+        layers=dict(layers or {}),
+        io=dict(io or {}),
+        disabled=_names(disabled),
+        extra_passes=tuple(extra_passes),
+        tuning_seconds=tuning_seconds,
+        timing_cache=Path(timing_cache) if timing_cache else None,
+        programmatic=programmatic,
+        streams=streams,
+        snapshots=snapshots,
     )
-    arguments: dict[str, Any] = {
-        "name": graph.name,
-        "ops_before": before,
-        "ops_after": _op_counts(report.graph),
-        "versions": _versions(),
-    }
-    tuning: dict[str, Any] = {
-        "opt_level": opt_level,
-        "cache": cache,
-        "progress": progress,
-        "tuning_seconds": tuning_seconds,
-        # The first layer of those that share a problem.
-        "names": {task.problem: task.name for task in reversed(lowered.tasks)},
-    }
-    try:
-        if kind == "cpu":
-            plan, bound, choices = _for_cpu(lowered, tuning, arguments)
-        else:
-            assert device is not None
-            plan, bound, choices = _for_cuda(
-                lowered, device, runner, tuning, arguments, programmatic
-            )
-    finally:
-        # Also after an error or an interrupt: what was measured need not be measured again.
-        cache.save()
-    return Build(
-        plan, report.graph, report, dict(zip((b.task.name for b in bound), choices, strict=True))
+    return build_request(request, progress)
+
+
+def build_request(request: BuildRequest, progress: Progress | None = None) -> Build:
+    """As `build`, from a request.
+
+    Raises:
+        BuildError: it cannot be built as asked.
+        DeviceError: ``target="cuda"`` without a GPU.
+    """
+    phases = pipeline(request.pipeline_options)
+    return _build(
+        request, lambda: Rewriter(request.graph, phases, snapshots=request.snapshots), progress
     )
+
+
+def build_graph(
+    graph: Graph,
+    *,
+    target: str = "auto",
+    opt_level: int = 3,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Build:
+    """Kernels for a graph that the passes have been through already; arguments as for `build`."""
+    cache = Path(timing_cache) if timing_cache else None
+    request = BuildRequest(graph, target=target, opt_level=opt_level, timing_cache=cache)
+    return _build(request, lambda: Rewriter(graph, ()), progress)
 
 
 def optimize(
@@ -152,26 +215,31 @@ def optimize(
     precision: str | Iterable[str] = "fp32",
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    disabled: Iterable[str] = (),
+    extra_passes: Sequence[Pass] = (),
     snapshots: bool = False,
 ) -> PipelineReport:
     """The passes alone: what `build` does before any kernel is looked at. Arguments as there.
+
+    Rewrites that a build decides by time are all made.
 
     Raises:
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: an option does not fit the model.
     """
-    return run_pipeline(_graph(model, shapes), _phases(precision, layers, io), snapshots=snapshots)
-
-
-def _phases(
-    precision: str | Iterable[str],
-    layers: Mapping[str, str] | None,
-    io: Mapping[str, IOFormat] | None,
-) -> tuple[Phase, ...]:
-    permitted = frozenset([precision] if isinstance(precision, str) else precision)
-    return pipeline(
-        PipelineOptions(precision=permitted, layers=dict(layers or {}), io=dict(io or {}))
+    request = BuildRequest(
+        graph=_graph(model, shapes),
+        precision=_names(precision),
+        layers=dict(layers or {}),
+        io=dict(io or {}),
+        disabled=_names(disabled),
+        extra_passes=tuple(extra_passes),
     )
+    return run_pipeline(request.graph, pipeline(request.pipeline_options), snapshots=snapshots)
+
+
+def _names(given: str | Iterable[str]) -> frozenset[str]:
+    return frozenset([given] if isinstance(given, str) else given)
 
 
 def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
@@ -186,118 +254,119 @@ def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
     return import_model(model, shapes=shapes)
 
 
-def _resolve(
-    target: str, programmatic: bool | None
-) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
-    """Kind, device and, where the device is in this machine, the runner."""
-    kind, device, runner = _target(target, programmatic)
-    if programmatic and (device is None or device.cc < MINIMUM_CC):
-        where = kind if device is None else device.arch
-        raise BuildError(
-            f"programmatic=True: {where} has no programmatic dependent launch, expected compute "
-            "capability 9.0 or more; leave it out"
-        )
-    return kind, device, runner
-
-
-def _target(
-    target: str, programmatic: bool | None
-) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
-    wanted = settings().target if target == "auto" else target
-    if wanted == "auto":
-        from nrt.runtime.cuda import device_count
-
-        wanted = "cuda" if device_count() else "cpu"
-    if wanted == "cpu":
-        return "cpu", None, None
-    kind, _, arch = wanted.partition(":")
-    if kind != "cuda":
-        source = f"target {wanted!r}" if target == wanted else f"NRT_TARGET={wanted!r}"
-        raise BuildError(f"{source}: expected auto, cpu, cuda or cuda:ARCH")
-    from nrt.cuda_kernels.device import device_for_arch
-
-    if not arch:
-        from nrt.cuda_runner import CudaRunner
-
-        runner = CudaRunner(programmatic=programmatic)
-        return "cuda", runner.device, runner
-    device = device_for_arch(arch)
+def _build(
+    request: BuildRequest, rewrite: Callable[[], Rewriter], progress: Progress | None
+) -> Build:
+    kind, device, runner = resolve(request.target, request.programmatic)
+    check_wanted(request.streams, kind)
+    cache = TimingCache(request.timing_cache or settings().cache_dir / f"timings-{kind}.json")
+    tuning: dict[str, Any] = {
+        "opt_level": request.opt_level,
+        "cache": cache,
+        "progress": progress,
+        "tuning_seconds": request.tuning_seconds,
+    }
+    rewriter = rewrite()
     try:
-        from nrt.cuda_runner import CudaRunner
+        if kind == "cpu":
+            plan, settled, choices = _for_cpu(request, rewriter, tuning)
+        else:
+            assert device is not None
+            plan, settled, choices = _for_cuda(request, rewriter, device, runner, tuning)
+    finally:
+        # Also after an error or an interrupt: what was measured need not be measured again.
+        cache.save()
+    notes = dict(plan.notes)
+    if settled.note:
+        notes[NOTE] = settled.note
+    plan = replace(plan, notes={**notes, **variant_notes(choices)})
+    report = settled.rewritten.report
+    return Build(request, plan, report.graph, report, choices)
 
-        runner = CudaRunner(programmatic=programmatic)
-    except (DeviceError, BuildError):
-        # No GPU here, or one that nrt has no kernels for: the plan is for another machine.
-        return "cuda", device, None
-    if runner.device.arch == device.arch:
-        return "cuda", runner.device, runner
-    return "cuda", device, None
+
+_Outcome = tuple[Plan, Settled, dict[str, Choice]]
 
 
-def _for_cpu(
-    lowered: Lowered, tuning: dict[str, Any], arguments: dict[str, Any]
-) -> tuple[Plan, list[Bound], list[Choice]]:
+def _for_cpu(request: BuildRequest, rewriter: Rewriter, tuning: dict[str, Any]) -> _Outcome:
     from nrt.tuner_cpu import CpuBench
 
-    bound, choices = _bind(lowered, tune([t.problem for t in lowered.tasks], CpuBench(), **tuning))
+    bench = CpuBench()
+    settled = settle_fusions(rewriter, bench, **tuning)
+    bound, choices = _bind(request, settled, bench, tuning)
     target = Target("cpu", platform.machine())
-    return assemble(lowered, bound, target=target, **arguments), bound, choices
+    return _assembly(request, settled, bound, target)(), settled, choices
 
 
 def _for_cuda(
-    lowered: Lowered,
+    request: BuildRequest,
+    rewriter: Rewriter,
     device: DeviceSpec,
     runner: CudaRunner | None,
     tuning: dict[str, Any],
-    arguments: dict[str, Any],
-    programmatic: bool | None,
-) -> tuple[Plan, list[Bound], list[Choice]]:
+) -> _Outcome:
     from nrt.cuda_kernels.compile_pool import CompilePool
     from nrt.tuner_cuda import CudaBench
 
     begun = time.monotonic()
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
-        found = tune([t.problem for t in lowered.tasks], bench, **tuning)
-        bench.prepare((c.variant, problem, c.config) for problem, c in found.items())
-        bound, choices = _bind(lowered, found)
-        target = Target("cuda", device.arch, device.name)
-        plan = assemble(
-            lowered,
-            bound,
-            target=target,
+        settled = settle_fusions(rewriter, bench, **tuning)
+        bench.prepare((c.variant, problem, c.config) for problem, c in settled.choices.items())
+        bound, choices = _bind(request, settled, bench, tuning)
+        make = partial(
+            _assembly(request, settled, bound, Target("cuda", device.arch, device.name)),
             device=device,
             binary=bench.binary,
-            programmatic=programmatic is not False,
-            **arguments,
+            programmatic=request.programmatic is not False,
+        )
+        schedule = parallel_schedule(bound, device, request.streams or MOST)
+        plan = make()
+        trial = _trial(runner, tuning, time.monotonic() - begun)
+        plan = decide_streams(
+            plan, partial(make, schedule=schedule), schedule, request.streams, **trial
         )
     if device.cc >= MINIMUM_CC:
-        plan = _decide(plan, programmatic, runner, tuning, time.monotonic() - begun)
-    return plan, bound, choices
+        trial = _trial(runner, tuning, time.monotonic() - begun)
+        plan = decide(plan, request.programmatic, **trial)
+    return plan, settled, choices
 
 
-def _decide(
-    plan: Plan,
-    programmatic: bool | None,
-    runner: CudaRunner | None,
-    tuning: dict[str, Any],
-    seconds: float,
-) -> Plan:
-    """The faster kind of launches; measured under the rules of tuning, ``seconds`` into it."""
+def _assembly(
+    request: BuildRequest, settled: Settled, bound: Sequence[Bound], target: Target
+) -> Callable[..., Plan]:
+    """`assemble` with what is known on every target."""
+    return partial(
+        assemble,
+        settled.rewritten.lowered,
+        bound,
+        name=request.graph.name,
+        target=target,
+        ops_before=_op_counts(request.graph),
+        ops_after=_op_counts(settled.rewritten.report.graph),
+        versions=_versions(),
+    )
+
+
+def _trial(runner: CudaRunner | None, tuning: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """How whole plans are timed: under the rules of tuning, ``seconds`` into it."""
     clock = plan_clock(runner.cuda) if runner is not None and tuning["opt_level"] > 0 else None
     budget = tuning["tuning_seconds"]
     spent = budget is not None and seconds >= budget
     why_not = f"tuning_seconds={budget:g} spent" if spent else ""
-    return decide(plan, programmatic, clock=clock, cache=tuning["cache"], spent=why_not)
+    return {"clock": clock, "cache": tuning["cache"], "spent": why_not}
 
 
-def _bind(lowered: Lowered, choices: Mapping[Any, Choice]) -> tuple[list[Bound], list[Choice]]:
-    picked = [choices[task.problem] for task in lowered.tasks]
-    bound = [
-        Bound(task, choice.variant, choice.config, choice.seconds, choice.reason)
-        for task, choice in zip(lowered.tasks, picked, strict=True)
-    ]
-    return bound, picked
+def _bind(
+    request: BuildRequest, settled: Settled, bench: Any, tuning: dict[str, Any]
+) -> tuple[list[Bound], dict[str, Choice]]:
+    tasks = settled.rewritten.lowered.tasks
+    pins = pinned(request.kernels, tasks, bench, tuning)
+    choices = {t.name: pins.get(t.name) or settled.choices[t.problem] for t in tasks}
+    bound = []
+    for task in tasks:
+        choice = choices[task.name]
+        bound.append(Bound(task, choice.variant, choice.config, choice.seconds, choice.reason))
+    return bound, choices
 
 
 def _op_counts(graph: Graph) -> dict[str, int]:

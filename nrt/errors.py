@@ -7,11 +7,14 @@
     │   └── ShapeError           shapes or dtypes of an op's inputs do not fit together
     ├── ImportModelError         a model file cannot be read
     │   └── UnsupportedOpError   it can, but holds nodes that nrt does not know: all are listed
-    ├── ExportError              a graph cannot be written as ONNX: every reason is listed
+    ├── ExportError              a graph cannot be written as ONNX: every reason is listed; or a
+    │                            report in a form whose library is missing
+    ├── ExtensionError           an op, function, kernel or plug-in of the user's is not sound
     ├── PassError                a pass broke the graph; names the pass and those before it
     ├── BuildError               no kernel, an impossible option, a wrong precision set
     │   ├── CompileError         a kernel did not compile
     │   └── TuningError          a kernel gave a wrong result
+    ├── CalibrationError         data, cache or ranges of a quantization do not fit
     ├── PlanError                a plan file is truncated, edited, or from another version
     │   └── PlanTargetError      the plan is sound but for another device
     ├── InputError               wrong name, shape or dtype of an input at run time
@@ -26,10 +29,12 @@ from __future__ import annotations
 
 __all__ = [
     "BuildError",
+    "CalibrationError",
     "CompileError",
     "ContextBusyError",
     "DeviceError",
     "ExportError",
+    "ExtensionError",
     "GraphError",
     "ImportModelError",
     "InputError",
@@ -77,12 +82,17 @@ class UnsupportedOpError(ImportModelError):
             f"the model holds {len(nodes)} unsupported node(s):\n"
             + "\n".join(lines)
             + (f"\n{detail}" if detail else "")
-            + "\nReplace them in the exporter, or cut the model before them."
+            + "\nRegister them (nrt.op, nrt.pointwise), replace them in the exporter, or cut the "
+            "model before them."
         )
 
 
 class ExportError(NrtError):
-    """A graph cannot be written as ONNX."""
+    """A graph cannot be written as ONNX, or a report in the form that was asked for."""
+
+
+class ExtensionError(NrtError):
+    """An op, a pointwise function, a variant or a plug-in of the user's is not as it must be."""
 
 
 class PassError(NrtError):
@@ -91,6 +101,10 @@ class PassError(NrtError):
 
 class BuildError(NrtError):
     """The model cannot be built as asked."""
+
+
+class CalibrationError(NrtError):
+    """Data, cache or ranges of a quantization do not fit."""
 
 
 class CompileError(BuildError):

@@ -15,60 +15,31 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from nrt.destinations import Destinations
 from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Concat,
     Dropout,
+    Elementwise,
     Expand,
     Identity,
     MatMul,
+    Pointwise,
     Reformat,
     Reshape,
     Slice,
     Split,
     Transpose,
+    kind_of,
 )
 from nrt.ir.value import NHWC, Node, Value
+from nrt.places import Buffer, Place, dense_spec, slice_place
 from nrt.problem import Problem, TensorSpec, dense_strides
-from nrt.strides import ALIGN, is_aligned, reshaped_strides, same_strides
+from nrt.strides import ALIGN, is_pitched, reshaped_strides, same_strides
 
 __all__ = ["Buffer", "Lowered", "Place", "Task", "lower"]
-
-
-@dataclass(eq=False)
-class Buffer:
-    """A range of memory.
-
-    Attributes:
-        space: ``arena``, ``input``, ``output`` or ``constant``.
-        nbytes: its size.
-        index: which input or output.
-        array: the data of a constant, logical order.
-        label: the value it was made for.
-    """
-
-    space: str
-    nbytes: int
-    index: int = 0
-    array: Array | None = None
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies.
-
-    Attributes:
-        buffer: its memory.
-        offset: bytes from the buffer's start to the first element.
-        spec: shape, dtype and strides.
-    """
-
-    buffer: Buffer
-    offset: int
-    spec: TensorSpec
 
 
 @dataclass(frozen=True)
@@ -107,16 +78,21 @@ def lower(graph: Graph) -> Lowered:
     return _Lowering(graph).run()
 
 
-def _strides_for(value: Value) -> TensorSpec:
-    return TensorSpec.dense(value.shape, value.dtype, value.layout)
-
-
 def _row_major(value: Value) -> TensorSpec:
     return TensorSpec.dense(value.shape, value.dtype)
 
 
+def _arena(value: Value) -> Place:
+    spec = dense_spec(value)
+    return Place(Buffer("arena", spec.nbytes, label=value.name), 0, spec)
+
+
+def _same_place(a: Place, b: Place) -> bool:
+    return a.buffer is b.buffer and a.offset == b.offset and same_strides(a.spec, b.spec)
+
+
 def _constant_place(value: Value, array: Array) -> Place:
-    spec = _strides_for(value)
+    spec = dense_spec(value)
     return Place(Buffer("constant", spec.nbytes, array=array, label=value.name), 0, spec)
 
 
@@ -125,14 +101,14 @@ class _Lowering:
         self.graph = graph
         self.out = Lowered()
         self.places: dict[Value, Place] = {}
-        self.reserved: dict[Value, Place] = {}
+        self.destinations = Destinations(graph)
         self.named: Counter[str] = Counter()
         self.joined: set[tuple[Value, Buffer, int]] = set()
 
     def run(self) -> Lowered:
         graph = self.graph
         for index, value in enumerate(graph.inputs):
-            spec = _strides_for(value)
+            spec = dense_spec(value)
             self.out.inputs.append((value.name, spec))
             self.places[value] = Place(
                 Buffer("input", spec.nbytes, index, label=value.name), 0, spec
@@ -149,14 +125,14 @@ class _Lowering:
         """Let the producer of an output write into the caller's binding where it can."""
         self.output_buffers: dict[str, Place] = {}
         for index, (name, value) in enumerate(self.graph.outputs.items()):
-            spec = _strides_for(value) if value.layout == NHWC else _row_major(value)
+            spec = dense_spec(value) if value.layout == NHWC else _row_major(value)
             self.out.outputs.append((name, spec))
             place = Place(Buffer("output", spec.nbytes, index, label=name), 0, spec)
             self.output_buffers[name] = place
-            if value.producer is None or value in self.reserved:
+            if value.producer is None or value in self.destinations.reserved:
                 continue
-            if same_strides(_strides_for(value), spec):
-                self.reserved[value] = place
+            if same_strides(dense_spec(value), spec):
+                self.destinations.reserved[value] = place
 
     def _finish_outputs(self) -> None:
         for name, value in self.graph.outputs.items():
@@ -224,7 +200,7 @@ class _Lowering:
             self._copy(node.name, node.origin, view, self._new_place(node.output))
         elif isinstance(op, Reformat):
             source = self._place(node.inputs[0])
-            want = _strides_for(node.output)
+            want = dense_spec(node.output)
             if want.dtype == source.spec.dtype and same_strides(source.spec, want):
                 self._alias(node.output, replace(source, spec=want))
             else:
@@ -235,8 +211,8 @@ class _Lowering:
     def _alias(self, value: Value, place: Place) -> None:
         """Bind ``value`` to a view; an output or a Concat's slice that waits for it gets a copy."""
         self.places[value] = place
-        target = self.reserved.get(value)
-        if target is not None:
+        target = self.destinations.reserved.get(value)
+        if target is not None and not _same_place(place, target):
             self._copy(value.name, (), place, target)
             self.places[value] = target
 
@@ -245,6 +221,10 @@ class _Lowering:
         outputs = tuple(self._new_place(v) for v in node.outputs)
         if isinstance(op, MatMul):
             op, places = _plain_matmul(op, places)
+        elif isinstance(op, Elementwise) and op.registered_as is not None:
+            # A plan holds what a user's op computes, not its name.
+            program = op.program(tuple(kind_of(v.dtype) for v in node.inputs))
+            op = Pointwise(program, node.output.dtype)
         problem = Problem(
             op,
             tuple(p.spec for p in places),
@@ -300,63 +280,33 @@ class _Lowering:
         strides: tuple[int, ...],
         offset: int,
     ) -> None:
-        """A view where it is dense in the value's layout and aligned, else a copy."""
+        """A view where it is aligned and in the value's order, gaps allowed; else a copy."""
         spec = TensorSpec(shape, value.dtype, strides)
         # An empty view may start behind the buffer's end: it has no first element.
         start = source.offset + offset * value.dtype.itemsize if spec.size else 0
         view = Place(source.buffer, start, spec)
-        want = _strides_for(value)
-        if same_strides(spec, want) and view.offset % ALIGN == 0:
+        want = dense_spec(value)
+        aligned = view.offset % ALIGN == 0
+        if aligned and same_strides(spec, want):
             self._alias(value, replace(view, spec=want))
+        elif aligned and is_pitched(spec, value.layout):
+            self._alias(value, view)
         else:
             self._copy(node.name, node.origin, view, self._new_place(value))
 
     def _concat(self, node: Node, axis: int) -> None:
-        place = self._concat_place(node)
+        place = self.destinations.concat(node)
         self.places[node.output] = place
         start = 0
         for value in node.inputs:
-            part = _slice_place(place, value, axis, start)
+            part = slice_place(place, value.shape, axis, start)
             start += value.shape[axis]
             now = self.places.get(value)
-            there = now is not None and now.buffer is part.buffer and now.offset == part.offset
+            there = now is not None and _same_place(now, part)
             key = (value, part.buffer, part.offset)
             if not there and key not in self.joined:
                 self.joined.add(key)
                 self._copy(node.name, node.origin, self._place(value), part)
-
-    def _concat_place(self, node: Node) -> Place:
-        """Memory of a Concat's output.
-
-        A Concat whose inputs are the first ones of a longer Concat (the layers of a DenseNet block)
-        is the front of that one's memory, so that every input is written once for all of them.
-        """
-        if node.output in self.reserved:
-            return self.reserved[node.output]
-        place = self._arena(node.output)
-        longest = self._longest_concat(node)
-        if longest is not node:
-            whole = self._concat_place(longest)
-            front = TensorSpec(node.output.shape, node.output.dtype, whole.spec.strides)
-            if is_aligned(front):
-                place = Place(whole.buffer, whole.offset, front)
-        self.reserved[node.output] = place
-        return place
-
-    def _longest_concat(self, node: Node) -> Node:
-        """The Concat with the most inputs that starts with those of ``node``."""
-        best = node
-        for other, slot in self.graph.consumers(node.inputs[0]):
-            if (
-                slot == 0
-                and other.op == node.op
-                and len(other.inputs) > len(best.inputs)
-                and other.inputs[: len(node.inputs)] == node.inputs
-                and other.output.layout == node.output.layout
-                and not self.graph.is_output(other.output)
-            ):
-                best = other
-        return best
 
     # -- places ----------------------------------------------------------------------------------
 
@@ -369,43 +319,10 @@ class _Lowering:
         return self.places[value]
 
     def _new_place(self, value: Value) -> Place:
-        """Memory for a value about to be computed: reserved, a Concat's slice, or new."""
-        if value in self.reserved:
-            place = self.reserved[value]
-        else:
-            place = self._concat_slice(value) or self._arena(value)
+        """Memory for a value about to be computed: where it is wanted, or new."""
+        place = self.destinations.of(value) or _arena(value)
         self.places[value] = place
         return place
-
-    def _arena(self, value: Value) -> Place:
-        spec = _strides_for(value)
-        return Place(Buffer("arena", spec.nbytes, label=value.name), 0, spec)
-
-    def _concat_slice(self, value: Value) -> Place | None:
-        """The slice of the first Concat that reads ``value``, where its kernel may write there."""
-        if value.producer is None or isinstance(value.producer.op, Concat):
-            return None
-        for node, slot in self.graph.consumers(value):
-            if not isinstance(node.op, Concat) or node.inputs.count(value) > 1:
-                continue
-            target = node.output
-            whole = self._concat_place(node)
-            axis = node.op.axis
-            start = sum(v.shape[axis] for v in node.inputs[:slot])
-            part = _slice_place(whole, value, axis, start)
-            # A dense slice is no worse than a tensor of its own.
-            aligned = part.offset % ALIGN == 0 and (
-                same_strides(part.spec, _strides_for(value)) or is_aligned(part.spec)
-            )
-            if aligned and value.layout == target.layout and value.dtype == target.dtype:
-                return part
-        return None
-
-
-def _slice_place(whole: Place, value: Value, axis: int, start: int) -> Place:
-    offset = start * whole.spec.strides[axis] * whole.spec.dtype.itemsize
-    spec = TensorSpec(value.shape, whole.spec.dtype, whole.spec.strides)
-    return Place(whole.buffer, whole.offset + offset, spec)
 
 
 def _plain_matmul(op: MatMul, places: list[Place]) -> tuple[MatMul, list[Place]]:

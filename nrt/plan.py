@@ -26,7 +26,9 @@ __all__ = [
     "KernelRef",
     "LaunchStep",
     "Layer",
+    "LiveBlock",
     "PLAN_VERSION",
+    "Peak",
     "Plan",
     "ScalarArg",
     "SetStep",
@@ -44,19 +46,23 @@ IO_LAYOUTS: Mapping[str, tuple[int, ...] | None] = {"row-major": None, "nhwc": (
 
 @dataclass(frozen=True)
 class BufferRef:
-    """A range of bytes.
+    """A range of bytes, or evenly spaced rows of it.
 
     Attributes:
         space: ``arena``, ``weights``, ``input``, ``output`` or ``null``.
         offset: bytes from the start of the arena or the weights; 0-based inside an input or output.
         nbytes: length of the range.
         index: which input or output; 0 for the other spaces.
+        width, pitch: of every ``pitch`` bytes of the range only the first ``width`` are touched, as
+            of a slice of channels; 0, 0: all.
     """
 
     space: str
     offset: int = 0
     nbytes: int = 0
     index: int = 0
+    width: int = 0
+    pitch: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,11 @@ class LaunchStep:
         cluster: blocks per cluster.
         layer: index into `Plan.layers`.
         stream: where.
-        programmatic: it may start before the launch before it has ended (programmatic dependent
-            launch): the kernel itself waits before it touches memory that others write or read.
+        programmatic: it may start before the launch before it, on its stream, has ended
+            (programmatic dependent launch): the kernel itself waits before it touches memory that
+            others write or read.
+        read_only: the arguments, by position, through which the kernel only reads; through any
+            other buffer of the arena or an output it may write.
     """
 
     kernel: int
@@ -135,6 +144,7 @@ class LaunchStep:
     layer: int = 0
     stream: int = 0
     programmatic: bool = False
+    read_only: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,29 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class LiveBlock:
+    """A block of the arena: the value or the layer whose it is, and its length in bytes."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that must lie in the arena at once.
+
+    Attributes:
+        nbytes: sum of what is alive then, rounded up to alignment: no arena can be smaller.
+        layer: the layer at which it is.
+        alive: the blocks, the largest first.
+    """
+
+    nbytes: int = 0
+    layer: int = 0
+    alive: tuple[LiveBlock, ...] = ()
+
+
+@dataclass(frozen=True)
 class Target:
     """What the plan was built for.
 
@@ -317,6 +350,7 @@ class Plan(Drawable):
         inputs, outputs: bindings, in order.
         arena_bytes: scratch memory of one execution context.
         streams: number of streams the steps name.
+        peak: where the arena is fullest.
         weights: constants, one blob; offsets are 256-byte aligned.
         cubins: binaries.
         kernels: entry points.
@@ -340,6 +374,7 @@ class Plan(Drawable):
     steps: tuple[Step, ...]
     layers: tuple[Layer, ...]
     streams: int = 1
+    peak: Peak = Peak()
     ops_before: Mapping[str, int] = field(default_factory=dict)
     ops_after: Mapping[str, int] = field(default_factory=dict)
     tolerance: float | None = None

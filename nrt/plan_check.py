@@ -27,10 +27,10 @@ from nrt.plan import (
     Step,
     TensorMapArg,
 )
+from nrt.plan_streams import WAY_OUT, check_programmatic, check_streams, require
 
 __all__ = ["check_plan"]
 
-_WAY_OUT = "rebuild it with `nrt build`"
 _ELF = b"\x7fELF"
 _ARCH = re.compile(r"sm_(\d{2,3})([af]?)")
 # CUDA programming guide, table of technical specifications; the same for sm_75 to sm_120.
@@ -60,11 +60,6 @@ def check_plan(plan: Plan) -> None:
     _Checker(plan).run()
 
 
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise PlanError(f"unsound plan: {what}; {_WAY_OUT}")
-
-
 class _Checker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -75,18 +70,18 @@ class _Checker:
 
     def run(self) -> None:
         plan = self.plan
-        _require(
+        require(
             plan.target.kind in ("cpu", "cuda"),
             f"target {plan.target.kind!r}, expected 'cpu' or 'cuda'",
         )
         if self.cuda:
             match = _ARCH.fullmatch(plan.target.arch)
-            _require(
+            require(
                 match is not None,
                 f"target architecture {plan.target.arch!r}, expected one like 'sm_80' or 'sm_90a'",
             )
             self.major = int(match.group(1)) // 10 if match else 0
-        _require(0 <= plan.arena_bytes <= _MOST, f"arena of {plan.arena_bytes} bytes")
+        require(0 <= plan.arena_bytes <= _MOST, f"arena of {plan.arena_bytes} bytes")
         self.sizes = {
             "arena": (plan.arena_bytes,),
             "weights": (len(plan.weights),),
@@ -98,14 +93,15 @@ class _Checker:
         for index, step in enumerate(plan.steps):
             self._step(f"step {index}", step)
         for index, layer in enumerate(plan.layers):
-            _require(
+            require(
                 all(0 <= source < index for source in layer.reads),
                 f"layer {index} reads layers {list(layer.reads)}, expected earlier ones",
             )
-        self._streams()
-        self._programmatic()
+        check_programmatic(plan.steps, plan.target.arch, self.major)
+        check_streams(plan.steps, plan.streams)
+        self._peak()
         for index, spec in enumerate(plan.outputs):
-            _require(
+            require(
                 index in self.written or spec.nbytes == 0, f"no step writes output {spec.name!r}"
             )
 
@@ -113,16 +109,16 @@ class _Checker:
         names: set[str] = set()
         sizes = []
         for spec in specs:
-            _require(bool(spec.name), f"an {what} without a name")
-            _require(spec.name not in names, f"two {what}s are called {spec.name!r}")
+            require(bool(spec.name), f"an {what} without a name")
+            require(spec.name not in names, f"two {what}s are called {spec.name!r}")
             names.add(spec.name)
             where = f"{what} {spec.name!r}"
             self._shape(where, spec.shape, spec.dtype)
-            _require(
+            require(
                 spec.layout in IO_LAYOUTS,
                 f"{where} has layout {spec.layout!r}, expected one of {', '.join(IO_LAYOUTS)}",
             )
-            _require(
+            require(
                 IO_LAYOUTS[spec.layout] is None or len(spec.shape) == 4,
                 f"{where} has layout {spec.layout!r} and shape {list(spec.shape)}, expected 4 "
                 "dimensions",
@@ -135,9 +131,9 @@ class _Checker:
         try:
             itemsize = dtype_from_name(dtype).itemsize
         except ShapeError as error:
-            raise PlanError(f"unsound plan: {where}: {error}; {_WAY_OUT}") from error
-        _require(len(shape) <= 32, f"{where} has {len(shape)} dimensions, expected at most 32")
-        _require(
+            raise PlanError(f"unsound plan: {where}: {error}; {WAY_OUT}") from error
+        require(len(shape) <= 32, f"{where} has {len(shape)} dimensions, expected at most 32")
+        require(
             all(0 <= d <= _MOST for d in shape) and prod(shape) * itemsize <= _MOST,
             f"{where} has shape {list(shape)}",
         )
@@ -146,44 +142,48 @@ class _Checker:
     def _binaries(self) -> None:
         plan = self.plan
         if not self.cuda:
-            _require(
+            require(
                 not plan.cubins and not plan.kernels and plan.streams == 1,
                 "a CPU plan with GPU kernels or more than one stream",
             )
-        _require(1 <= plan.streams <= _STREAMS, f"{plan.streams} streams, expected 1 to {_STREAMS}")
+        require(1 <= plan.streams <= _STREAMS, f"{plan.streams} streams, expected 1 to {_STREAMS}")
         for index, cubin in enumerate(plan.cubins):
-            _require(
+            require(
                 cubin[:4] == _ELF, f"cubin {index} starts with {cubin[:4]!r}, expected {_ELF!r}"
             )
         for index, kernel in enumerate(plan.kernels):
             self._index(f"kernel {index}: cubin", kernel.cubin, len(plan.cubins))
-            _require(bool(kernel.entry), f"kernel {index} has no entry name")
+            require(bool(kernel.entry), f"kernel {index} has no entry name")
 
     @staticmethod
     def _index(where: str, index: int, count: int) -> None:
-        _require(0 <= index < count, f"{where} {index}, expected less than {count}")
+        require(0 <= index < count, f"{where} {index}, expected less than {count}")
 
     # Operands
 
     def _ref(self, where: str, ref: BufferRef, write: bool = False) -> None:
         sizes = self.sizes.get(ref.space)
-        _require(
+        require(
             sizes is not None,
             f"{where} lies in space {ref.space!r}, expected one of {', '.join(self.sizes)}",
         )
         assert sizes is not None
         if ref.space == "null":
-            _require(ref == BufferRef("null"), f"{where} is null but has an offset or a length")
+            require(ref == BufferRef("null"), f"{where} is null but has an offset or a length")
             return
         self._index(f"{where}: {ref.space}", ref.index, len(sizes))
         size = sizes[ref.index]
-        _require(
+        require(
             ref.offset >= 0 and ref.nbytes >= 0 and ref.offset + ref.nbytes <= size,
             f"{where} covers bytes {ref.offset} to {ref.offset + ref.nbytes} of {ref.space} "
             f"{ref.index}, which has {size}",
         )
+        require(
+            ref.width == ref.pitch == 0 or 0 < ref.width <= ref.pitch <= _MOST,
+            f"{where} has rows of {ref.width} bytes every {ref.pitch}",
+        )
         if write:
-            _require(
+            require(
                 ref.space in ("arena", "output"),
                 f"{where} writes to {ref.space}, expected arena or output",
             )
@@ -193,17 +193,17 @@ class _Checker:
     def _scalar(self, where: str, arg: ScalarArg) -> None:
         if arg.ctype == "f32":
             value = float(arg.value)
-            _require(
+            require(
                 not isnan(value) and (abs(value) <= _F32_MAX or abs(value) == float("inf")),
                 f"{where} is {arg.value}, expected a float32",
             )
             return
-        _require(
+        require(
             arg.ctype in _SCALARS,
             f"{where} has type {arg.ctype!r}, expected one of {', '.join((*_SCALARS, 'f32'))}",
         )
         low, high = _SCALARS[arg.ctype]
-        _require(
+        require(
             isinstance(arg.value, int) and low <= arg.value <= high,
             f"{where} is {arg.value}, which is no {arg.ctype}",
         )
@@ -213,7 +213,7 @@ class _Checker:
         rank = len(arg.dims)
         im2col = bool(arg.lower)
         corners = 2 if im2col else 0
-        _require(
+        require(
             2 <= rank <= 5
             and len(arg.strides) == rank - 1
             and len(arg.steps) == rank
@@ -225,7 +225,7 @@ class _Checker:
         # tf32: float32 that the copy engine rounds.
         itemsize = self._shape(where, arg.dims, "fp32" if arg.dtype == "tf32" else arg.dtype)
         boxes = (256, 1024) if im2col else (256,) * rank
-        _require(
+        require(
             arg.swizzle in (0, 32, 64, 128)
             and all(1 <= d < 2**32 for d in arg.dims)
             and all(0 < s < 2**40 and s % 16 == 0 for s in arg.strides)
@@ -237,7 +237,7 @@ class _Checker:
         )
         last = sum((d - 1) * s for d, s in zip(arg.dims[1:], arg.strides, strict=True))
         extent = last + arg.dims[0] * itemsize
-        _require(
+        require(
             extent <= arg.ref.nbytes,
             f"{where} is a tensor map over {extent} bytes of a range of {arg.ref.nbytes}",
         )
@@ -245,7 +245,7 @@ class _Checker:
     def _tensor(self, where: str, tensor: HostTensor, write: bool) -> None:
         self._ref(where, tensor.ref, write)
         itemsize = self._shape(where, tensor.shape, tensor.dtype)
-        _require(
+        require(
             len(tensor.strides) == len(tensor.shape)
             and all(0 <= s <= _MOST for s in tensor.strides),
             f"{where} has strides {list(tensor.strides)} for shape {list(tensor.shape)}",
@@ -253,11 +253,11 @@ class _Checker:
         span = 0
         if 0 not in tensor.shape:
             span = 1 + sum((d - 1) * s for d, s in zip(tensor.shape, tensor.strides, strict=True))
-        _require(
+        require(
             span * itemsize <= tensor.ref.nbytes,
             f"{where} spans {span * itemsize} bytes of a range of {tensor.ref.nbytes}",
         )
-        _require(
+        require(
             tensor.ref.offset % itemsize == 0,
             f"{where} starts at byte {tensor.ref.offset}, expected a multiple of {itemsize}",
         )
@@ -277,59 +277,59 @@ class _Checker:
         elif isinstance(step, CopyStep):
             self._ref(f"{where}: source", step.src)
             self._ref(f"{where}: destination", step.dst, write=True)
-            _require(
+            require(
                 step.src.nbytes == step.dst.nbytes and step.src.space != "null",
                 f"{where} copies {step.src.nbytes} bytes of {step.src.space} "
                 f"to {step.dst.nbytes} bytes",
             )
         else:
             self._ref(f"{where}: destination", step.dst, write=True)
-            _require(0 <= step.value <= 255, f"{where} fills with {step.value}, expected a byte")
+            require(0 <= step.value <= 255, f"{where} fills with {step.value}, expected a byte")
 
     def _host(self, where: str, step: HostStep) -> None:
-        _require(not self.cuda, f"{where} calls the host in a CUDA plan")
-        _require(bool(step.variant), f"{where} names no variant")
+        require(not self.cuda, f"{where} calls the host in a CUDA plan")
+        require(bool(step.variant), f"{where} names no variant")
         for slot, tensor in enumerate(step.inputs):
             self._tensor(f"{where}: input {slot}", tensor, write=False)
         for slot, tensor in enumerate(step.outputs):
             self._tensor(f"{where}: output {slot}", tensor, write=True)
         scratch = step.workspace
-        _require(
+        require(
             scratch.space in ("arena", "null"),
             f"{where}: workspace lies in {scratch.space!r}, expected the arena",
         )
         self._ref(f"{where}: workspace", scratch)
 
     def _launch(self, where: str, step: LaunchStep) -> None:
-        _require(self.cuda, f"{where} launches a GPU kernel in a CPU plan")
+        require(self.cuda, f"{where} launches a GPU kernel in a CPU plan")
         self._index(f"{where}: kernel", step.kernel, len(self.plan.kernels))
-        _require(
+        require(
             all(1 <= g <= most for g, most in zip(step.grid, _GRID, strict=True)),
             f"{where} has grid {step.grid}, expected 1 to {_GRID}",
         )
-        _require(
+        require(
             all(1 <= b <= most for b, most in zip(step.block, _BLOCK, strict=True))
             and prod(step.block) <= _THREADS,
             f"{where} has block {step.block}, expected at most {_THREADS} threads",
         )
-        _require(
+        require(
             0 <= step.shared <= _SHARED,
             f"{where} asks for {step.shared} bytes of shared memory, expected at most {_SHARED}",
         )
-        _require(
+        require(
             all(c >= 1 for c in step.cluster)
             and prod(step.cluster) <= _CLUSTER
             and not any(g % c for g, c in zip(step.grid, step.cluster, strict=True)),
             f"{where} has cluster {step.cluster} for grid {step.grid}, "
             f"expected a divisor of at most {_CLUSTER} blocks",
         )
-        _require(
+        require(
             prod(step.cluster) == 1 or self.major >= 9,
             f"{where} has cluster {step.cluster}, which {self.plan.target.arch} does not know",
         )
-        _require(
-            len(step.args) * 4 <= _ARGUMENT_BYTES, f"{where} passes {len(step.args)} arguments"
-        )
+        require(len(step.args) * 4 <= _ARGUMENT_BYTES, f"{where} passes {len(step.args)} arguments")
+        for slot in step.read_only:
+            self._index(f"{where}: read-only argument", slot, len(step.args))
         for slot, arg in enumerate(step.args):
             if isinstance(arg, ScalarArg):
                 self._scalar(f"{where}: argument {slot}", arg)
@@ -337,46 +337,16 @@ class _Checker:
             if isinstance(arg, TensorMapArg):
                 self._map(f"{where}: argument {slot}", arg)
             ref = arg.ref if isinstance(arg, TensorMapArg) else arg
-            self._ref(f"{where}: argument {slot}", ref)
-            if ref.space == "output":  # a kernel does not say which pointers it writes through
-                self.written.add(ref.index)
+            # Through what is not said to be read only a kernel may write.
+            free = ref.space in ("arena", "output") and slot not in step.read_only
+            self._ref(f"{where}: argument {slot}", ref, write=free)
 
-    def _streams(self) -> None:
-        known, open_ = {0}, set[int]()
-        for index, step in enumerate(self.plan.steps):
-            where = f"step {index}"
-            if isinstance(step, ForkStep | JoinStep):
-                others = step.targets if isinstance(step, ForkStep) else step.sources
-                for stream in (step.stream, *others):
-                    self._index(f"{where}: stream", stream, self.plan.streams)
-                _require(
-                    step.stream not in others and len(set(others)) == len(others) > 0,
-                    f"{where} ties stream {step.stream} to {list(others)}",
-                )
-                if isinstance(step, ForkStep):
-                    known |= set(others)
-                    open_ |= set(others) - {0}
-                uses = {step.stream} | (set(others) if isinstance(step, JoinStep) else set())
-                if isinstance(step, JoinStep):
-                    open_ -= set(others)
-            elif isinstance(step, HostStep):
-                continue
-            else:
-                uses = {step.stream}
-            _require(uses <= known, f"{where} uses stream {sorted(uses - known)} before a fork")
-            open_ |= uses - {0} - (set(step.sources) if isinstance(step, JoinStep) else set())
-        _require(not open_, f"streams {sorted(open_)} are not joined at the end")
-
-    def _programmatic(self) -> None:
-        """Only behind a launch does a kernel's own wait replace the stream's order."""
-        before: Step | None = None
-        for index, step in enumerate(self.plan.steps):
-            if isinstance(step, LaunchStep) and step.programmatic:
-                where = f"step {index} is a programmatic launch"
-                _require(self.major >= 9, f"{where}, which {self.plan.target.arch} does not know")
-                _require(
-                    isinstance(before, LaunchStep) and before.stream == step.stream,
-                    f"{where} on stream {step.stream}, expected a launch on that stream "
-                    "right before it",
-                )
-            before = step
+    def _peak(self) -> None:
+        peak = self.plan.peak
+        require(
+            sum(block.nbytes for block in peak.alive) <= peak.nbytes <= self.plan.arena_bytes,
+            f"a peak of {peak.nbytes} bytes in an arena of {self.plan.arena_bytes}, "
+            f"with {len(peak.alive)} blocks",
+        )
+        if peak.alive:
+            self._index("peak: layer", peak.layer, len(self.plan.layers))

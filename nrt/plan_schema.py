@@ -23,6 +23,8 @@ from nrt.plan import (
     KernelRef,
     LaunchStep,
     Layer,
+    LiveBlock,
+    Peak,
     Plan,
     ScalarArg,
     SetStep,
@@ -179,7 +181,9 @@ def _tagged(**decoders: Decode) -> Decode:
 _shape = _list(_int())
 _dim3 = _list(_int(1, 2**31 - 1), 3)
 _u31 = _int(0, 2**31 - 1)
-_ref = _object(BufferRef, space=_text, offset=_int(), nbytes=_int(), index=_u31)
+_ref = _object(
+    BufferRef, space=_text, offset=_int(), nbytes=_int(), index=_u31, width=_int(), pitch=_int()
+)
 _scalar = _object(ScalarArg, value=_number, ctype=_text)
 _corner = _list(_int(-(2**15), 2**15 - 1))
 _map = _object(
@@ -221,6 +225,7 @@ _step = _tagged(
         layer=_u31,
         stream=_u31,
         programmatic=_flag,
+        read_only=_list(_u31),
     ),
     copy=_object(CopyStep, src=_ref, dst=_ref, layer=_u31, stream=_u31),
     set=_object(SetStep, dst=_ref, value=_int(0, 255), layer=_u31, stream=_u31),
@@ -265,6 +270,12 @@ _PLAN: dict[str, Decode] = {
         )
     ),
     "streams": _u31,
+    "peak": _object(
+        Peak,
+        nbytes=_int(),
+        layer=_u31,
+        alive=_list(_object(LiveBlock, name=_text, nbytes=_int())),
+    ),
     "ops_before": _counts(_int()),
     "ops_after": _counts(_int()),
     "tolerance": _seconds,

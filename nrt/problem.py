@@ -17,6 +17,7 @@ from typing import Any
 
 from nrt.dtypes import DType, dtype_from_name
 from nrt.errors import GraphError, NrtError, PlanError
+from nrt.extensions.registry import registry
 from nrt.ir.op import Op, TensorType
 from nrt.ir.ops import OPS
 from nrt.ir.pointwise import Program
@@ -125,7 +126,12 @@ class Problem:
     @property
     def family(self) -> str:
         """The op's name; variants are looked up by it."""
-        return type(self.op).__name__
+        return self.op.table_name()
+
+    def is_of(self, ops: tuple[type[Op], ...]) -> bool:
+        """Whether its op is one of ``ops``; a registered op that was defined again still is."""
+        registered = self.op.registered_as is not None
+        return type(self.op) in ops or (registered and self.family in [o.table_name() for o in ops])
 
     @property
     def y(self) -> TensorSpec:
@@ -243,7 +249,7 @@ def _decode(value: Any) -> Any:
 def op_to_data(op: Op) -> list[Any]:
     """``[name, {attribute: value}]``; only attributes that differ from their default."""
     return [
-        type(op).__name__,
+        op.table_name(),
         {
             f.name: _encode(getattr(op, f.name))
             for f in fields(op)
@@ -253,17 +259,23 @@ def op_to_data(op: Op) -> list[Any]:
 
 
 def op_from_data(data: Any) -> Op:
-    """Rebuild an op from its name in nrt's own table; never imports anything.
+    """Rebuild an op from its name in nrt's own table or the registry; never imports anything.
 
     Raises:
         PlanError: the op or an attribute is unknown, or an attribute has another type.
     """
     name, attributes = data
-    if name not in _OPS:
+    kind: Any = _OPS.get(name) or registry.ops.get(name)
+    if kind is None:
+        if "::" in name:
+            raise PlanError(
+                f"op {name!r} is not registered in this process; import what defines it (nrt.op) "
+                "before the plan is loaded, or name its file: nrt run PLAN --plugin FILE.py"
+            )
         raise PlanError(f"malformed problem: op {name!r} is unknown")
     if not isinstance(attributes, dict):
         raise PlanError(f"malformed problem: {name}: attributes {attributes!r} are no table")
-    known = _attribute_types(name)
+    known = _attribute_types(kind)
     if not set(attributes) <= set(known):
         unknown = sorted(map(str, set(attributes) - set(known)))
         raise PlanError(f"malformed problem: {name} has no attribute {', '.join(unknown)}")
@@ -271,13 +283,14 @@ def op_from_data(data: Any) -> Op:
     for key, value in values.items():
         if not _fits(value, known[key]):
             raise PlanError(f"malformed problem: {name}: attribute {key} is {value!r}")
-    return _OPS[name](**values)
+    op: Op = kind(**values)
+    return op
 
 
 @functools.cache
-def _attribute_types(name: str) -> dict[str, Any]:
-    hints = typing.get_type_hints(_OPS[name])
-    return {f.name: hints[f.name] for f in fields(_OPS[name])}
+def _attribute_types(kind: type[Op]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from nrt.ir import pitch
 from nrt.problem import TensorSpec, dense_strides
 
-__all__ = ["ALIGN", "is_aligned", "reshaped_strides", "same_strides"]
+__all__ = [
+    "ALIGN",
+    "is_aligned",
+    "is_pitched",
+    "reshaped_strides",
+    "row_pitch",
+    "same_strides",
+]
 
 ALIGN = 16
 """Bytes: a slice of a buffer is handed to kernels only where their widest access stays aligned."""
@@ -26,43 +34,43 @@ def same_strides(a: TensorSpec, b: TensorSpec) -> bool:
     )
 
 
-def reshaped_strides(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides of ``spec`` viewed with ``shape``; None where strides cannot say it.
+def is_pitched(spec: TensorSpec, order: tuple[int, ...] | None = None) -> bool:
+    """Whether ``spec`` is dense in ``order`` but for gaps between rows that keep them aligned.
 
-    Dimensions that lie in memory like one are merged; each new dimension must divide what is left
-    of its run.
+    Such is a piece of a larger tensor in that order; see `nrt.ir.pitch`.
     """
-    if spec.size == 0:
-        return dense_strides(shape)
-    if spec.is_row_major:
-        return dense_strides(shape)
-    groups = _merge_groups(spec)
-    strides = [0] * len(shape)
-    index = len(groups) - 1
-    room, step = groups[index]
-    for dim in range(len(shape) - 1, -1, -1):
-        size = shape[dim]
+    room = 1
+    for dim in reversed(order or range(len(spec.shape))):
+        size, stride = spec.shape[dim], spec.strides[dim]
         if size == 1:
             continue
-        while room == 1 and index > 0:
-            index -= 1
-            room, step = groups[index]
-        if room % size:
-            return None
-        strides[dim] = step
-        step *= size
-        room //= size
-    return tuple(strides)
+        gap = stride != room
+        if gap and (room == 1 or stride < room or stride * spec.dtype.itemsize % ALIGN):
+            return False
+        room = stride * size
+    return True
 
 
-def _merge_groups(spec: TensorSpec) -> list[tuple[int, int]]:
-    """(size, innermost stride) of runs of dimensions that lie in memory like one."""
-    groups: list[tuple[int, int]] = []
-    for size, stride in zip(spec.shape, spec.strides, strict=True):
-        if size == 1:
+def reshaped_strides(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Strides of ``spec`` viewed with ``shape``; None where strides cannot say it."""
+    if spec.size == 0 or spec.is_row_major:
+        return dense_strides(shape)
+    return pitch.reshaped_strides(spec.shape, spec.strides, shape)
+
+
+def row_pitch(spec: TensorSpec) -> tuple[int, int]:
+    """Width and pitch, in bytes, of the rows that ``spec`` touches; (0, 0) where it has no gaps.
+
+    Also (0, 0) where its elements are no evenly spaced rows: the whole range is then meant.
+    """
+    width, pitch = 1, 0
+    for stride, size in sorted((s, d) for d, s in zip(spec.shape, spec.strides, strict=True)):
+        if size == 1 or stride == 0:
             continue
-        if groups and groups[-1][1] == size * stride:
-            groups[-1] = (groups[-1][0] * size, stride)
-        else:
-            groups.append((size, stride))
-    return groups or [(1, 1)]
+        if not pitch and stride == width:
+            width *= size
+        elif not pitch and stride > width:
+            pitch = stride
+        elif not pitch or stride % pitch:
+            return 0, 0
+    return (width * spec.dtype.itemsize, pitch * spec.dtype.itemsize) if pitch else (0, 0)

@@ -4,7 +4,9 @@ Layers with equal problems are tuned once, those first that take most of the net
 estimates, and among them whichever is compiled. Candidates are ranked by each variant's analytic
 estimate; ``opt_level`` says how many are measured (0: none, the best estimate is taken). A
 candidate is first checked against the family's reference on fresh random data; a wrong one is
-reported by name and can never win. Ties within the clock's noise go to the simpler variant. Times
+reported by name and can never win. Ties within the clock's noise go to the simpler variant. A
+variant that a user registered is always among those measured; where nothing is, so that nobody
+checks it, it comes behind the built-in ones. Times
 are kept in a cache, so that a second build with the same cache makes the same choices. A budget of
 seconds ends measuring early: what is not known by then takes its best estimate.
 """
@@ -19,10 +21,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nrt.errors import BuildError, TuningError
+from nrt.extensions.registry import registry
 from nrt.problem import Problem, Refusal
 from nrt.timing_cache import Timing, TimingCache
 
-__all__ = ["Bench", "Candidate", "Choice", "Progress", "tune"]
+__all__ = ["Bench", "Candidate", "Choice", "Progress", "best_estimate", "config_text", "tune"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,6 +122,7 @@ def tune(
     progress: Progress | None = None,
     names: Mapping[Problem, str] | None = None,
     tuning_seconds: float | None = None,
+    begun: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Problem, Choice]:
     """A choice per distinct problem.
@@ -132,6 +136,7 @@ def tune(
         names: of a layer per problem, for errors.
         tuning_seconds: start no measurement after so many seconds; None: no limit. Known times cost
             none and always count.
+        begun: reading of ``clock`` from which those seconds count; None: now.
         clock: seconds, for that limit.
 
     Raises:
@@ -146,7 +151,7 @@ def tune(
     tables = {p: _rank(p, bench, opt_level, labels[p]) for p in counts}
     # Where the network spends its time comes first, in case that the budget ends.
     waiting = sorted(counts, key=lambda p: -tables[p][0][0].estimate * counts[p])
-    budget = _Budget(tuning_seconds, clock)
+    budget = _Budget(tuning_seconds, clock, begun)
     timed = bench.can_measure and opt_level > 0
     for problem in waiting:
         ranked = tables[problem][0]
@@ -175,13 +180,26 @@ def tune(
     return {problem: choices[problem] for problem in counts}
 
 
+def best_estimate(problem: Problem, bench: Bench, label: str = "") -> float:
+    """Seconds that the candidate which `tune` would take without measuring is expected to need.
+
+    Raises:
+        BuildError: no variant supports the problem.
+    """
+    ranked, _ = _rank(problem, bench, 0, label or str(problem))
+    return ranked[0].estimate
+
+
 class _Budget:
     """Seconds that measuring may take; once spent it stays so."""
 
-    def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, seconds: float | None, clock: Callable[[], float], begun: float | None = None
+    ) -> None:
         self.seconds = seconds
         self.clock = clock
-        self.end = None if seconds is None else clock() + seconds
+        start = clock() if begun is None else begun
+        self.end = None if seconds is None else start + seconds
         self.over = False
 
     def left(self) -> float | None:
@@ -208,6 +226,7 @@ def _rank(
     refused: list[Candidate] = []
     ranked: list[_Ranked] = []
     reference: list[_Ranked] = []
+    users: list[_Ranked] = []
     left_out: Counter[str] = Counter()
     for variant, refusal in bench.variants(problem):
         if refusal is not None:
@@ -218,11 +237,14 @@ def _rank(
         if not variant.reference:
             left_out[variant.name] = len(known) - len(configs)
         entries = [_Ranked(variant, c, bench.estimate(variant, problem, c)) for c in configs]
-        (reference if variant.reference else ranked).extend(entries)
+        own = registry.is_users(variant)
+        (users if own else reference if variant.reference else ranked).extend(entries)
     ranked.sort(key=lambda r: r.estimate)
-    chosen = ranked[: _TOP[opt_level]] or reference
+    users.sort(key=lambda r: r.estimate)
+    # Built in first: the order counts only where nothing is measured, and so nothing checked.
+    chosen = (ranked[: _TOP[opt_level]] or reference) + users
     if not chosen:
-        why = "; ".join(f"{c.variant}: {c.note}" for c in refused) or "its op has no kernels"
+        why = "; ".join(f"{c.variant}: {c.note}" for c in refused) or _no_kernels(problem)
         raise BuildError(f"no kernel solves {label}: {why}")
     if opt_level == 5 and ranked:
         chosen = [*chosen, *reference]
@@ -233,6 +255,16 @@ def _rank(
         if count > 0
     ]
     return chosen, [*cut, *refused]
+
+
+def _no_kernels(problem: Problem) -> str:
+    if registry.ops.get(problem.family) is not None:
+        return (
+            f"the op {problem.family} brings a reference for the CPU and no kernel for this "
+            "target; register one (nrt.variant), give the op a pointwise program instead (derive "
+            "it from nrt.ir.ops.Elementwise, or use nrt.pointwise), or build with target='cpu'"
+        )
+    return "its op has no kernels; if it is your own, register it (nrt.op)"
 
 
 def _choose(
@@ -247,7 +279,7 @@ def _choose(
     ranked, refused = table
     if not timed:
         reason = "the only candidate" if len(ranked) == 1 else "best estimate, not timed"
-        rows = [Candidate(r.variant.name, _text(r.config), None, "not timed") for r in ranked]
+        rows = [Candidate(r.variant.name, config_text(r.config), None, "not timed") for r in ranked]
         first = ranked[0]
         return Choice(first.variant, first.config, None, reason, (*rows, *refused))
     spent = f"tuning_seconds={budget.seconds:g} spent" if budget.seconds is not None else ""
@@ -259,7 +291,7 @@ def _choose(
         if timing is None:
             unknown.append(r)
             timing = Timing(None, f"not timed: {spent}")
-        rows.append(Candidate(r.variant.name, _text(r.config), timing.seconds, timing.note))
+        rows.append(Candidate(r.variant.name, config_text(r.config), timing.seconds, timing.note))
         if timing.seconds is not None:
             good.append((timing.seconds, r))
     if not good and unknown:
@@ -311,7 +343,7 @@ def _all_wrong(
         if not variant.reference or refusal is not None:
             continue
         for config in bench.configs(variant, problem):
-            if (variant.name, _text(config)) in failed:
+            if (variant.name, config_text(config)) in failed:
                 continue
             bench.prepare([(variant, problem, config)])
             reason = f"reference: all {len(rows)} candidates failed ({rows[0].note})"
@@ -319,5 +351,6 @@ def _all_wrong(
     return "; ".join(f"{c.variant}({c.config}): {c.note}" for c in rows)
 
 
-def _text(config: tuple[Any, ...]) -> str:
+def config_text(config: tuple[Any, ...]) -> str:
+    """A configuration as reports write it."""
     return ", ".join(map(str, config))

@@ -16,6 +16,9 @@ import numpy as np
 from nrt import cpu_kernels
 from nrt.cpu_kernels import variants_for
 from nrt.cpu_kernels.variant import HostCall, HostVariant
+from nrt.errors import BuildError
+from nrt.extensions.registry import registry
+from nrt.extensions.user_code import user_code
 from nrt.ir.op import Array
 from nrt.problem import Problem, Refusal, TensorSpec
 from nrt.timing_cache import Timing
@@ -58,6 +61,8 @@ class CpuBench:
 
     def timing_key(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> str:
         parts = [self._machine, _source_hash(), variant.name, repr(config), problem.key]
+        if registry.is_users(variant):
+            parts.append(user_code(type(variant)).digest)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def prepare(
@@ -78,7 +83,14 @@ class CpuBench:
     def measure(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> Timing:
         inputs, expected = self._reference(problem)
         call, views, outputs, work = _bind(variant, problem, config, inputs)
-        call(views, outputs, work)
+        try:
+            call(views, outputs, work)
+        except Exception as failure:
+            if not registry.is_users(variant):
+                raise
+            raise BuildError(
+                f"variant '{variant.name}' raised {type(failure).__name__} on {problem}: {failure}"
+            ) from failure
         for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
             error = relative_error(out, ref)
             limit = TOLERANCE.get(spec.dtype.name, 0.0)

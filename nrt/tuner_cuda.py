@@ -20,6 +20,8 @@ from nrt.cuda_kernels.variant import KernelSpec, Variant
 from nrt.cuda_runner import CudaRunner, Operands
 from nrt.dtypes import INT8
 from nrt.errors import CompileError, TuningError
+from nrt.extensions.registry import registry
+from nrt.extensions.user_code import user_code
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, ConvTranspose, MatMul
 from nrt.problem import Problem, Refusal, TensorSpec
@@ -92,6 +94,8 @@ class CudaBench:
             *(kernel_key(launch.kernel, self.device) for launch in emission.launches),
             repr([(la.grid, la.block, la.shared, la.cluster) for la in emission.launches]),
         ]
+        if registry.is_users(variant):
+            parts.append(user_code(type(variant)).digest)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def prepare(
@@ -99,8 +103,9 @@ class CudaBench:
     ) -> None:
         for variant, problem, config in jobs:
             futures = self._compiling.setdefault(problem, [])
-            if check and not futures:
-                futures += self._submit(*self._reference_kernel(problem))
+            reference = self._reference_kernel(problem) if check and not futures else None
+            if reference is not None:
+                futures += self._submit(*reference)
             futures += self._submit(variant, problem, config)
 
     def _submit(
@@ -153,23 +158,35 @@ class CudaBench:
         return Timing(seconds, _BRIEFLY if seconds > limit else "")
 
     def _reference(self, problem: Problem) -> tuple[list[Array], list[Array]]:
-        """Random inputs and the reference variant's outputs; kept for the current problem."""
+        """Random inputs and the reference variant's outputs; kept for the current problem.
+
+        A registered op has no reference variant: NumPy computes what its kernels are checked with.
+        """
         if self._data is None or self._data[0] != problem:
             assert self.runner is not None
             rng = np.random.default_rng(int(problem.key[:16], 16))
             inputs = random_inputs(problem, rng)
-            reference, _, config = self._reference_kernel(problem)
+            kernel = self._reference_kernel(problem)
             self._operands, self._best = Operands(), math.inf
-            outputs = self.runner.run(
-                reference, problem, config, inputs, self.binary, operands=self._operands
-            )
+            if kernel is None:
+                outputs = list(problem.op.reference(*inputs))
+            else:
+                reference, _, config = kernel
+                outputs = self.runner.run(
+                    reference, problem, config, inputs, self.binary, operands=self._operands
+                )
             self._data = (problem, inputs, outputs)
         return self._data[1], self._data[2]
 
-    def _reference_kernel(self, problem: Problem) -> tuple[Variant, Problem, tuple[Any, ...]]:
+    def _reference_kernel(
+        self, problem: Problem
+    ) -> tuple[Variant, Problem, tuple[Any, ...]] | None:
+        """The family's reference variant with its configuration; None for a registered op."""
         reference = next(
             (v for v, refusal in self.variants(problem) if v.reference and refusal is None), None
         )
         if reference is None:
+            if registry.ops.get(problem.family) is not None:
+                return None
             raise TuningError(f"{problem}: no reference variant supports it")
         return reference, problem, reference.configs(problem, self.device)[0]

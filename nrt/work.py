@@ -11,6 +11,7 @@ from nrt.ir.ops import (
     ConvTranspose,
     MatMul,
     MaxPool,
+    Reduce,
     Softmax,
 )
 from nrt.ir.ops.elementwise import Elementwise, kind_of
@@ -24,14 +25,20 @@ def flops_of(problem: Problem) -> int:
     op, y = problem.op, problem.y
     if isinstance(op, Conv | ConvTranspose | MatMul):
         epilogue = op.epilogue.flops * y.size if op.epilogue else 0
-        return _products(problem) * 2 + epilogue
+        before = op.prologue if isinstance(op, Conv) else None
+        prologue = before.flops * problem.inputs[0].size if before else 0
+        return _products(problem) * 2 + prologue + epilogue
     if isinstance(op, Elementwise):
         return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
     if isinstance(op, MaxPool | AveragePool):
         return y.size * math.prod(op.kernel)
     if isinstance(op, Softmax):
         return 12 * y.size
-    return problem.inputs[0].size if problem.inputs[0].dtype.is_float else 0
+    if not problem.inputs[0].dtype.is_float:
+        return 0
+    each = 1 + (op.prologue.flops if isinstance(op, Reduce) and op.prologue else 0)
+    ends = op.epilogue.flops * y.size if isinstance(op, Reduce) and op.epilogue else 0
+    return problem.inputs[0].size * each + ends
 
 
 def _products(problem: Problem) -> int:

@@ -512,7 +512,12 @@ def test_only_a_launch_on_the_same_stream_is_overlapped() -> None:
         assert marks == [False, True, None, False, True]
     steps = (step, other, step, step, other, other)
     marks = [getattr(s, "programmatic", None) for s in overlapped(steps, True)]
-    assert marks == [False, False, False, True, False, True]
+    assert marks == [False, False, True, True, True, True]
+    # A fork or join ties both ends of it.
+    for between in (ForkStep(0, (1,)), JoinStep(0, (1,)), ForkStep(1, (0,))):
+        steps = (step, other, between, step, other, step)
+        marks = [getattr(s, "programmatic", None) for s in overlapped(steps, True)]
+        assert marks == [False, False, None, False, False, True]
     assert overlapped(overlapped(steps, True), False) == steps
     assert overlapped((), True) == ()
 

@@ -14,13 +14,29 @@ PACKAGE = ROOT / "nrt"
 
 # Part -> the parts it may import, besides itself. A file or folder directly under nrt/ is a part.
 _BASE = {"errors", "settings", "dtypes"}
-_PLAN = _BASE | {"plan", "plan_view", "plan_schema", "plan_check", "plan_file", "memory"}
+_PLAN = _BASE | {
+    "plan",
+    "plan_view",
+    "plan_schema",
+    "plan_order",
+    "plan_streams",
+    "plan_check",
+    "plan_file",
+    "antichain",
+    "memory",
+}
 _IR = _BASE | {"drawing", "ir"}
-_KERNELS = _IR | {"problem"}
+_EXTENDED = _IR | {"extensions"}
+_KERNELS = _EXTENDED | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
+    "places",
+    "destinations",
     "lowering",
     "dataflow",
+    "schedule",
+    "fork_join",
+    "liveness",
     "assembly",
     "work",
     "trial",
@@ -29,8 +45,13 @@ _TIES = {
     "tuner_cpu",
     "tuner_cuda",
     "cuda_runner",
+    "plan_clock",
     "programmatic",
+    "kernel_pins",
+    "streams",
     "precision",
+    "rewriting",
+    "fusion_choice",
 }
 _BELOW_BUILDER = (
     _KERNELS
@@ -45,27 +66,34 @@ ALLOWED: dict[str, set[str]] = {
     "dtypes": {"errors"},
     "drawing": {"errors"},
     "ir": _BASE | {"drawing"},
-    "frontend": _IR,
+    "extensions": _IR,
+    "frontend": _EXTENDED,
     "passes": _IR | {"quantization"},
     "quantization": _IR,
-    "problem": _IR,
+    "problem": _EXTENDED,
     "strides": _IR | {"problem"},
     "cuda_kernels": _KERNELS,
     "cpu_kernels": _KERNELS,
     "plan": _BASE | {"drawing", "plan_view"},
     "plan_view": _BASE | {"drawing"},  # works on a plan's attributes; `plan` loads it to be shown
     "plan_schema": _BASE | {"plan"},
-    "plan_check": _BASE | {"plan"},
+    "plan_order": _BASE | {"plan"},
+    "plan_streams": _BASE | {"plan", "plan_order"},
+    "plan_check": _BASE | {"plan", "plan_streams"},
     "plan_file": _BASE | {"plan", "plan_schema", "plan_check"},
-    "memory": _BASE,
+    "antichain": _BASE,
+    "memory": _BASE | {"antichain"},
     "runtime": _BASE | {"plan", "plan_check", "plan_file"},
     **dict.fromkeys(_TIES, _BELOW_BUILDER),
     "builder": _BELOW_BUILDER,
+    # What users call to register things: it knows every table that they are added to.
+    "extend": _KERNELS | {"frontend", "cuda_kernels", "cpu_kernels"},
     "insight": _BELOW_BUILDER | {"builder"},
     "compiled": _BELOW_BUILDER | {"builder", "insight"},
-    "cli": _BELOW_BUILDER | {"builder", "insight", "compiled", "__init__"},
+    "calibrator": _BELOW_BUILDER | {"builder", "insight", "compiled"},
+    "cli": _BELOW_BUILDER | {"builder", "extend", "insight", "compiled", "calibrator", "__init__"},
     # The public face: everything it does not import lazily is `errors`.
-    "__init__": _BELOW_BUILDER | {"builder", "compiled"},
+    "__init__": _BELOW_BUILDER | {"builder", "extend", "compiled", "calibrator"},
 }
 # Libraries that only one part may import, at any depth.
 THIRD_PARTY: dict[str, set[str]] = {
@@ -166,8 +194,11 @@ def test_the_runtime_needs_few_libraries() -> None:
         "plan",
         "plan_view",
         "plan_schema",
+        "plan_order",
+        "plan_streams",
         "plan_check",
         "plan_file",
+        "antichain",
         "memory",
         "errors",
         "dtypes",

@@ -219,16 +219,84 @@ def test_empty_tensors_cost_no_task_and_stay_inside_their_buffers() -> None:
     assert result.tasks[1].inputs[0].offset == 0
 
 
-def test_split_of_the_outermost_dimension_costs_nothing_split_inside_copies() -> None:
+@pytest.mark.parametrize(
+    ("axis", "sizes", "offset", "copies"),
+    [
+        (0, (1, 3), 32, 0),
+        (-1, (4, 4), 16, 0),  # rows keep their pitch
+        (-1, (3, 5), 0, 1),  # 12 bytes into a row: not where a wide access may start
+    ],
+)
+def test_pieces_of_a_split_are_views_where_aligned(
+    axis: int, sizes: tuple[int, int], offset: int, copies: int
+) -> None:
     m = Maker()
     x = m.op(Relu(), m.input("x", 4, 8))
-    for index, value in enumerate(m.add(Split(0, (1, 3)), x)):
-        m.out(f"a{index}", m.op(Relu(), value))
-    for index, value in enumerate(m.add(Split(-1, (4, 4)), x)):
-        m.out(f"b{index}", m.op(Relu(), value))
+    for index, value in enumerate(m.add(Split(axis, sizes), x)):
+        m.out(f"y{index}", m.op(Relu(), value))
     result = lowered(m)
-    assert ops(result).count("Reformat") == 2
-    assert task_of(result, m.graph.outputs["a1"]).inputs[0].offset == 32
+    assert ops(result).count("Reformat") == copies
+    place = task_of(result, m.graph.outputs["y1"]).inputs[0]
+    assert place.offset == offset
+    assert place.spec.strides[0] == (5 if copies else 8)
+
+
+def test_rows_that_are_no_whole_vectors_apart_are_copied() -> None:
+    m = Maker()
+    x = m.op(Relu(), m.input("x", 4, 10))  # 40 bytes
+    m.out("y", m.op(Relu(), m.op(Slice((0, 0), (4, 4), (1, 1)), x)))
+    assert ops(lowered(m)) == ["Relu", "Reformat", "Relu"]
+
+
+def test_heads_of_attention_are_views_of_one_product() -> None:
+    """GPT-2: Split, Reshape and Transpose of the rows [query | key | value]."""
+    m = Maker()
+    x = m.op(Relu(), m.input("x", 2, 5, 24))
+    heads = []
+    for value in m.add(Split(-1, (8, 8, 8)), x):
+        head = m.op(Transpose((0, 2, 1, 3)), m.op(Reshape((2, 5, 2, 4)), value))
+        m.graph.set_layout(head, (0, 2, 1, 3))
+        heads.append(head)
+    scores = m.op(MatMul(trans_b=True), heads[0], heads[1])
+    m.out("y", m.op(MatMul(), scores, heads[2]))
+    result = lowered(m)
+    assert ops(result) == ["Relu", "MatMul", "MatMul"]
+    assert [p.spec.strides for p in result.tasks[1].inputs] == [(120, 4, 24, 1), (120, 4, 1, 24)]
+    assert [p.offset for p in (*result.tasks[1].inputs, result.tasks[2].inputs[1])] == [0, 32, 64]
+
+
+def test_a_reshape_across_a_gap_is_copied() -> None:
+    m = Maker()
+    x = m.op(Relu(), m.input("x", 4, 8))
+    y = m.op(Reshape((16,)), m.op(Slice((0, 0), (4, 4), (1, 1)), x))
+    m.out("y", m.op(Relu(), y))
+    result = lowered(m)
+    assert ops(result) == ["Relu", "Reformat", "Relu"]
+    assert result.tasks[1].inputs[0].spec.strides == (8, 1)
+
+
+def test_producers_write_through_views_to_where_they_are_wanted() -> None:
+    """A vision transformer: patches are channels last, transposed to rows, joined with a token."""
+    m = Maker()
+    x = m.nhwc(m.input("x", 1, 4, 4, 4))
+    patches = m.nhwc(m.op(Conv((2, 2)), x, m.const(8, 4, 2, 2)))
+    rows = m.op(Reshape((1, 8, 4)), patches)
+    m.graph.set_layout(rows, (0, 2, 1))
+    rows = m.op(Transpose((0, 2, 1)), rows)
+    m.out("y", m.op(Relu(), m.op(Concat(1), m.const(1, 1, 8), rows)))
+    result = lowered(m)
+    assert ops(result) == ["Conv", "Reformat", "Relu"]
+    assert result.tasks[0].outputs[0].buffer is result.tasks[-1].inputs[0].buffer
+    assert result.tasks[0].outputs[0].offset == 32
+    assert result.tasks[1].problem.constants == (True,)
+
+
+def test_an_output_behind_a_reshape_is_written_by_its_producer() -> None:
+    m = Maker()
+    m.out("y", m.op(Reshape((15,)), m.op(Relu(), m.input("x", 3, 5))))
+    result = lowered(m)
+    assert ops(result) == ["Relu"]
+    assert result.tasks[0].outputs[0].buffer.space == "output"
 
 
 def test_expand_is_a_copy_from_strides_of_zero() -> None:

@@ -25,6 +25,8 @@ from nrt.plan import (
     JoinStep,
     KernelRef,
     LaunchStep,
+    LiveBlock,
+    Peak,
     Plan,
     ScalarArg,
     SetStep,
@@ -368,7 +370,6 @@ OUT_OF_PLACE = [
     (replace(CUDA, steps=chain(0)), 1, 0),
     (replace(CUDA, steps=chain(1)), 1, 1),
     (replace(CUDA, steps=chain(0, 1)), 2, 1),
-    (replace(CUDA, steps=chain(0, 1, 0)), 3, 0),
     (replace(CUDA, steps=chain(0, 0, between=SetStep(ARENA))), 3, 0),
     (replace(CUDA, steps=chain(0, 0, between=CopyStep(ARENA, ARENA))), 3, 0),
     (replace(CUDA, steps=chain(1, 1, between=ForkStep(0, (1,)))), 3, 1),
@@ -458,6 +459,29 @@ OUT_OF_PLACE = [
         (replace(CUDA, steps=(ForkStep(0, (0,)), *CUDA.steps)), r"ties stream 0 to \[0\]"),
         (replace(CUDA, steps=(JoinStep(0, ()), *CUDA.steps)), r"ties stream 0 to \[\]"),
         (replace(CUDA, steps=(ForkStep(0, (5,)), *CUDA.steps)), "stream 5, expected less than 2"),
+        (launch(read_only=(4,)), "step 1: read-only argument 4, expected less than 4"),
+        (
+            launch(args=(BufferRef("arena", 0, 256, width=4),)),
+            "argument 0 has rows of 4 bytes every 0",
+        ),
+        (
+            launch(args=(BufferRef("arena", 0, 256, width=9, pitch=8),)),
+            "argument 0 has rows of 9 bytes every 8",
+        ),
+        (replace(CUDA, peak=Peak(2000)), "a peak of 2000 bytes in an arena of 1024, with 0 blocks"),
+        (replace(CUDA, peak=Peak(9, 0, (LiveBlock("x", 10),))), "a peak of 9 bytes in an arena of"),
+        (
+            replace(CUDA, peak=Peak(99, 1, (LiveBlock("x", 10),))),
+            "peak: layer 1, expected less than 1",
+        ),
+        (
+            replace(CUDA, steps=(*CUDA.steps[:2], CUDA.steps[3], CUDA.steps[2])),
+            "steps 1 and 2 both touch bytes 0 to 256 of arena 0, one of them writes, and neither",
+        ),
+        (
+            replace(CUDA, steps=(*CUDA.steps[:3], replace(CUDA.steps[3], read_only=(3,)))),
+            "no step writes output 'y'",
+        ),
         *(
             (plan, f"step {index} is a programmatic launch on stream {stream}, expected a launch")
             for plan, index, stream in OUT_OF_PLACE
@@ -475,8 +499,14 @@ def test_unsound_plans_are_refused(plan: Plan, message: str) -> None:
 
 
 def test_launches_behind_launches_may_be_programmatic() -> None:
-    for streams in ((0, 0), (1, 1), (0, 1, 1), (1, 0, 0)):
-        plan = replace(CUDA, steps=chain(*streams), notes={"programmatic launch": "on: asked for"})
+    for streams in ((0, 0), (1, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0)):
+        steps = tuple(
+            replace(s, args=(BufferRef("output", s.stream * 64, 64),), read_only=())
+            if isinstance(s, LaunchStep)
+            else s
+            for s in chain(*streams)
+        )
+        plan = replace(CUDA, steps=steps, notes={"programmatic launch": "on: asked for"})
         check_plan(plan)
         assert plan_from_bytes(plan_to_bytes(plan)) == plan
 

@@ -30,6 +30,11 @@ def _program() -> Any:
     return b.build(b("where", b("lt", total, b.const(-math.inf)), b.const(-0.0), total))
 
 
+def _affine() -> Any:
+    b = Builder("fff")
+    return b.build(b("add", b("mul", 0, 1), 2))
+
+
 def _tensor(dtype: DType, *shape: int) -> TensorType:
     return TensorType(shape, dtype)
 
@@ -45,6 +50,10 @@ CASES: list[tuple[Op, list[TensorType]]] = [
     (
         ir.Conv(groups=2, epilogue=_program(), out_dtype=FP16),
         [X, W, _tensor(FP16, 4, 1, 1), _tensor(BF16, 1)],
+    ),
+    (
+        ir.Conv(groups=2, prologue=_affine(), epilogue=_program()),
+        [X, W, _tensor(FP16, 6, 1, 1), _tensor(FP32), _tensor(FP16, 4, 1, 1), _tensor(BF16, 1)],
     ),
     (ir.ConvTranspose((2, 2), output_padding=(1, 0)), [X, _tensor(FP32, 6, 4, 3, 3)]),
     (
@@ -63,6 +72,7 @@ CASES: list[tuple[Op, list[TensorType]]] = [
     (ir.LayerNormalization(-2, 1e-6), [X, _tensor(FP32, 7, 5), _tensor(FP32, 7, 5)]),
     (ir.InstanceNormalization(1e-3), [X, C, C]),
     (ir.LRN(3, 2e-4, 0.5, 2.0), [X]),
+    (ir.AbsHistogram(), [X]),
     (ir.Softmax(1), [X]),
     (ir.LogSoftmax(), [X]),
     (ir.Reshape((12, 5, 7)), [X]),

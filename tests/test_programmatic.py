@@ -24,8 +24,9 @@ from nrt.frontend.network import Network
 from nrt.ir.evaluate import evaluate
 from nrt.plan import BufferRef, IoSpec, KernelRef, LaunchStep, Plan, ScalarArg, SetStep, Target
 from nrt.plan_check import check_plan
+from nrt.plan_clock import plan_clock
 from nrt.plan_file import plan_to_bytes
-from nrt.programmatic import NOTE, decide, plan_clock
+from nrt.programmatic import NOTE, decide
 from nrt.runtime import Engine
 from nrt.timing_cache import TimingCache
 from nrt.trial import relative_error
@@ -256,8 +257,8 @@ def test_the_builder_measures_under_the_rules_of_tuning(monkeypatch: pytest.Monk
 
     def decided(here: bool, level: int, budget: float | None, seconds: float) -> str:
         tuning = {"opt_level": level, "tuning_seconds": budget, "cache": None}
-        plan = builder._decide(PLAN, None, runner if here else None, tuning, seconds)
-        return plan.notes[NOTE]
+        trial = builder._trial(runner if here else None, tuning, seconds)
+        return decide(PLAN, None, **trial).notes[NOTE]
 
     assert decided(True, 1, None, 5.0) == "off: 0.1000 ms, 0.2000 ms with it"
     assert decided(True, 1, 10.0, 5.0) == "off: 0.1000 ms, 0.2000 ms with it"

@@ -43,9 +43,26 @@ def bias_relu() -> Program:
     return b.build(b("max", b("add", 0, 1), b.const(0.0)))
 
 
+def norm_relu() -> Program:
+    b = Builder("fff")
+    return b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+
+
 @pytest.mark.parametrize(
     ("p", "flops"),
     [
+        # and a prologue of three instructions on every element of the input
+        (
+            problem(
+                Conv(prologue=norm_relu(), epilogue=bias_relu()),
+                (2, 6, 5, 7),
+                (4, 6, 1, 1),
+                (6, 1, 1),
+                (6, 1, 1),
+                (4, 1, 1),
+            ),
+            2 * 4 * 35 * 6 * 2 + 2 * 6 * 35 * 3 + 2 * 4 * 35 * 2,
+        ),
         # outputs x (channels per group x taps) x 2
         (problem(Conv(), (2, 6, 5, 7), (4, 6, 3, 3)), 2 * 4 * 3 * 5 * 6 * 9 * 2),
         (problem(Conv(groups=3), (2, 6, 5, 7), (9, 2, 3, 3)), 2 * 9 * 3 * 5 * 2 * 9 * 2),

@@ -26,7 +26,9 @@ COMMANDS = {
     "diff": "nrt.cli.diff",
     "explain": "nrt.cli.explain",
     "profile": "nrt.cli.profile",
+    "calibrate": "nrt.cli.calibrate",
     "compare": "nrt.cli.compare",
+    "ablate": "nrt.cli.ablate",
     "doctor": "nrt.cli.doctor",
     "demo": "nrt.cli.demo",
 }
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = make_parser().parse_args(argv)
     try:
+        _load_plugins(getattr(args, "plugins", ()))
         code: int = import_module(COMMANDS[args.command]).run(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -56,6 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nnrt: interrupted\n")
         return 130
     return code
+
+
+def _load_plugins(paths: Sequence[str]) -> None:
+    if paths:
+        from nrt.extend import load_plugin
+
+        for path in paths:
+            load_plugin(path)
 
 
 def _fail(message: str, verbose: bool) -> int:

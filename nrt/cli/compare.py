@@ -33,7 +33,10 @@ def run(args: argparse.Namespace) -> int:
     inputs = read_inputs(engine.inputs, args.inputs, args.seed)
     with working("running the reference"):
         reference_name, reference = run_reference(
-            args.model, inputs, [spec.name for spec in engine.outputs]
+            args.model,
+            inputs,
+            [spec.name for spec in engine.outputs],
+            registered=bool(args.plugins),
         )
     outputs = {name: np.asarray(array) for name, array in engine.run(dict(inputs)).items()}
     results = compare_outputs(outputs, reference, tolerance)

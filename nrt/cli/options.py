@@ -12,10 +12,12 @@ __all__ = [
     "input_file",
     "io_format",
     "layers",
+    "names",
     "positive",
     "precision",
     "seconds",
     "shapes",
+    "tensors",
     "tolerance",
 ]
 
@@ -71,12 +73,30 @@ def precision(text: str) -> str | frozenset[str]:
     return names[0] if len(names) == 1 else frozenset(names)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """``fold-batch-norm,fold-pad``."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected names separated by commas")
+    return found
+
+
 def layers(text: str) -> dict[str, str]:
     """``PATTERN=P``; patterns may hold ``=``, the last one separates."""
     pattern, equals, name = text.rpartition("=")
     if not equals or not pattern or not name:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected PATTERN=PRECISION, such as 'head*=fp32'"
+        )
+    return {pattern: name.strip().lower()}
+
+
+def tensors(text: str) -> dict[str, str]:
+    """``PATTERN=METHOD``; patterns may hold ``=``, the last one separates."""
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern or not name:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected PATTERN=METHOD, such as 'head*=minmax'"
         )
     return {pattern: name.strip().lower()}
 

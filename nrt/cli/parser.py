@@ -10,7 +10,7 @@ from nrt.cli import options
 
 __all__ = ["BUILD_OPTIONS", "GRAPH_OPTIONS", "PICTURE_OPTIONS", "make_parser"]
 
-GRAPH_OPTIONS = ("shapes", "precision", "layers", "input_format", "output_format")
+GRAPH_OPTIONS = ("shapes", "precision", "layers", "input_format", "output_format", "disabled")
 """Options that the passes see; None when they were not given."""
 
 BUILD_OPTIONS = (
@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = command("run", "Run a plan once.")
     run.add_argument("plan", metavar="PLAN", help="a plan that `nrt build` wrote")
     _input_options(run)
+    _plugin_option(run)
     run.add_argument("--output-dir", metavar="DIR", help="write each output to DIR/NAME.npy")
 
     bench = command("bench", "Measure throughput and latency.")
@@ -112,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("--svg", metavar="FILE", help="write both graphs side by side")
     _json_option(diff)
+    _plugin_option(diff)
     _graph_options(diff.add_argument_group("what the passes see"))
 
     explain = command("explain", "Show why a layer is what it is: rewrites, refusals, candidates.")
@@ -139,6 +141,45 @@ def make_parser() -> argparse.ArgumentParser:
     _json_option(profile)
     _build_options(profile)
 
+    calibrate = command("calibrate", "Run a model on data and write the range of every activation.")
+    calibrate.add_argument("model", metavar="MODEL", help="an ONNX file")
+    calibrate.add_argument(
+        "--data", metavar="DIR", required=True, help="a folder of .npy or .npz files of samples"
+    )
+    calibrate.add_argument(
+        "-o", "--output", metavar="CACHE", required=True, help="the calibration cache to write"
+    )
+    calibrate.add_argument(
+        "--method", default="kl", metavar="M", help="kl (default), percentile, mse or minmax"
+    )
+    calibrate.add_argument(
+        "--tensors",
+        action=options.Merge,
+        type=options.tensors,
+        metavar="PATTERN=M",
+        help="method of the tensors whose names match, 'head*=minmax'; repeat",
+    )
+    calibrate.add_argument(
+        "--percentile", type=float, default=99.99, metavar="P", help="of that method (99.99)"
+    )
+    calibrate.add_argument(
+        "--overwrite", action="store_true", help="replace a cache of other data or another model"
+    )
+    calibrate.add_argument(
+        "--shapes",
+        action=options.Merge,
+        type=options.shapes,
+        metavar="NAME:DIMS",
+        help="shapes to run with, input:8x3x224x224; by default single samples",
+    )
+    calibrate.add_argument(
+        "--target", default="auto", metavar="T", help="auto (default), cpu, cuda"
+    )
+    calibrate.add_argument(
+        "--opt-level", type=int, choices=range(6), default=0, help="tuning effort (0)"
+    )
+    _json_option(calibrate)
+
     compare = command("compare", "Run the same inputs through ONNX Runtime and nrt.")
     compare.add_argument("model", metavar="MODEL", help="an ONNX file")
     compare.add_argument("--plan", metavar="PLAN", help="use this plan instead of compiling MODEL")
@@ -151,6 +192,33 @@ def make_parser() -> argparse.ArgumentParser:
     _input_options(compare)
     _json_option(compare)
     _build_options(compare)
+
+    ablate = command("ablate", "Measure what each optimization pass is worth on a model.")
+    ablate.add_argument("model", metavar="MODEL", help="an ONNX file")
+    ablate.add_argument(
+        "--passes",
+        type=options.names,
+        metavar="A,B",
+        help="look at these passes (default: all that may be left out)",
+    )
+    ablate.add_argument(
+        "--cumulative",
+        action="store_true",
+        help="also start without them and add one at a time",
+    )
+    ablate.add_argument(
+        "--duration",
+        type=options.seconds,
+        default=3.0,
+        metavar="S",
+        help="measure the network for S seconds, and each pair of networks (3)",
+    )
+    ablate.add_argument(
+        "--warm-up", type=options.seconds, default=0.2, metavar="S", help="run first for S (0.2)"
+    )
+    ablate.add_argument("--svg", metavar="FILE", help="write the bars of what each pass saves")
+    _json_option(ablate)
+    _build_options(ablate)
 
     doctor = command("doctor", "Check this machine: libraries, driver, GPU, toolkit.")
     _json_option(doctor)
@@ -167,6 +235,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON to stdout")
+
+
+def _plugin_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="run this Python file first, for the ops, functions and kernels that it registers; "
+        "repeat",
+    )
 
 
 def _input_options(parser: argparse.ArgumentParser) -> None:
@@ -212,9 +292,17 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
             help=f"how an {what} is bound, {what}:fp16:nhwc; the name may be left out where there "
             "is one; repeat",
         )
+    group.add_argument(
+        "--disable",
+        dest="disabled",
+        action="append",
+        metavar="PASS",
+        help="leave out an optimization pass, such as fold-batch-norm; repeat",
+    )
 
 
 def _build_options(parser: argparse.ArgumentParser) -> None:
+    _plugin_option(parser)
     group = parser.add_argument_group("how a model is compiled")
     group.add_argument(
         "--target",

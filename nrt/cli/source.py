@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nrt.runtime import Engine
 
 __all__ = [
+    "build_arguments",
     "build_engine",
     "build_plan",
     "build_report",
@@ -62,7 +63,7 @@ def build_engine(model: Any, args: argparse.Namespace) -> CompiledEngine:
     from nrt.compiled import compile as compile_model
 
     with progress_bar() as progress:
-        return compile_model(model, progress=progress, **_build_arguments(args))
+        return compile_model(model, progress=progress, **build_arguments(args))
 
 
 def build_report(model: str, args: argparse.Namespace) -> Build:
@@ -70,7 +71,7 @@ def build_report(model: str, args: argparse.Namespace) -> Build:
     from nrt.builder import build
 
     with progress_bar() as progress:
-        return build(model, progress=progress, **_build_arguments(args))
+        return build(model, progress=progress, **build_arguments(args))
 
 
 def build_plan(model: str, args: argparse.Namespace) -> Plan:
@@ -93,7 +94,7 @@ def optimize_model(model: str, args: argparse.Namespace, *, snapshots: bool) -> 
         )
     from nrt.builder import optimize
 
-    return optimize(model, snapshots=snapshots, **_build_arguments(args))
+    return optimize(model, snapshots=snapshots, **build_arguments(args))
 
 
 def open_engine(path: str, args: argparse.Namespace) -> Engine:
@@ -152,7 +153,7 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k in BUILD_OPTIONS if (v := getattr(args, k, None)) is not None}
 
 
-def _build_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """`build`'s keyword arguments for the build options that were given.
 
     Raises:
@@ -190,4 +191,5 @@ def _refuse_build_options(path: str, args: argparse.Namespace) -> None:
 
 
 def _flags(names: Iterable[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+    spelled = {"disabled": "disable"}
+    return ", ".join("--" + spelled.get(n, n).replace("_", "-") for n in names)

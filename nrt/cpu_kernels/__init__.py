@@ -19,6 +19,7 @@ from nrt.cpu_kernels.rowops import BatchNorm, RowOps
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.cpu_kernels.winograd import ConvWinograd
 from nrt.errors import PlanError
+from nrt.extensions.registry import registry
 from nrt.problem import Problem, Refusal
 
 __all__ = [
@@ -51,22 +52,33 @@ _BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 def variants_for(problem: Problem) -> list[tuple[HostVariant, Refusal | None]]:
     """The variants of the problem's family, each with None or the reason why it does not fit."""
-    return [(v, v.supports(problem)) for v in VARIANTS if type(problem.op) in v.ops]
+    users: tuple[HostVariant, ...] = registry.host_variants.values
+    return [(v, v.supports(problem)) for v in (*VARIANTS, *users) if _solves(v, problem)]
+
+
+def _solves(variant: HostVariant, problem: Problem) -> bool:
+    # A registered op brings its own reference.
+    return problem.is_of(variant.ops) or (
+        variant.reference and registry.ops.get(problem.family) is not None
+    )
 
 
 def variant_by_name(name: str) -> HostVariant:
-    """The variant called ``name``.
+    """The variant called ``name``, built in or registered.
 
     Raises:
         PlanError: there is none; the message lists all.
     """
-    try:
-        return _BY_NAME[name]
-    except KeyError:
+    variant: HostVariant | None = _BY_NAME.get(name) or registry.host_variants.get(name)
+    if variant is None:
         raise PlanError(
-            f"host kernel {name!r} is unknown; this version has {', '.join(sorted(_BY_NAME))}. "
-            "Build the plan again with this version"
-        ) from None
+            f"host kernel {name!r} is unknown; this version has "
+            f"{', '.join(sorted((*_BY_NAME, *registry.host_variants.names)))}. If it is a variant "
+            "that you registered, import what defines it (nrt.variant) before the plan is loaded, "
+            "or name its file: nrt run PLAN --plugin FILE.py. Build the plan again if it is from "
+            "another version"
+        )
+    return variant
 
 
 def _plain(config: Any) -> Config:
@@ -86,7 +98,7 @@ def bind(name: str, problem_data: Any, config: Any) -> HostCall:
     """
     variant = variant_by_name(name)
     problem = Problem.from_data(problem_data)
-    if type(problem.op) not in variant.ops:
+    if not _solves(variant, problem):
         raise PlanError(f"host kernel {name!r} does not solve {problem.family}")
     refusal = variant.supports(problem)
     if refusal is not None:

@@ -22,15 +22,23 @@ from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.dtypes import FP16, FP32, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
-from nrt.ir.pointwise import identity
+from nrt.ir.ops.conv import epilogue_slot
+from nrt.ir.pointwise import Builder, Program, identity
 from nrt.problem import Problem, Refusal, TensorSpec
 
 __all__ = ["ConvIndirect", "ConvStaged", "extra_operands", "pack_filters", "refuse_conv"]
 
 
-def refuse_conv(problem: Problem, dtypes: Sequence[DType] = (FP32,)) -> Refusal | None:
-    """What no fast convolution here does; ``dtypes`` are those of operands that it takes."""
+def refuse_conv(
+    problem: Problem, dtypes: Sequence[DType] = (FP32,), *, prologue: bool = False
+) -> Refusal | None:
+    """What no fast convolution here does.
+
+    ``dtypes`` are those of operands that the caller takes; ``prologue`` says whether it takes one.
+    """
     x, w = problem.inputs[:2]
+    if _prologue(problem) is not None and not prologue:
+        return Refusal("the input has a prologue, only a copy of it can be multiplied")
     if len(x.shape) != 4:
         return Refusal(f"rank {len(x.shape)}: only two spatial dimensions are fast")
     if x.dtype not in dtypes:
@@ -39,10 +47,31 @@ def refuse_conv(problem: Problem, dtypes: Sequence[DType] = (FP32,)) -> Refusal 
         return Refusal("weights are not constant, they cannot be packed")
     if 0 in problem.y.shape or 0 in w.shape:
         return Refusal("an empty tensor")
-    extras = problem.inputs[2:]
+    extras = problem.inputs[epilogue_slot(problem.op) :]
     op: Any = problem.op
     program = epilogue_of(op.epilogue, bool(extras))
     return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
+
+
+def _prologue(problem: Problem) -> Program | None:
+    return problem.op.prologue if isinstance(problem.op, Conv) else None
+
+
+def _refuse_prologue(problem: Problem) -> Refusal | None:
+    program = _prologue(problem)
+    if program is None:
+        return None
+    operands = problem.inputs[2 : epilogue_slot(problem.op)]
+    return refuse_types(program, [FP32, problem.inputs[0].dtype, *(t.dtype for t in operands)])
+
+
+def _staged_program(program: Program, dtype: DType) -> Program:
+    """``program`` with its result rounded to ``dtype``, though it is staged as fp32."""
+    if dtype is not FP16:
+        return program
+    b = Builder(program.inputs)
+    (result,) = b.inline(program, range(len(program.inputs)))
+    return b.build(b("fp16", result))
 
 
 def is_depthwise(problem: Problem) -> bool:
@@ -59,7 +88,7 @@ def extra_operands(problem: Problem) -> list[Operand]:
     """The extras (or the plain bias) as operands over ``[N, K, P, Q]``."""
     op: Any = problem.op
     operands = []
-    for spec in problem.inputs[2:]:
+    for spec in problem.inputs[epilogue_slot(op) :]:
         if op.epilogue is None:
             strides: tuple[int, ...] = (0, spec.strides[0], 0, 0)
         else:
@@ -134,7 +163,7 @@ class ConvStaged(HostVariant):
     """Copies the input into a zero-padded channels-last buffer first.
 
     Filter taps of a line then form one run, which pays where channels are few; and any layout of
-    the input will do.
+    the input will do. A prologue is computed by the copy.
     """
 
     name = "cpu_conv_staged"
@@ -142,8 +171,8 @@ class ConvStaged(HostVariant):
     rank = 21
 
     def supports(self, problem: Problem) -> Refusal | None:
-        refusal = refuse_conv(problem, (FP32, FP16))
-        if refusal is not None:
+        refusal = refuse_conv(problem, (FP32, FP16), prologue=True) or _refuse_prologue(problem)
+        if refusal is not None or _prologue(problem) is not None:
             return refusal
         x, w = problem.inputs[:2]
         if x.dtype is FP32 and is_depthwise(problem):
@@ -168,21 +197,23 @@ class ConvStaged(HostVariant):
         run = _bind(problem, config, staging, staged=True)
         n, c, h, w = x.shape
         inner = TensorSpec(x.shape, FP32, staging.strides)
-        copy = bind_strided(identity("f"), (inner, x))
+        first = epilogue_slot(op)
+        program = _staged_program(op.prologue or identity("f"), x.dtype)
+        copy = bind_strided(program, (inner, x, *problem.inputs[2:first]))
         top, left = op.pads[:2]
         shift = 4 * (top * staging.strides[2] + left * staging.strides[3])
         height, width = staging.shape[2:]
 
         def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
-            source, weights, *extras = inputs
+            source, weights = inputs[:2]
             image = workspace[: staging.size * 4].view(np.float32).reshape(n, height, width, c)
             image[:, :top] = 0
             image[:, top + h :] = 0
             image[:, top : top + h, :left] = 0
             image[:, top : top + h, left + w :] = 0
             at = address_of(workspace)
-            copy([at + shift, address_of(source)])
-            run([at, *(address_of(a) for a in (weights, outputs[0], *extras))])
+            copy([at + shift, address_of(source), *(address_of(a) for a in inputs[2:first])])
+            run([at, *(address_of(a) for a in (weights, outputs[0], *inputs[first:]))])
 
         return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def _strides(problem: Problem) -> list[tuple[int, ...]]:
     result = [out, broadcast_strides(x, x.shape)]
     if _numbers(op):
         result.append((0,) * rank)
-    for spec in problem.inputs[1:]:
+    for spec in () if isinstance(op, Reduce) else problem.inputs[1:]:
         if isinstance(op, InstanceNormalization):
             result.append((0, spec.strides[0], *(0,) * (rank - 2)))
         else:
@@ -107,6 +108,44 @@ def _rows(problem: Problem) -> tuple[Any, ...] | Refusal:
     return outer, cols[0], [(*r, *c) for r, c in zip(rows, back, strict=True)]
 
 
+def _plain(problem: Problem) -> Problem:
+    """The problem without prologue and epilogue: of a reduction what is left in the middle."""
+    op: Any = problem.op
+    if not isinstance(op, Reduce):
+        return problem
+    x = problem.inputs[0]
+    if op.prologue is not None and x.span != x.size:
+        x = TensorSpec.dense(x.shape, x.dtype)
+    plain = replace(op, prologue=None, epilogue=None)
+    return Problem(plain, (x,), problem.outputs, problem.constants[:1])
+
+
+def _bind_in_steps(problem: Problem, middle: HostCall) -> HostCall:
+    """Prologue into the workspace, reduction of that, epilogue in place."""
+    from nrt.cpu_kernels.simd import address_of
+
+    op: Any = problem.op
+    x, before, after = op.parts(problem.inputs)
+    held = _plain(problem).inputs[0]
+    first = bind_strided(op.prologue, (held, x, *before)) if op.prologue else None
+    last = bind_strided(op.epilogue, (problem.y, problem.y, *after)) if op.epilogue else None
+
+    def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
+        source, operands, ends = op.parts([address_of(a) for a in inputs])
+        data = inputs[0]
+        if first is not None:
+            first([address_of(workspace), source, *operands])
+            data = np.ndarray(
+                held.shape, np.float32, workspace, strides=[4 * s for s in held.strides]
+            )
+        middle([data], outputs, workspace)
+        if last is not None:
+            target = address_of(outputs[0])
+            last([target, target, *ends])
+
+    return call
+
+
 class RowOps(HostVariant):
     """Softmax, LayerNormalization, InstanceNormalization, LRN and Reduce."""
 
@@ -120,11 +159,23 @@ class RowOps(HostVariant):
             return refusal
         if not _axes(problem):
             return Refusal("no axis to reduce")
-        rows = _rows(problem)
+        rows = _rows(_plain(problem))
         return rows if isinstance(rows, Refusal) else None
+
+    def workspace(self, problem: Problem, config: Config) -> int:
+        del config
+        op: Any = problem.op
+        first = isinstance(op, Reduce) and op.prologue is not None
+        return _plain(problem).inputs[0].nbytes if first else 0
 
     def bind(self, problem: Problem, config: Config) -> HostCall:
         del config
+        op: Any = problem.op
+        if isinstance(op, Reduce) and (op.prologue is not None or op.epilogue is not None):
+            return _bind_in_steps(problem, self._bind(_plain(problem)))
+        return self._bind(problem)
+
+    def _bind(self, problem: Problem) -> HostCall:
         from nrt.cpu_kernels.rowops_kernel import row_function
         from nrt.cpu_kernels.simd import address_of
 

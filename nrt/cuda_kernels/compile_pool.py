@@ -65,7 +65,8 @@ class CompilePool:
         return [self.submit(spec) for spec in specs]
 
     def _compile(self, spec: KernelSpec) -> Cubin:
-        if self.workers == 1:
+        if self.workers == 1 or (spec.code is not None and spec.code.file is None):
+            # Code that is in no file (a notebook, __main__) no worker could import.
             return compile_kernel(spec, self.device)
         process = self._process()
         assert process.stdin is not None

@@ -95,10 +95,10 @@ def _imports(module: str) -> frozenset[str]:
 
 
 @functools.cache
-def _source_hash(module: str) -> str:
-    """Hash of the sources that a factory in ``module`` may draw on."""
+def _source_hash(*modules: str) -> str:
+    """Hash of the sources that a factory in these modules may draw on."""
     seen: set[str] = set()
-    stack = [module, __name__]
+    stack = [*modules, __name__]
     while stack:
         name = stack.pop()
         if name not in seen:
@@ -108,11 +108,25 @@ def _source_hash(module: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_kernel_module(name: str) -> bool:
+    if not name.startswith(_SOURCES):
+        return False
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False  # a function of a module
+    return True
+
+
 def kernel_key(spec: KernelSpec, device: DeviceSpec) -> str:
     """Content address of the cubin of ``spec`` for ``device``'s architecture."""
-    module = spec.factory.partition(":")[0]
+    if spec.code is None:
+        modules: tuple[str, ...] = (spec.factory.partition(":")[0],)
+    else:
+        # Of the user's own sources it holds a hash; of nrt's they use what any kernel may.
+        modules = tuple(filter(_is_kernel_module, spec.code.uses))
     parts = [
-        _source_hash(module),
+        _source_hash(*modules),
         repr(spec),
         device.arch,
         json.dumps(toolchain(), sort_keys=True),
@@ -126,13 +140,13 @@ def compile_kernel(spec: KernelSpec, device: DeviceSpec, *, cache: bool = True) 
     Args:
         spec: what to compile.
         device: gives the architecture; no GPU is touched.
-        cache: read and write ``NRT_CACHE_DIR/cubins``.
+        cache: read and write ``NRT_CACHE_DIR/cubins``; a kernel of a notebook's is never there.
 
     Raises:
         CompileError: Numba or the linker refused (the message names the kernel and its parameters),
             or the cache cannot be written.
     """
-    if not cache:
+    if not cache or (spec.code is not None and not spec.code.lasting):
         return _compile(spec, device)
     key = kernel_key(spec, device)
     folder = settings().cache_dir / "cubins" / key[:2]
@@ -201,13 +215,26 @@ def _label(spec: KernelSpec) -> str:
     return f"{spec.factory.partition(':')[2]}{spec.params}"
 
 
+def _factory(spec: KernelSpec) -> Any:
+    if spec.code is not None:
+        return spec.code.resolve()
+    module, _, function = spec.factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise CompileError(
+            f"kernel {_label(spec)}: its factory '{spec.factory}' cannot be imported: {error}; for "
+            f"a function of your own write KernelSpec.of({function}, params, threads)"
+        ) from error
+
+
 def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
     """The PTX of ``spec`` and the name of its entry."""
     from numba import cuda
 
-    module, _, function = spec.factory.partition(":")
+    factory = _factory(spec)
     try:
-        kernel, signature = getattr(importlib.import_module(module), function)(*spec.params)
+        kernel, signature = factory(*spec.params)
         ptx, _ = cuda.compile(
             kernel,
             signature,
@@ -222,7 +249,8 @@ def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
         # factory may fail in any way: in a worker process only a CompileError finds its way back.
         label = _label(spec)
         raise CompileError(f"kernel {label} does not compile for {device.arch}: {error}") from error
-    entry = f"nrt_{function.lstrip('_')}"
+    function = spec.factory.partition(":")[2]
+    entry = f"nrt_{re.sub(r'[^0-9A-Za-z_]', '_', function).lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
     return (with_dependent_launch(text) if device.cc >= MINIMUM_CC else text), entry
 

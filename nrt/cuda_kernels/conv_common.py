@@ -16,6 +16,7 @@ from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras
 from nrt.cuda_kernels.variant import Arg, In, Null
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, DType
 from nrt.ir.ops import Conv, ConvTranspose
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, Refusal, TensorSpec, dense_strides
 
@@ -31,6 +32,7 @@ __all__ = [
     "extra_args",
     "extra_types",
     "operand_strides",
+    "prologue_args",
     "refuse_conv",
     "refuse_epilogue",
     "result_type",
@@ -103,7 +105,7 @@ def conv_epilogue(problem: Problem) -> Epilogue:
     """The epilogue of a `Conv` or `ConvTranspose`; a plain bias ``[K]`` becomes a program."""
     op = problem.op
     assert isinstance(op, Conv | ConvTranspose)
-    specs = list(problem.inputs[2:])
+    specs = list(problem.inputs[epilogue_slot(op) :])
     if op.epilogue is not None:
         return Epilogue(op.epilogue, epilogue_extras(specs, problem.y, 1))
     if not specs:
@@ -115,13 +117,23 @@ def conv_epilogue(problem: Problem) -> Epilogue:
 
 
 def extra_args(problem: Problem) -> tuple[Arg, ...]:
-    """The launch arguments of the four epilogue operands; unused ones are null."""
-    used: list[Arg] = [In(slot) for slot in range(2, len(problem.inputs))]
+    """The launch arguments of the four operands of programs; unused ones are null.
+
+    Those of the epilogue come first, as they do in the parameters of `epilogue.make_store`.
+    """
+    first = epilogue_slot(problem.op)
+    used: list[Arg] = [In(slot) for slot in (*range(first, len(problem.inputs)), *range(2, first))]
+    return (*used, *[Null()] * (MAX_EXTRAS - len(used)))
+
+
+def prologue_args(problem: Problem) -> tuple[Arg, ...]:
+    """`extra_args` of a launch that leaves the epilogue to another one."""
+    used: list[Arg] = [In(slot) for slot in range(2, epilogue_slot(problem.op))]
     return (*used, *[Null()] * (MAX_EXTRAS - len(used)))
 
 
 def extra_types(extras: Sequence[Extra]) -> tuple[Any, ...]:
-    """The Numba types of the four epilogue operands."""
+    """The Numba types of the four operands."""
     used = [pointer(e.dtype) for e in extras]
     return (*used, *[pointer(FP32)] * (MAX_EXTRAS - len(used)))
 
@@ -165,10 +177,11 @@ def check_floats(problem: Problem, device: DeviceSpec, dtypes: Sequence[DType]) 
 
 
 def refuse_epilogue(problem: Problem) -> Refusal | None:
-    """None, or why no kernel can run the problem's epilogue or index its tensors."""
+    """None, or why no kernel can run the problem's programs or index its tensors."""
     count = len(problem.inputs) - 2
     if count > MAX_EXTRAS:
-        return Refusal(f"the epilogue reads {count} operands, kernels have {MAX_EXTRAS}")
+        programs = "epilogue reads" if epilogue_slot(problem.op) == 2 else "programs read"
+        return Refusal(f"the {programs} {count} operands, kernels have {MAX_EXTRAS}")
     if problem.y.size == 0:
         return Refusal("the output is empty")
     for spec in (*problem.inputs, *problem.outputs):
@@ -182,10 +195,16 @@ def refuse_conv(
     device: DeviceSpec,
     op: type[Conv] | type[ConvTranspose] = Conv,
     dtypes: Sequence[DType] = FLOATS,
+    prologue: bool = False,
 ) -> Refusal | None:
-    """None, or why no convolution kernel solves ``problem``; every variant asks this first."""
+    """None, or why no convolution kernel solves ``problem``; every variant asks this first.
+
+    ``prologue`` says that the variant can compute one.
+    """
     if type(problem.op) is not op:
         return Refusal(f"op is {problem.family}, expected {op.__name__}")
+    if isinstance(problem.op, Conv) and problem.op.prologue is not None and not prologue:
+        return Refusal("the input has a prologue, this kernel multiplies it as it is")
     rank = len(problem.inputs[0].shape) - 2
     if rank != 2:
         return Refusal(f"the input has {rank} spatial dimensions, expected 2")

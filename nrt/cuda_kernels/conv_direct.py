@@ -29,6 +29,7 @@ from nrt.cuda_kernels.conv_common import (
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra, make_store
+from nrt.cuda_kernels.prologue import Prologue, conv_prologue, make_prologue
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import divide
 from nrt.dtypes import DType
@@ -49,6 +50,7 @@ def _kernel(
     program: Program | None,
     extras: tuple[Extra, ...],
     channels_last: bool,
+    prologue: Prologue | None = None,
 ) -> tuple[Any, Any]:
     """Thread t computes element t of y, counted with channels innermost, or else columns.
 
@@ -60,6 +62,11 @@ def _kernel(
     load = loader(dtype)
     split = divide()
     store = make_store(program, extras, out_dtype, 1)
+    starts = prologue is not None
+    before: Any = None
+    if prologue is not None:
+        before = make_prologue(prologue, dtype, len(extras))
+        extras = (*extras, *prologue.operands)
 
     def kernel(
         x, w, y, e0, e1, e2, e3,
@@ -94,6 +101,9 @@ def _kernel(
                         part = acc(0)
                         for c in range(cg):
                             image_value = load(x, u32(xi + u32(c) * xc))
+                            if starts:
+                                channel = u32(u32(u32(k // kg) * cg) + u32(c))
+                                image_value = before(image_value, channel, e0, e1, e2, e3)
                             part = acc(part + acc(image_value * load(w, u32(wi + u32(c) * wc))))
                         result = acc(result + part)
         o = u32(n * yn + k * yk + p * yh + q * yw)
@@ -114,7 +124,7 @@ class ConvDirect(Variant):
     reference = True
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_conv(problem, device, Conv, EVERY_OPERAND)
+        refusal = refuse_conv(problem, device, Conv, EVERY_OPERAND, prologue=True)
         if refusal is None and problem.y.size >= INDEX_LIMIT - THREADS:
             return Refusal(f"the output has {problem.y.size} elements, threads count to 2^32")
         return refusal
@@ -125,12 +135,16 @@ class ConvDirect(Variant):
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
         shape = ConvShape.of(problem)
         epilogue = conv_epilogue(problem)
+        prologue = conv_prologue(problem)
         channels_last = shape.y_strides[1] <= shape.y_strides[3]
         spec = KernelSpec(
             "nrt.cuda_kernels.conv_direct:_kernel",
-            (shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, channels_last),
+            (
+                shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, channels_last,
+                *([] if prologue is None else [prologue]),
+            ),
             THREADS,
-        )
+        )  # fmt: skip
         numbers = (
             problem.y.size, shape.k, shape.p, shape.q, shape.kg, shape.cg, shape.h, shape.w,
             shape.r, shape.s, *shape.stride, *shape.pad, *shape.dilation,

@@ -9,16 +9,20 @@ from nrt.cuda_kernels.conv_common import (
     ConvShape,
     conv_epilogue,
     extra_args,
+    prologue_args,
     refuse_conv,
+    rounded,
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.mma_layout import Tile
 from nrt.cuda_kernels.mma_pack import block_diagonal, packed
 from nrt.cuda_kernels.mma_tile import Gemm
+from nrt.cuda_kernels.prologue import channel_table, conv_prologue, refuse_tables
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "ConvMma"]
@@ -40,8 +44,8 @@ class ConvMma(Variant):
     rank = 4
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_conv(problem, device, dtypes=mma_tile.OPERANDS)
-        refusal = refusal or mma_tile.refuse_operands(problem, device)
+        refusal = refuse_conv(problem, device, dtypes=mma_tile.OPERANDS, prologue=True)
+        refusal = refusal or mma_tile.refuse_operands(problem, device) or refuse_tables(problem)
         if refusal is not None:
             return refusal
         if not problem.constants[1]:
@@ -55,20 +59,23 @@ class ConvMma(Variant):
                 f"{piece} with channels innermost"
             )
         if shape.groups > 1:
-            refusal = self._refuse_groups(shape, device)
+            refusal = self._refuse_groups(problem, device)
             if refusal is not None:
                 return refusal
+        if not self._gemm(problem).tiles(device):
+            return Refusal(f"tables of {shape.c} channels do not fit {device.arch}'s shared memory")
         return mma_tile.refuse_rows(problem, 1)
 
     @staticmethod
-    def _refuse_groups(shape: ConvShape, device: DeviceSpec) -> Refusal | None:
+    def _refuse_groups(problem: Problem, device: DeviceSpec) -> Refusal | None:
         """None, or why no tile's columns are whole groups of channels."""
+        shape = ConvShape.of(problem)
         if shape.cg < MIN_GROUP:
             return Refusal(
                 f"groups of {shape.cg} input channels leave tensor cores idle, expected "
                 f"{MIN_GROUP} or more"
             )
-        gemm = ConvMma._gemm(shape)
+        gemm = ConvMma._gemm(problem)
         if any(gemm.on(t) is not None for t in mma_tile.tiles_for(shape.dtype, device)):
             return None
         return Refusal(
@@ -77,30 +84,34 @@ class ConvMma(Variant):
         )
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
-        return mma_tile.ranked(self._gemm(ConvShape.of(problem)), device)
+        return mma_tile.ranked(self._gemm(problem), device)
 
     def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:
-        return mma_tile.estimate(self._gemm(ConvShape.of(problem)), Tile(*config), problem, device)
+        return mma_tile.estimate(self._gemm(problem), Tile(*config), problem, device)
 
     def emit(self, problem: Problem, config: Config, device: DeviceSpec) -> Emission:
         epilogue = conv_epilogue(problem)
         width = store_width(epilogue, problem.y, 1, 8)
-        gemm = self._gemm(ConvShape.of(problem))
+        gemm = self._gemm(problem)
         return mma_tile.emission(
-            gemm, Tile(*config), epilogue, width, (In(0), In(1)), Out(), extra_args(problem), device
-        )
+            gemm, Tile(*config), epilogue, width, (In(0), In(1)), Out(), extra_args(problem), device,
+            prologue_args(problem),
+        )  # fmt: skip
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
+        tile, shape = Tile(*config), ConvShape.of(problem)
+        if 1 < slot < epilogue_slot(problem.op):
+            return channel_table(problem, array, rounded(shape.c, tile.bk))
         if slot != 1:
             return array
-        tile, shape = Tile(*config), ConvShape.of(problem)
         shared = 1
         if shape.groups > 1:
             shared = mma_tile.groups_of_tile(shape.groups, shape.kg, tile.bn) or 1
         return packed(block_diagonal(array, shape.groups, shared), tile)
 
     @staticmethod
-    def _gemm(s: ConvShape) -> Gemm:
+    def _gemm(problem: Problem) -> Gemm:
+        s = ConvShape.of(problem)
         plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
         return Gemm(
             m=s.m, k=s.k, j=s.crs, dtype=s.dtype, out_dtype=s.out_dtype,
@@ -109,6 +120,7 @@ class ConvMma(Variant):
             stride=s.stride, pad=s.pad, dilation=s.dilation,
             x_n=s.x_strides[0], x_h=s.x_strides[2], groups=s.groups,
             x_w=mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if plain else s.x_strides[3],
+            prologue=conv_prologue(problem),
         )  # fmt: skip
 
 

@@ -24,12 +24,19 @@ from nrt.cuda_kernels.conv_common import (
     conv_epilogue,
     extra_args,
     extra_types,
+    prologue_args,
     refuse_conv,
     rounded,
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra
+from nrt.cuda_kernels.prologue import (
+    Prologue,
+    conv_prologue,
+    make_prologue,
+    refuse_prologue,
+)
 from nrt.cuda_kernels.simt_choice import ranked_tiles, tile_seconds
 from nrt.cuda_kernels.simt_reduce import reduce_launch
 from nrt.cuda_kernels.simt_tile import (
@@ -46,7 +53,6 @@ from nrt.cuda_kernels.variant import (
     In,
     KernelSpec,
     Launch,
-    Null,
     Out,
     Scalar,
     Variant,
@@ -84,11 +90,13 @@ _PROLOGUE = (
 )
 
 
-def pixels(tile: Tile, one_by_one: tuple[str, str] | None) -> Operand:
+def pixels(tile: Tile, one_by_one: tuple[str, str] | None, *, prologue: bool = False) -> Operand:
     """A: input pixels, four channels a load, or ``one_by_one``.
 
     Args:
         tile: the block's shape.
+        prologue: what was loaded, four at a time, goes through the device function ``before``; the
+            zeros outside of the image and behind the last channel do not.
         one_by_one: texts of the channels of a group and of the filter's width, which single loads
             divide by: constants where they can be.
     """
@@ -113,6 +121,17 @@ def pixels(tile: Tile, one_by_one: tuple[str, str] | None) -> Operand:
                 "inside = (h < H) & (v < W) & (ar < R)",
                 f"{values} = load_a(a, u32(base{u} + h * xh + v * xw + ac), inside)",
             ]
+        settle: list[str] = []
+        if prologue:
+            load += ["loaded_c = ac", "loaded_in = ar < R"]
+            setup += ["loaded_c = u32(0)", "loaded_in = False"]
+            for u in range(tile.units_a):
+                for j in range(4):
+                    name = f"a{u}_{j}"
+                    settle += [
+                        f"new = before({name}, u32(loaded_c + u32({j})), e0, e1, e2, e3)",
+                        f"{name} = new if loaded_in else {name}",
+                    ]
         return Operand(
             True,
             (
@@ -130,6 +149,7 @@ def pixels(tile: Tile, one_by_one: tuple[str, str] | None) -> Operand:
                 "        as_ = u32(0)",
                 "        ar = u32(ar + u32(1))",
             ),
+            tuple(settle),
         )
     channels, columns = one_by_one
     load = []
@@ -173,6 +193,7 @@ def _kernel(
     filter_size: tuple[int, int] | None,
     rows: tuple[tuple[int, int], ...],
     width: int,
+    prologue: Prologue | None = None,
 ) -> tuple[Any, Any]:
     """One block: a tile of pixels and channels of one group and one part of the depth (block z).
 
@@ -182,12 +203,17 @@ def _kernel(
     shape = Tile(*tile)
     # Divisions by constants are multiplications.
     sizes = None if filter_size is None else (f"u32({filter_size[0]})", f"u32({filter_size[1]})")
-    text = gemm_text(shape, PARAMS, _PROLOGUE, pixels(shape, sizes), weights(shape, "group"), width)
+    a = pixels(shape, sizes, prologue=prologue is not None)
+    text = gemm_text(shape, PARAMS, _PROLOGUE, a, weights(shape, "group"), width)
     namespace: dict[str, Any] = gemm_namespace(out_dtype, program, extras, rows, width)
     namespace["load_a"] = masked_loader(dtype, 4 if filter_size is None else 1)
     namespace["load_b"] = vector_loader(dtype, 4)
+    operands = extras
+    if prologue is not None:
+        namespace["before"] = make_prologue(prologue, dtype, len(extras))
+        operands = (*extras, *prologue.operands)
     signature = types.void(
-        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras),
+        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(operands),
         *[u32] * (6 + len(PARAMS)),
     )  # fmt: skip
     return compile_text(text, namespace), signature
@@ -201,12 +227,18 @@ class ConvSimt(Variant):
     rank = 3
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_conv(problem, device, Conv, (FP32, FP16, BF16))
+        refusal = refuse_conv(problem, device, Conv, (FP32, FP16, BF16), prologue=True)
+        refusal = refusal or refuse_prologue(problem)
         if refusal is not None:
             return refusal
         if not problem.constants[1]:
             return Refusal("weights are computed at run time, expected a constant to pack")
         shape = ConvShape.of(problem)
+        if conv_prologue(problem) is not None and shape.load_width(4) != 4:
+            return Refusal(
+                f"a prologue on {shape.c} input channels with strides {shape.x_strides}, expected "
+                "multiples of 4 with channels innermost"
+            )
         if shape.groups > 1 and shape.kg < MIN_GROUP:
             return Refusal(f"groups have {shape.kg} output channels, expected {MIN_GROUP} or more")
         if shape.groups > 4095:
@@ -237,7 +269,7 @@ class ConvSimt(Variant):
         aligned = 4 if shape.kg % 4 == 0 else 1
         main = self._launch(
             problem, tile, Epilogue(None, ()), FP32, ((), shape.k, 1), aligned,
-            (Work(), *[Null()] * len(extras)),
+            (Work(), *prologue_args(problem)),
         )  # fmt: skip
         end = reduce_launch(
             epilogue, shape.out_dtype, rows, (shape.m, shape.k), tile.splits, ycol, width,
@@ -259,12 +291,14 @@ class ConvSimt(Variant):
         shape = ConvShape.of(problem)
         rows, pitch, ycol = layout
         by_four = shape.load_width(4) == 4
+        prologue = conv_prologue(problem)
         spec = KernelSpec(
             "nrt.cuda_kernels.conv_simt:_kernel",
             (
                 shape.dtype, out_dtype, epilogue.program, epilogue.extras,
                 tuple(tile.with_splits(1)),
                 None if by_four else (shape.cg, shape.s), rows, width,
+                *([] if prologue is None else [prologue]),
             ),
             tile.threads,
             tile.blocks_per_sm,

@@ -6,6 +6,7 @@ of a row, runs the epilogue's program on each and stores them with the widest in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,10 @@ class Extra:
     """How an epilogue reads one operand.
 
     Attributes:
-        dtype: element type. mode: ``scalar``; ``channel`` (index k * stride); ``same`` (the
-        output's offset); ``general``
-            (from row and channel by ``row_dims``/``row_strides``).
+        dtype: element type.
+        mode: ``scalar``; ``channel`` (index k * stride); ``same`` (the output's offset); ``rows``
+            (m * row_strides[0] + k: a piece of a wider tensor, rows aligned to 16 bytes);
+            ``general`` (from row and channel by ``row_dims``/``row_strides``).
         stride: of the channel dimension, in elements.
         row_dims: sizes of the output's other dimensions, outermost first.
         row_strides: strides of the operand along them.
@@ -79,6 +81,8 @@ def epilogue_extras(extras: Sequence[TensorSpec], y: TensorSpec, channel: int) -
             result.append(Extra(spec.dtype, "same"))
         elif not any(live[d] for d in rows):
             result.append(Extra(spec.dtype, "channel", live[channel]))
+        elif live[channel] == 1 and _pitch(y, rows, live) * spec.dtype.itemsize % 16 == 0:
+            result.append(Extra(spec.dtype, "rows", 1, (), (_pitch(y, rows, live),)))
         else:
             result.append(
                 Extra(
@@ -90,6 +94,14 @@ def epilogue_extras(extras: Sequence[TensorSpec], y: TensorSpec, channel: int) -
                 )
             )
     return tuple(result)
+
+
+def _pitch(y: TensorSpec, rows: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from one row to the next of an operand whose rows are evenly spaced, else 1."""
+    live = [(y.shape[d], strides[d]) for d in rows if y.shape[d] > 1]
+    if any(a != size * b for (_, a), (size, b) in itertools.pairwise(live)):
+        return 1
+    return live[-1][1] or 1
 
 
 def _general_index(extra: Extra) -> str:
@@ -119,6 +131,9 @@ def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[
         base, step = "u32(o)", 1
     elif extra.mode == "channel":
         base, step = f"u32(u32(k) * u32({extra.stride}))", extra.stride
+    elif extra.mode == "rows":
+        lines.append(f"g{index} = u32(u32(u32(m) * u32({extra.row_strides[0]})) + u32(k))")
+        base, step = f"g{index}", 1
     else:
         lines.append(f"g{index} = u32({_general_index(extra)})")
         base, step = f"g{index}", extra.stride
@@ -215,9 +230,9 @@ def make_store(
     Its parameters are ``(a0 … a[width-1], m, k, o, y, e0, e1, e2, e3)``: accumulators of channels
     ``k … k+width-1`` in row ``m``, the offset ``o`` in elements of the first one in ``y``, the
     output pointer, and the operands' pointers. For ``width > 1`` the channels lie next to each
-    other in ``y`` and in every operand of mode ``same``, aligned to ``width`` elements; those of
-    mode ``channel`` too. Accumulators are floats; int32 ones may go to an int32 output with no
-    program, which stores them as they are.
+    other in ``y`` and in every operand of modes ``same`` and ``rows``, aligned to ``width``
+    elements; those of mode ``channel`` too. Accumulators are floats; int32 ones may go to an int32
+    output with no program, which stores them as they are.
 
     Args:
         program: epilogue; None stores the accumulators.

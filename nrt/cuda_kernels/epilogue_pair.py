@@ -22,7 +22,8 @@ _HALVES = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
 
 def boxed_operand(extras: Sequence[Extra]) -> int | None:
     """The operand of the output's own order that the copy engine may fetch; None if none."""
-    found = [i for i, e in enumerate(extras) if e.mode == "same" and e.dtype.name in _HALVES]
+    boxes = ("same", "rows")
+    found = [i for i, e in enumerate(extras) if e.mode in boxes and e.dtype.name in _HALVES]
     return found[0] if found else None
 
 

@@ -17,7 +17,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels.ptx import mma_statement, statement, with_arity
 
-__all__ = ["copies", "fragments", "put_rows", "warp_mma"]
+__all__ = ["change_words", "copies", "fragments", "put_rows", "warp_mma"]
 
 u32 = types.uint32
 f32 = types.float32
@@ -152,6 +152,43 @@ def warp_mma(kind: str, mi_count: int, ni_count: int) -> Any:
 
     made = with_arity(impl, f"warp_mma_{kind}_{mi_count}x{ni_count}", 3, "``mma.sync``.")
     made.form = ("warp_mma", kind, mi_count, ni_count)
+    return made
+
+
+def change_words(word: Any, blocks: int, count: int, per_word: int) -> Any:
+    """An intrinsic ``(words, numbers)``: a function on every word of ``blocks`` fragments of a.
+
+    ``word`` is a Python function of a word and of ``count * per_word`` floats, those of one operand
+    together; it is compiled once and inlined by LLVM, where text in each place would be typed over
+    and over. ``numbers`` is a local float32 array: by operand, half of the step, element of a word.
+    Equal code must mean equal results: names in it may not differ in what they stand for.
+    """
+
+    def impl(typingctx: Any, words: Any, numbers: Any) -> Any:
+        del typingctx
+        signature = u32(u32, *[f32] * (count * per_word))
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            cells = _cells(context, builder, sig.args[0], args[0], 4 * blocks)
+            places = _cells(context, builder, sig.args[1], args[1], 2 * count * per_word)
+            values = [builder.load(place) for place in places]
+            for number, cell in enumerate(cells):
+                # The last two of a lane's four words lie deeper in the row.
+                half = number % 4 // 2
+                own = [
+                    values[(2 * index + half) * per_word + element]
+                    for index in range(count)
+                    for element in range(per_word)
+                ]
+                operands = [builder.load(cell), *own]
+                result = context.compile_internal(builder, word, signature, operands)
+                builder.store(result, cell)
+            return context.get_dummy_value()
+
+        return types.void(words, numbers), codegen
+
+    made = with_arity(impl, f"change_words_{blocks}", 2, "No instruction of its own.")
+    made.form = ("change_words", word, blocks, count, per_word)
     return made
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
+from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, rounded
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.cuda_kernels.mma_kernel import shared_bytes
 from nrt.cuda_kernels.mma_layout import Tile, threads
+from nrt.cuda_kernels.prologue import Prologue
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Scalar, Work
 from nrt.dtypes import BF16, FP16, FP32, INT8, INT32, DType
 from nrt.ir.ops import Conv, MatMul
@@ -18,6 +20,7 @@ from nrt.problem import Problem, Refusal
 
 __all__ = [
     "OPERANDS",
+    "PROLOGUE_TILES",
     "SYNCHRONOUS",
     "TILES",
     "Gemm",
@@ -62,6 +65,21 @@ TILES: tuple[Tile, ...] = (
 )
 """For elements of 2 bytes; of others a tile has as many bytes (`tiles_for`)."""
 
+PROLOGUE_TILES: tuple[Tile, ...] = (
+    Tile(128, 128, 64, 4, 2, 3),
+    Tile(128, 128, 32, 4, 2, 4),
+    Tile(128, 64, 64, 4, 1, 3),
+    Tile(64, 128, 64, 2, 2, 3),
+    Tile(64, 64, 64, 2, 1, 4),
+    Tile(64, 64, 64, 4, 1, 4),
+    Tile(64, 64, 32, 4, 1, 4),
+    Tile(32, 128, 64, 2, 2, 4),
+    Tile(32, 64, 64, 2, 1, 4),
+    Tile(64, 32, 64, 4, 1, 4),
+    Tile(32, 32, 64, 2, 1, 6),
+)
+"""With a prologue: every warp along the columns computes it again, so tiles have few of those."""
+
 SYNCHRONOUS: tuple[Tile, ...] = (
     Tile(128, 128, 32, 2, 4, 2),
     Tile(128, 64, 32, 2, 2, 2),
@@ -75,7 +93,11 @@ SYNCHRONOUS: tuple[Tile, ...] = (
 
 def tiles_for(dtype: DType, device: DeviceSpec) -> list[Tile]:
     """The tiles for operands of ``dtype`` that fit the device, largest first."""
-    base = TILES if is_asynchronous(device) else SYNCHRONOUS
+    return _fitting(TILES, dtype, device)
+
+
+def _fitting(asynchronous: Sequence[Tile], dtype: DType, device: DeviceSpec) -> list[Tile]:
+    base = asynchronous if is_asynchronous(device) else SYNCHRONOUS
     tiles = [t._replace(bk=t.bk * 2 // dtype.itemsize) for t in base]
     return [t for t in tiles if shared_bytes(t, dtype) <= device.shared_per_block]
 
@@ -115,6 +137,7 @@ class Gemm:
         groups: of a convolution; ``j`` and a group's sums are then those of one group.
         group_tiles, group_c: tiles that read the same channels, channels from one such run to the
             next (see `on`).
+        prologue: what x goes through.
     """
 
     m: int
@@ -139,6 +162,22 @@ class Gemm:
     groups: int = 1
     group_tiles: int = 1
     group_c: int = 0
+    prologue: Prologue | None = None
+
+    def tables(self, tile: Tile) -> int:
+        """Bytes of the prologue's tables."""
+        count = 0 if self.prologue is None else len(self.prologue.operands)
+        return count * rounded(self.j, tile.bk) * 4
+
+    def tiles(self, device: DeviceSpec) -> list[Tile]:
+        """The tiles for this run that fit the device."""
+        if self.prologue is None:
+            return tiles_for(self.dtype, device)
+        return [
+            tile
+            for tile in _fitting(PROLOGUE_TILES, self.dtype, device)
+            if shared_bytes(tile, self.dtype, self.tables(tile)) <= device.shared_per_block
+        ]
 
     def on(self, tile: Tile) -> Gemm | None:
         """What a tile sees: with groups, the length of its own sums; None if it cannot be used.
@@ -243,7 +282,13 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     # An SM's epilogues finish 3 to 5 elements a nanosecond (1x1, 64 to 256 channels, with and
     # without a residual).
     epilogue = tile.bm * tile.bn * resident / 4e9
-    seconds = rounds * (max(compute, loads, latency) + epilogue) + 2e-6
+    prologue = 0.0
+    if gemm.prologue is not None:
+        # Unpack, compute, pack: instructions of every warp that shares the rows, on cores that
+        # start 4 x 32 of them a clock.
+        each = 2 + 2 * len(gemm.prologue.program.instrs)
+        prologue = tile.bm * tile.bk * tile.wn * steps * resident * each / (128 * 1.5e9)
+    seconds = rounds * (max(compute, loads, latency, prologue) + epilogue) + 2e-6
     if tile.split > 1:
         seconds += 2e-6 + gemm.m * gemm.k * 4.0 * (tile.split + 1) / device.bandwidth
     return seconds
@@ -252,7 +297,7 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
 def ranked(gemm: Gemm, device: DeviceSpec) -> list[Tile]:
     """Tiles that fit the device, best estimate first; splits only where blocks are few."""
     found: list[tuple[float, Tile]] = []
-    for base in tiles_for(gemm.dtype, device):
+    for base in gemm.tiles(device):
         seen = gemm.on(base)
         if seen is None:
             continue
@@ -278,8 +323,13 @@ def emission(
     out: Arg,
     extras: tuple[Arg, ...],
     device: DeviceSpec,
+    before: tuple[Arg, ...] = (Null(),) * MAX_EXTRAS,
 ) -> Emission:
-    """The launches of one run: the tiles, and for a split reduction the sum of its parts."""
+    """The launches of one run: the tiles, and for a split reduction the sum of its parts.
+
+    ``extras`` are the operands of the epilogue, those of the prologue behind them; ``before`` are
+    those of the prologue alone.
+    """
     gemm = _seen(gemm, tile)
     split = tile.split > 1
     sums = INT32 if gemm.dtype == INT8 else FP32
@@ -288,7 +338,7 @@ def emission(
         tile._replace(split=min(tile.split, 2)), gemm.dtype, sums if split else gemm.out_dtype,
         None if split else epilogue.program, () if split else epilogue.extras,
         part_width(gemm.k) if split else width, gemm.pointwise,
-        is_asynchronous(device),
+        is_asynchronous(device), *([] if gemm.prologue is None else [gemm.prologue]),
     )  # fmt: skip
     spec = KernelSpec("nrt.cuda_kernels.mma_kernel:_mma_kernel", params, threads(tile))
     tiles_n = ceil_div(gemm.k, tile.bn)
@@ -300,16 +350,15 @@ def emission(
         gemm.x_n, gemm.x_h, gemm.x_w, gemm.k if split else gemm.y_row, tiles, tiles_n,
         _strip(tile, tiles_n), part_blocks(tile, gemm.j), gemm.group_tiles, gemm.group_c,
     )  # fmt: skip
-    none = (Null(),) * MAX_EXTRAS
     main = Launch(
         spec,
         (tiles, tile.split, 1),
         (threads(tile), 1, 1),
         (
-            *operands, Work() if split else out, *(none if split else extras),
+            *operands, Work() if split else out, *(before if split else extras),
             *(Scalar(v) for v in numbers),
         ),
-        shared_bytes(tile, gemm.dtype),
+        shared_bytes(tile, gemm.dtype, gemm.tables(tile)),
     )  # fmt: skip
     if not split:
         return Emission((main,))

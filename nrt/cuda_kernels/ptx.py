@@ -52,6 +52,7 @@ __all__ = [
     "ld_shared_f32",
     "ld_shared_u16",
     "ld_shared_u32",
+    "ld_shared_v2_f32",
     "ld_shared_v4",
     "ld_shared_v4_f32",
     "ldmatrix_x2",
@@ -68,6 +69,9 @@ __all__ = [
     "max_f16x2",
     "prmt",
     "rcp",
+    "red_global_add_u64",
+    "red_global_max_u32",
+    "red_shared_add_u32",
     "s8x4_from_f32",
     "select_below",
     "shared_address",
@@ -326,6 +330,14 @@ st_global_u32 = asm(
 st_global_u16 = asm(
     "st_global_u16", "st.global.u16 [$0], $1;", [], [i64, u16], doc="``st.global.u16``: 2 bytes."
 )
+red_global_add_u64 = asm(
+    "red_global_add_u64", "red.global.add.u64 [$0], $1;", [], [i64, i64],
+    doc="``red.global.add.u64``: adds an integer to 8 bytes, in one step for all threads.",
+)  # fmt: skip
+red_global_max_u32 = asm(
+    "red_global_max_u32", "red.global.max.u32 [$0], $1;", [], [i64, u32],
+    doc="``red.global.max.u32``: 4 bytes become the larger number, in one step for all threads.",
+)  # fmt: skip
 
 # -- shared memory ---------------------------------------------------------------------------------
 
@@ -336,6 +348,10 @@ ld_shared_v4 = asm(
 ld_shared_v4_f32 = asm(
     "ld_shared_v4_f32", "ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", [f32] * 4, [u32],
     doc="``ld.shared.v4.f32``: four floats.",
+)  # fmt: skip
+ld_shared_v2_f32 = asm(
+    "ld_shared_v2_f32", "ld.shared.v2.f32 {$0, $1}, [$2];", [f32] * 2, [u32],
+    doc="``ld.shared.v2.f32``: two floats.",
 )  # fmt: skip
 ld_shared_u32 = asm(
     "ld_shared_u32", "ld.shared.u32 $0, [$1];", [u32], [u32], doc="``ld.shared.u32``: 4 bytes."
@@ -363,6 +379,10 @@ st_shared_u16 = asm(
 st_shared_f32 = asm(
     "st_shared_f32", "st.shared.f32 [$0], $1;", [], [u32, f32], doc="``st.shared.f32``: a float."
 )
+red_shared_add_u32 = asm(
+    "red_shared_add_u32", "red.shared.add.u32 [$0], $1;", [], [u32, u32],
+    doc="``red.shared.add.u32``: adds an integer to 4 bytes, in one step for all threads.",
+)  # fmt: skip
 
 # -- asynchronous copies (sm_80) -------------------------------------------------------------------
 

@@ -6,32 +6,25 @@ the same input gives the same bits in every run.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
-from numba.cuda import types
-
-from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import pointer
-from nrt.cuda_kernels.elements import (
-    convert_text,
-    kernel_function,
-    kernel_namespace,
-    load_lines,
-    uses_double,
+from nrt.cuda_kernels.elements import convert_text, kernel_function, load_lines, uses_double
+from nrt.cuda_kernels.reduce_text import (
+    PLAIN,
+    THREADS,
+    Ends,
+    end_lines,
+    program_lines,
+    reduce_namespace,
+    reduce_steps,
+    signature,
+    wide,
 )
-from nrt.cuda_kernels.strided import (
-    index_lines,
-    offset_text,
-)
+from nrt.cuda_kernels.strided import index_lines, offset_text
 from nrt.dtypes import DType
 from nrt.ir.ops.common import kind_of
 
-__all__ = ["THREADS", "UNROLL"]
-
-THREADS = 256
-"""Threads of a block, but of the columns' kernel."""
+__all__ = ["UNROLL"]
 
 UNROLL = 4
 """Loads that a thread of the columns' kernel has in flight."""
@@ -39,115 +32,92 @@ UNROLL = 4
 # Length of a serial partial sum: error grows with its root, and with the root of their number.
 _CHUNK = 64
 
-
-@dataclass(frozen=True)
-class _Steps:
-    """Text of one kind of reduction.
-
-    Attributes:
-        start: neutral element.
-        visit: expression of an element ``v`` before it is combined.
-        combine: expression of accumulator ``a`` and value ``v``.
-        finish: expression of the result ``a`` of ``count`` elements.
-    """
-
-    start: str
-    visit: str
-    combine: str
-    finish: str
-
-
-def _steps(kind: str, register: str, double: bool) -> _Steps:
-    zero, one = ("F(0)", "F(1)") if register == "f" else ("I(0)", "I(1)")
-    lowest = {"f": "F(-inf)", "i": "I(-9223372036854775807 - 1)", "b": "False"}[register]
-    highest = {"f": "F(inf)", "i": "I(9223372036854775807)", "b": "True"}[register]
-    # A division is a call of 30 instructions; the reciprocal of a count is right to a unit.
-    scaled = "{a} / F({count})" if double else "{a} * rcp(F({count}))"
-    mean = scaled if register == "f" else "idiv({a}, I({count}))"
-    root = "sqrt_({a})" if register == "f" else "I(math_sqrt(float({a})))"
-    add = "{a} + {v}"
-    if register == "b":
-        either = {"max": _Steps(lowest, "{v}", "({a} or {v})", "{a}")}
-        return (either | {"min": _Steps(highest, "{v}", "({a} and {v})", "{a}")})[kind]
-    return {
-        "mean": _Steps(zero, "{v}", add, mean),
-        "sum": _Steps(zero, "{v}", add, "{a}"),
-        "max": _Steps(lowest, "{v}", "max_({a}, {v})", "{a}"),
-        "min": _Steps(highest, "{v}", "min_({a}, {v})", "{a}"),
-        "prod": _Steps(one, "{v}", "{a} * {v}", "{a}"),
-        "l1": _Steps(zero, "abs_({v})", add, "{a}"),
-        "l2": _Steps(zero, "{v} * {v}", add, root),
-        "sum_square": _Steps(zero, "{v} * {v}", add, "{a}"),
-    }[kind]
-
-
-def _namespace(dtype: DType) -> dict[str, Any]:
-    kind = kind_of(dtype)
-    # Bools are combined as numbers between threads.
-    cell = {"i": types.int64, "b": types.int64}.get(
-        kind, types.float64 if uses_double(dtype) else types.float32
-    )
-    return kernel_namespace(dtype) | {"cell": cell, "math_sqrt": math.sqrt, "rcp": ptx.rcp}
-
-
-def _wide(name: str, dtype: DType) -> str:
-    return f"F({name})" if uses_double(dtype) and dtype.is_float else name
-
-
 # -- one thread an output --------------------------------------------------------------------------
 
 
-def _strided_kernel(kind: str, dtype: DType, rank: int, depth: int) -> tuple[Any, Any]:
+def _strided_kernel(
+    kind: str, dtype: DType, out: DType, rank: int, depth: int, ends: Ends = PLAIN
+) -> tuple[Any, Any]:
     """One output element per thread and step, any strides.
 
     The reduced elements are visited in order; partial results of 64 are combined serially.
 
-    Kernel parameters: x, y, outputs, elements per output, sizes[rank], strides of y[rank], of
-    x[rank] along kept dimensions, sizes[depth], strides of x[depth] along reduced ones.
+    Kernel parameters: x, y, operands of the prologue, of the epilogue, outputs, elements per
+    output, sizes[rank], strides of y[rank], of x[rank], of each operand[rank] along kept
+    dimensions, sizes[depth], strides of x[depth], of each operand of the prologue[depth] along
+    reduced ones.
     """
     register = kind_of(dtype)
-    steps = _steps(kind, register, uses_double(dtype))
-    kept = {n: [f"{n}{r}" for r in range(rank)] for n in ("d", "sy", "sx")}
-    deep = {n: [f"{n}{r}" for r in range(depth)] for n in ("e", "se")}
-    params = ["x", "y", "n", "count", *kept["d"], *kept["sy"], *kept["sx"], *deep["e"], *deep["se"]]
+    double = uses_double(dtype, out, *ends.before, *ends.after)
+    steps = reduce_steps(kind, register, double)
+    befores, afters = ends.befores, ends.afters
+    sizes, deep = [f"d{r}" for r in range(rank)], [f"g{r}" for r in range(depth)]
+    kept = {n: [f"{n}_s{r}" for r in range(rank)] for n in ("y", "x", *befores, *afters)}
+    inner = {n: [f"{n}_t{r}" for r in range(depth)] for n in ("x", *befores)}
+    params = ["x", "y", *befores, *afters, "n", "count", *sizes]
+    params += [s for row in kept.values() for s in row]
+    params += [*deep, *(s for row in inner.values() for s in row)]
     coords = [f"c{r}" for r in range(rank)]
-    inner = [f"k{r}" for r in range(depth)]
-    place = offset_text([*zip(inner, deep["se"], strict=True), ("xo", "1")])
-    value = steps.visit.format(v="w")
-    result = convert_text("z", register, dtype)
-    yo = offset_text(list(zip(coords, kept["sy"], strict=True)))
+    within = [f"k{r}" for r in range(depth)]
+
+    def place(name: str) -> str:
+        return offset_text([*zip(within, inner[name], strict=True), (f"{name}at", "1")])
+
+    visit = [f"v = load_{dtype}(x, {place('x')})", f"w = {wide('v', dtype, double)}"]
+    operands = []
+    for name, other in zip(befores, ends.before, strict=True):
+        visit.append(f"v{name} = load_{other}({name}, {place(name)})")
+        operands.append((f"v{name}", other))
+    body, value = program_lines(ends.prologue, "w", operands, double, "p")
+    visit += body
+    finish, result = end_lines(
+        ends, "z", [(c, [kept[a][r] for a in afters]) for r, c in enumerate(coords)], double
+    )
     lines = [
         f"def kernel({', '.join(params)}):",
         f"    i = u32(u32(cuda.blockIdx.x * u32({THREADS})) + u32(cuda.threadIdx.x))",
         f"    step = u32(cuda.gridDim.x * u32({THREADS}))",
         "    while i < n:",
-        *(f"        {line}" for line in index_lines(rank, "i", "c", kept["d"])),
-        f"        xo = {offset_text(list(zip(coords, kept['sx'], strict=True)))}",
+        *(f"        {line}" for line in index_lines(rank, "i", "c", sizes)),
+        *(
+            f"        {name}at = {offset_text(list(zip(coords, kept[name], strict=True)))}"
+            for name in ("x", *befores)
+        ),
         f"        a = {steps.start}",
         "        j = u32(0)",
         "        while j < count:",
         f"            stop = min(count, u32(j + u32({_CHUNK})))",
         f"            p = {steps.start}",
         "            while j < stop:",
-        *(f"                {line}" for line in index_lines(depth, "j", "k", deep["e"])),
-        f"                v = load_{dtype}(x, {place})",
-        f"                w = {_wide('v', dtype)}",
-        f"                p = {steps.combine.format(a='p', v=value)}",
+        *(f"                {line}" for line in index_lines(depth, "j", "k", deep)),
+        *(f"                {line}" for line in visit),
+        f"                p = {steps.combine.format(a='p', v=steps.visit.format(v=value))}",
         "                j = u32(j + u32(1))",
         f"            a = {steps.combine.format(a='a', v='p')}",
         f"        z = {steps.finish.format(a='a', count='count')}",
-        f"        store_{dtype}(y, {yo}, {result})",
+        *(f"        {line}" for line in finish),
+        f"        store_{out}(y, {offset_text(list(zip(coords, kept['y'], strict=True)))}, "
+        f"{convert_text(result, register, out)})",
         "        i = u32(i + step)",
     ]
-    kernel = kernel_function("\n".join(lines) + "\n", _namespace(dtype))
-    return kernel, types.void(pointer(dtype), pointer(dtype), *[types.uint32] * (len(params) - 2))
+    namespace = reduce_namespace(dtype, out, *ends.before, *ends.after)
+    kernel = kernel_function("\n".join(lines) + "\n", namespace)
+    return kernel, signature(dtype, out, ends, params)
 
 
 # -- columns: channels-last ------------------------------------------------------------------------
 
 
 def _columns_kernel(
-    kind: str, dtype: DType, rank: int, threads: int, lanes: int, width: int
+    kind: str,
+    dtype: DType,
+    out: DType,
+    rank: int,
+    threads: int,
+    lanes: int,
+    width: int,
+    ends: Ends = PLAIN,
+    modes: tuple[str, ...] = (),
 ) -> tuple[Any, Any]:
     """Reduce a dimension whose neighbours in memory are kept: the spatial mean of NHWC.
 
@@ -159,32 +129,72 @@ def _columns_kernel(
     the rows of a warp, then, after the only barrier, one thread per channel the warps. Each element
     is read once.
 
-    Kernel parameters: x, y, elements per output, stride of x along them, channel groups, stride of
-    y and x along kept dimensions but the last: sizes[rank], strides of y[rank], of x[rank].
+    ``modes`` say how each operand of the prologue lies: ``v`` follows the channels or ``b`` is one
+    element for all; ``1`` moves with the reduced elements or ``0``, loaded once, does not.
+
+    Kernel parameters: x, y, operands of the prologue, of the epilogue, elements per output, stride
+    of x, of each operand of the prologue along them, channel groups, sizes[rank] of the kept
+    dimensions but the last, strides along them of y[rank], of x[rank], of each operand[rank],
+    stride of each operand of the epilogue along the last.
     """
     register = kind_of(dtype)
-    steps = _steps(kind, register, uses_double(dtype))
+    double = uses_double(dtype, out, *ends.before, *ends.after)
+    steps = reduce_steps(kind, register, double)
     # Shuffles move numbers: a bool is combined as 0 or 1 between threads.
     between = "i" if register == "b" else register
-    joined = _steps(kind, between, uses_double(dtype))
+    joined = reduce_steps(kind, between, double)
     rows, warps, channels = threads // lanes, threads // 32, lanes * width
+    befores, afters = ends.befores, ends.afters
     sizes = [f"d{r}" for r in range(rank)]
-    ys, xs = [f"sy{r}" for r in range(rank)], [f"sx{r}" for r in range(rank)]
-    params = ["x", "y", "count", "pitch", "groups", *sizes, *ys, *xs]
+    kept = {n: [f"{n}_s{r}" for r in range(rank)] for n in ("y", "x", *befores, *afters)}
+    params = ["x", "y", *befores, *afters, "count", "x_pitch", *(f"{b}_pitch" for b in befores)]
+    params += ["groups", *sizes, *(s for row in kept.values() for s in row)]
+    params += [f"{a}_last" for a in afters]
     coords = [f"c{r}" for r in range(rank)]
     accs = [f"a{k}" for k in range(width)]
-    fetch, visit = [], []
+    starts, once, fetch, visit = [], [], [], []
+    for name, mode in zip(("x", *befores), ("v1", *modes), strict=True):
+        terms = list(zip(coords, kept[name], strict=True))
+        starts.append(
+            f"{name}at = {offset_text([*terms, *([('channel', '1')] if mode[0] == 'v' else [])])}"
+        )
+
+    def operand(
+        name: str, other: DType, mode: str, tag: str, at: str
+    ) -> tuple[list[str], list[str]]:
+        if mode[0] == "b":
+            return [f"v{name}{tag} = load_{other}({name}, {at})"], [f"v{name}{tag}"] * width
+        return load_lines(f"v{name}{tag}", name, at, other, width)
+
+    held: dict[str, list[str]] = {}
+    for name, other, mode in zip(befores, ends.before, modes, strict=True):
+        if mode[1] == "0":
+            lines, held[name] = operand(name, other, mode, "", f"{name}at")
+            once += lines
     for u in range(UNROLL):
         fetch += [
             f"j{u} = u32(j + u32({u * rows}))",
             f"ok{u} = j{u} < count",
-            f"o{u} = u32(xo + u32((j{u} if ok{u} else last) * pitch))",
+            f"i{u} = j{u} if ok{u} else last",
+            f"o{u} = u32(xat + u32(i{u} * x_pitch))",
         ]
         loads, names = load_lines(f"v{u}", "x", f"o{u}", dtype, width)
         fetch += loads
-        for a, name in zip(accs, names, strict=True):
-            value = steps.visit.format(v=_wide(name, dtype))
-            visit.append(f"w = {value} if ok{u} else {steps.start}")
+        others: list[tuple[list[str], DType]] = []
+        for name, other, mode in zip(befores, ends.before, modes, strict=True):
+            values = held.get(name)
+            if values is None:
+                fetch.append(f"o{name}{u} = u32({name}at + u32(i{u} * {name}_pitch))")
+                lines, values = operand(name, other, mode, f"_{u}", f"o{name}{u}")
+                fetch += lines
+            others.append((values, other))
+        for k, (a, loaded) in enumerate(zip(accs, names, strict=True)):
+            visit.append(f"w = {wide(loaded, dtype, double)}")
+            lines, value = program_lines(
+                ends.prologue, "w", [(v[k], d) for v, d in others], double, f"p{u}_{k}"
+            )
+            visit += lines
+            visit.append(f"w = {steps.visit.format(v=value)} if ok{u} else {steps.start}")
             visit.append(f"{a} = {steps.combine.format(a=a, v='w')}")
     lines = [
         f"def kernel({', '.join(params)}):",
@@ -200,7 +210,7 @@ def _columns_kernel(
     if rank:
         lines += [f"    {line}" for line in index_lines(rank, "outer", "c", sizes)]
     lines += [
-        f"    xo = {offset_text([*zip(coords, xs, strict=True), ('channel', '1')])}",
+        *(f"    {line}" for line in starts + once),
         *(f"    {a} = {steps.start}" for a in accs),
         f"    j = u32(t // u32({lanes}))",
         "    last = u32(count - u32(1))",
@@ -226,42 +236,76 @@ def _columns_kernel(
         "        b = part[t]",
     ]
     for warp in range(1, warps):
-        other = f"part[u32(t + u32({warp * channels}))]"
-        lines.append(f"        b = {joined.combine.format(a='b', v=other)}")
-    result = convert_text("z", between, dtype)
+        cell = f"part[u32(t + u32({warp * channels}))]"
+        lines.append(f"        b = {joined.combine.format(a='b', v=cell)}")
+    places = [(c, [kept[a][r] for a in afters]) for r, c in enumerate(coords)]
+    finish, result = end_lines(
+        ends, "z", [*places, ("place", [f"{a}_last" for a in afters])], double
+    )
+    yo = offset_text([*zip(coords, kept["y"], strict=True), ("place", "1")])
     lines += [
         f"        z = {joined.finish.format(a='b', count='count')}",
-        f"        yo = {offset_text([*zip(coords, ys, strict=True), ('place', '1')])}",
-        f"        store_{dtype}(y, yo, {result})",
+        *(f"        {line}" for line in finish),
+        f"        yo = {yo}",
+        f"        store_{out}(y, yo, {convert_text(result, between, out)})",
     ]
-    kernel = kernel_function("\n".join(lines) + "\n", _namespace(dtype))
-    return kernel, types.void(pointer(dtype), pointer(dtype), *[types.uint32] * (len(params) - 2))
+    namespace = reduce_namespace(dtype, out, *ends.before, *ends.after)
+    kernel = kernel_function("\n".join(lines) + "\n", namespace)
+    return kernel, signature(dtype, out, ends, params)
 
 
 # -- rows ------------------------------------------------------------------------------------------
 
 
-def _rows_kernel(kind: str, dtype: DType, rank: int, threads: int, width: int) -> tuple[Any, Any]:
+def _rows_kernel(
+    kind: str,
+    dtype: DType,
+    out: DType,
+    rank: int,
+    threads: int,
+    width: int,
+    ends: Ends = PLAIN,
+    modes: tuple[str, ...] = (),
+) -> tuple[Any, Any]:
     """Reduce the contiguous dimension, ``threads`` threads an output (32: a warp; 256: a block).
 
     Threads read neighbouring vectors of ``width``; shuffles combine a warp, shared memory the
-    warps.
+    warps. Operands of the prologue follow the row (mode ``v``) or are one element per row (``b``).
 
-    Kernel parameters: x, y, outputs, elements per output, sizes[rank], strides of y[rank], of
-    x[rank] along kept dimensions.
+    Kernel parameters: x, y, operands of the prologue, of the epilogue, outputs, elements per
+    output, sizes[rank], strides of y[rank], of x[rank], of each operand[rank] along kept
+    dimensions.
     """
     register = kind_of(dtype)
-    steps = _steps(kind, register, uses_double(dtype))
+    double = uses_double(dtype, out, *ends.before, *ends.after)
+    steps = reduce_steps(kind, register, double)
+    befores, afters = ends.befores, ends.afters
     sizes = [f"d{r}" for r in range(rank)]
-    ys, xs = [f"sy{r}" for r in range(rank)], [f"sx{r}" for r in range(rank)]
-    params = ["x", "y", "n", "count", *sizes, *ys, *xs]
+    kept = {n: [f"{n}_s{r}" for r in range(rank)] for n in ("y", "x", *befores, *afters)}
+    params = ["x", "y", *befores, *afters, "n", "count", *sizes]
+    params += [s for row in kept.values() for s in row]
     coords = [f"c{r}" for r in range(rank)]
     accs = [f"a{j}" for j in range(width)]
     loads, names = load_lines("v", "x", "o", dtype, width)
+    once: list[str] = []
+    others: list[tuple[list[str], DType]] = []
+    for name, other, mode in zip(befores, ends.before, modes, strict=True):
+        if mode == "b":
+            once.append(f"v{name} = load_{other}({name}, {name}at)")
+            others.append(([f"v{name}"] * width, other))
+            continue
+        loads.append(f"o{name} = u32({name}at + j)")
+        lines, values = load_lines(f"v{name}", name, f"o{name}", other, width)
+        loads += lines
+        others.append((values, other))
     visit = []
-    for a, name in zip(accs, names, strict=True):
-        visit.append(f"w{name} = {_wide(name, dtype)}")
-        visit.append(f"{a} = {steps.combine.format(a=a, v=steps.visit.format(v=f'w{name}'))}")
+    for k, (a, loaded) in enumerate(zip(accs, names, strict=True)):
+        visit.append(f"w{loaded} = {wide(loaded, dtype, double)}")
+        lines, value = program_lines(
+            ends.prologue, f"w{loaded}", [(v[k], d) for v, d in others], double, f"p{k}"
+        )
+        visit += lines
+        visit.append(f"{a} = {steps.combine.format(a=a, v=steps.visit.format(v=value))}")
     per_block = THREADS // threads
     lines = [
         f"def kernel({', '.join(params)}):",
@@ -272,12 +316,16 @@ def _rows_kernel(kind: str, dtype: DType, rank: int, threads: int, width: int) -
         # Whole warps stay for the shuffles: rows beyond the end repeat the last one.
         "    i = min(row, u32(n - u32(1)))",
         *(f"    {line}" for line in index_lines(rank, "i", "c", sizes)),
-        f"    xo = {offset_text(list(zip(coords, xs, strict=True)))}",
-        f"    yo = {offset_text(list(zip(coords, ys, strict=True)))}",
+        *(
+            f"    {name}at = {offset_text(list(zip(coords, kept[name], strict=True)))}"
+            for name in ("x", *befores)
+        ),
+        f"    yo = {offset_text(list(zip(coords, kept['y'], strict=True)))}",
+        *(f"    {line}" for line in once),
         *(f"    {a} = {steps.start}" for a in accs),
         f"    j = u32(lane * u32({width}))",
         "    while j < count:",
-        "        o = u32(xo + j)",
+        "        o = u32(xat + j)",
         *(f"        {line}" for line in loads + visit),
         f"        j = u32(j + u32({threads * width}))",
     ]
@@ -301,12 +349,17 @@ def _rows_kernel(kind: str, dtype: DType, rank: int, threads: int, width: int) -
         ]
         for warp in range(1, threads // 32):
             lines.append(f"    a0 = {steps.combine.format(a='a0', v=f'part[{warp}]')}")
+    finish, result = end_lines(
+        ends, "z", [(c, [kept[a][r] for a in afters]) for r, c in enumerate(coords)], double
+    )
     lines += [
         "    if lane == u32(0) and row < n:",
         f"        z = {steps.finish.format(a='a0', count='count')}",
-        f"        store_{dtype}(y, yo, {convert_text('z', register, dtype)})",
+        *(f"        {line}" for line in finish),
+        f"        store_{out}(y, yo, {convert_text(result, register, out)})",
     ]
     if threads == 32:
         lines.remove(f"    part = cuda.shared.array({THREADS // 32}, cell)")
-    kernel = kernel_function("\n".join(lines) + "\n", _namespace(dtype))
-    return kernel, types.void(pointer(dtype), pointer(dtype), *[types.uint32] * (len(params) - 2))
+    namespace = reduce_namespace(dtype, out, *ends.before, *ends.after)
+    kernel = kernel_function("\n".join(lines) + "\n", namespace)
+    return kernel, signature(dtype, out, ends, params)

@@ -1,4 +1,4 @@
-"""Every built-in GPU variant, by family."""
+"""Every GPU variant by family: the built-in ones, then those that users registered."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nrt.cuda_kernels import (
     gemm_mma,
     gemm_wgmma,
     gemv,
+    histogram,
     lrn,
     matmul_simt,
     norm,
@@ -29,6 +30,7 @@ from nrt.cuda_kernels import (
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Variant
 from nrt.dtypes import BF16
+from nrt.extensions.registry import registry
 from nrt.ir.ops import Gather, GatherElements, Pad, Reformat, Slice
 from nrt.problem import Problem, Refusal
 
@@ -57,15 +59,18 @@ VARIANTS: tuple[Variant, ...] = (
     *resize.VARIANTS,
     *gather.VARIANTS,
     *pad.VARIANTS,
+    *histogram.VARIANTS,
 )
 
 
 def variants_for(problem: Problem, device: DeviceSpec) -> list[tuple[Variant, Refusal | None]]:
     """The variants of the problem's family, each with None or the reason why it does not fit."""
     missing = _missing_conversion(problem, device)
-    return [
+    built_in = [
         (v, missing or v.supports(problem, device)) for v in VARIANTS if type(problem.op) in v.ops
     ]
+    users: tuple[Variant, ...] = registry.cuda_variants.values
+    return built_in + [(v, v.supports(problem, device)) for v in users if problem.is_of(v.ops)]
 
 
 def _missing_conversion(problem: Problem, device: DeviceSpec) -> Refusal | None:

@@ -124,12 +124,14 @@ class Operand:
         setup: statements before the loop; ``first`` is the first step.
         load: statements that set ``{name}{unit}_{0..3}`` for step ``it``.
         advance: statements after each load.
+        settle: statements on what was loaded, before it goes to shared memory: by then it is there.
     """
 
     along_depth: bool
     setup: tuple[str, ...]
     load: tuple[str, ...]
     advance: tuple[str, ...] = ()
+    settle: tuple[str, ...] = ()
 
 
 def _indent(lines: Sequence[str], depth: int) -> list[str]:
@@ -308,6 +310,7 @@ def gemm_text(
         "        turn_a = u32(u32(0) - turn_a)",
         "        turn_b = u32(u32(0) - turn_b)",
         "    if it < last:",
+        *_indent([*a.settle, *b.settle], 2),
         *_indent(_stores("a", a, t.bm, t, t.units_a), 2),
         *_indent(_stores("b", b, t.bn, t, t.units_b), 2),
         "    cuda.syncthreads()",

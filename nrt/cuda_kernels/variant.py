@@ -7,11 +7,12 @@ what it can do: the heuristic, the tuner, the tests and `explain` all ask it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.extensions.user_code import UserCode, user_code
 from nrt.ir.op import Array, Op
 from nrt.problem import Problem, Refusal
 
@@ -44,12 +45,30 @@ class KernelSpec:
         params: hashable arguments of the factory; all that must be constant in the binary.
         threads: threads per block (for launch bounds).
         min_blocks: blocks per SM that the compiler must leave registers for.
+        code: where a factory outside nrt comes from; see `of`.
     """
 
     factory: str
     params: tuple[Any, ...]
     threads: int
     min_blocks: int = 1
+    code: UserCode | None = None
+
+    @classmethod
+    def of(
+        cls,
+        factory: Callable[..., Any],
+        params: tuple[Any, ...],
+        threads: int,
+        min_blocks: int = 1,
+    ) -> KernelSpec:
+        """A kernel of a user's own: ``factory`` is the function itself, of any module.
+
+        Worker processes import its module from its file. What is defined in ``__main__``, in a
+        notebook or inside another function is compiled in this process, one kernel at a time.
+        """
+        name = f"{factory.__module__}:{factory.__qualname__}"
+        return cls(name, params, threads, min_blocks, user_code(factory))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures of directed acyclic graphs: SVG, DOT and Mermaid, from plain records.
+"""Pictures of directed acyclic graphs: SVG, DOT and Mermaid; bar charts; from plain records.
 
 ============= ============================================================================
 picture       `Box`, `Arrow`, `Picture`: what is drawn; `Drawable`: what can be
@@ -7,6 +7,7 @@ coordinates   where everything stands
 svg           a picture as SVG, and two side by side
 text_graphs   a picture as DOT and as Mermaid
 table         tables as HTML
+bars          bar charts with intervals, as SVG
 ============= ============================================================================
 
 Knows no graph of nrt's: `nrt.ir` and `nrt.insight` say what their boxes hold.

@@ -9,6 +9,8 @@ import numpy as np
 
 from nrt.dtypes import BOOL, DType, dtype_from_name
 from nrt.errors import GraphError, ShapeError
+from nrt.extensions.pointwise import PointwiseFunction
+from nrt.extensions.registry import registry
 from nrt.ir import ops
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
@@ -145,6 +147,46 @@ class Layers:
         node = self._graph.add_node(op, self._values(label, operands), name=label, origin=(label,))
         return tuple(Tensor(self, v) for v in node.outputs)
 
+    def apply(
+        self,
+        what: str | PointwiseFunction | Op | type[Op],
+        *operands: Operand,
+        name: str | None = None,
+        **attributes: Any,
+    ) -> Tensor:
+        """Add what a user defined: a pointwise function, or an op with one output.
+
+        Args:
+            what: the result of `nrt.pointwise`, an op or its class, or the name that either is
+                registered as (``"ReLU6"``, ``"my.domain::Clip6"``).
+            operands: its inputs; data becomes constants of the dtype of the first handle.
+            name: the layer's name.
+            attributes: of a pointwise function, or of an op that is given by its class or name.
+
+        Raises:
+            GraphError: nothing is registered under the name, the name of the layer is taken, or an
+                attribute is unknown.
+            ShapeError: shapes or dtypes do not fit; the message names the layer.
+        """
+        known = _registered(what) if isinstance(what, str) else what
+        if isinstance(known, PointwiseFunction):
+            label = self.layer_name(known.name.lower(), name)
+            values = self._values(label, operands)
+            op: Op = known.op([v.dtype for v in values], **attributes)
+        else:
+            if isinstance(known, Op) and attributes:
+                raise GraphError(
+                    f"apply: {known} has its attributes already; leave out {', '.join(attributes)}"
+                )
+            op = known if isinstance(known, Op) else _made(known, attributes)
+            label = self.layer_name(op.name.lower(), name)
+            values = self._values(label, operands)
+        if op.output_count() != 1:
+            raise GraphError(
+                f"apply: {op.name} has {op.output_count()} outputs, expected 1; use layer_all"
+            )
+        return Tensor(self, self._graph.add_node(op, values, name=label, origin=(label,)).output)
+
     def layer_name(self, kind: str, name: str | None) -> str:
         """A free name: ``name`` itself, or ``kind``, ``kind_1``, ``kind_2`` …
 
@@ -187,6 +229,27 @@ class Layers:
 
     def _owns(self, value: Value) -> bool:
         return self._graph.has_value(value.name) and self._graph.value(value.name) is value
+
+
+def _registered(name: str) -> PointwiseFunction | type[Op]:
+    found = registry.pointwise.get(name) or registry.ops.get(name)
+    if found is None:
+        names = (*registry.pointwise.names, *registry.ops.names)
+        raise GraphError(
+            f"apply: nothing is registered as {name!r}; registered: {', '.join(names) or 'nothing'}"
+        )
+    return found
+
+
+def _made(kind: Any, attributes: dict[str, Any]) -> Op:
+    if not (isinstance(kind, type) and issubclass(kind, Op)):
+        raise GraphError(
+            f"apply: got {kind!r}, expected a name, the result of nrt.pointwise, or an op"
+        )
+    try:
+        return kind(**attributes)
+    except TypeError as error:
+        raise GraphError(f"apply: {kind.__name__}: {error}") from error
 
 
 def _data(data: Any, dtype: DType, label: str) -> Array:

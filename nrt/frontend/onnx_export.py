@@ -21,6 +21,7 @@ from nrt.errors import ExportError
 from nrt.frontend.network import Network
 from nrt.frontend.onnx_export_node import OPSET, Inexpressible, Tensor, Writer
 from nrt.frontend.onnx_export_ops import converter
+from nrt.frontend.onnx_export_registered import domains
 from nrt.ir.graph import Graph
 from nrt.ir.op import TensorType
 from nrt.ir.pointwise import Program
@@ -56,7 +57,8 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """Write a graph as an ONNX model of opset 21 that computes what the graph computes.
 
-    Every op becomes standard ONNX ops. Small floats are computed in fp32 and rounded where the
+    Every op becomes standard ONNX ops, but for ops that a user registered, which keep their domain.
+    Small floats are computed in fp32 and rounded where the
     graph rounds them. Shapes are logical, so memory layouts change nothing. NaN, or a number beyond
     an integer type, becomes what the runtime's Cast makes of it.
 
@@ -187,7 +189,10 @@ class _Exporter:
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[
+                helper.make_opsetid("", OPSET),
+                *(helper.make_opsetid(domain, 1) for domain in domains(w.nodes)),
+            ],
             ir_version=IR_VERSION,
             producer_name="nrt",
         )

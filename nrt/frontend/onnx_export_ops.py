@@ -17,8 +17,10 @@ from nrt.dtypes import FP32, FP64, INT8, INT32, INT64, DType
 from nrt.frontend import onnx_export_rows as rows
 from nrt.frontend.onnx_export_node import Inexpressible, Tensor, Writer, takes, wide
 from nrt.frontend.onnx_export_pointwise import elementwise, write_program
+from nrt.frontend.onnx_export_registered import write_registered
 from nrt.ir import ops
 from nrt.ir.op import Op, TensorType
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.value import Node
 
 __all__ = ["CONVERTERS", "converter"]
@@ -31,6 +33,8 @@ def converter(op: Op) -> Converter | None:
     kind = type(op)
     if kind in CONVERTERS:
         return CONVERTERS[kind]
+    if op.registered_as is not None:
+        return write_registered
     return elementwise if kind in ops.OPS and isinstance(op, ops.Elementwise) else None
 
 
@@ -139,10 +143,15 @@ def _resize(w: Writer, node: Node) -> None:
 
 
 def _products(w: Writer, node: Node, op_type: str, depth: int, **attributes: Any) -> None:
-    """A convolution or matrix product, then its bias or epilogue, then the output's rounding."""
+    """A product with its prologue before it, its bias or epilogue and the rounding behind it."""
     op: Any = node.op
-    x, factor, *extras = (w.tensor(v) for v in node.inputs)
+    tensors = [w.tensor(v) for v in node.inputs]
+    (x, factor), extras = tensors[:2], tensors[epilogue_slot(op) :]
     result = w.tensor(node.output)
+    if isinstance(op, ops.Conv) and op.prologue is not None:
+        before = tensors[2 : epilogue_slot(op)]
+        (value,) = write_program(w, op.prologue, [x, *before])
+        x = w.cast(value, x.dtype)
     if isinstance(op, ops.MatMul):
         x, factor = _swapped(w, x, op.trans_a), _swapped(w, factor, op.trans_b)
     dtype = _factors(op, x.dtype, depth)

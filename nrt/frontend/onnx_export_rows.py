@@ -8,11 +8,12 @@ import numpy as np
 
 from nrt.dtypes import BOOL, FP64, INT32, INT64, DType
 from nrt.frontend.onnx_export_node import Tensor, Writer, wide
+from nrt.frontend.onnx_export_pointwise import write_program
 from nrt.ir.op import TensorType
 from nrt.ir.ops.common import normalize_axes, normalize_axis
 from nrt.ir.value import Node
 
-__all__ = ["layer_normalization", "reduce"]
+__all__ = ["layer_normalization", "reduce", "spread"]
 
 _REDUCTIONS = {
     "mean": "ReduceMean",
@@ -29,15 +30,29 @@ _REDUCTIONS = {
 def reduce(w: Writer, node: Node) -> None:
     """Reduce; of integers in int64, as the reference has it, since runtimes lack most of those."""
     op: Any = node.op
-    x, result = w.tensor(node.inputs[0]), w.tensor(node.output)
+    x, before, after = op.parts([w.tensor(v) for v in node.inputs])
+    result = w.tensor(node.output)
     axes = normalize_axes(op.name, op.axes, len(x.shape))
     if x.dtype.is_float:
-        w.finish(_reduced(w, op.kind, w.cast(x, wide(x.dtype)), axes, result), result)
+        element = w.cast(x, wide(x.dtype))
+        if op.prologue is not None:
+            element = spread(w, write_program(w, op.prologue, [element, *before])[0], x.shape)
+        total = _reduced(w, op.kind, element, axes, result)
+        if op.epilogue is not None:
+            (total,) = write_program(w, op.epilogue, [total, *after])
+        w.finish(total, result)
     elif op.kind in ("max", "min", "sum", "prod"):
         dtype = INT32 if x.dtype is BOOL else INT64
         w.finish(_reduced(w, op.kind, w.cast(x, dtype), axes, result), result)
     else:
         _integers(w, op.kind, w.cast(x, INT64), axes, result)
+
+
+def spread(w: Writer, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``x`` in full size: the result of a program that reads only smaller operands has theirs."""
+    if x.shape == shape:
+        return x
+    return w.emit("Expand", [x, w.constant(shape)], TensorType(shape, x.dtype))
 
 
 def _reduced(w: Writer, kind: str, x: Tensor, axes: tuple[int, ...], result: Tensor) -> Tensor:

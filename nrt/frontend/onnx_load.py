@@ -21,6 +21,7 @@ from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-un
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from nrt.errors import ImportModelError, UnsupportedOpError
+from nrt.extensions.registry import registry
 from nrt.frontend.onnx_table import canonical_domain, has_converter
 from nrt.frontend.onnx_tensor import describe_tensor
 
@@ -32,6 +33,7 @@ _TEXT_OR_MESSAGE = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
 _NODE_LIMIT = (
     1_000_000  # after inlining: a chain of functions that call each other grows exponentially
 )
+_REGISTERED = "nrt.registered"  # domain under which the checker sees registered ops of ai.onnx
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,10 @@ def _skeleton(proto: onnx.ModelProto, tensors: dict[str, onnx.TensorProto]) -> o
     skeleton.opset_import.extend(proto.opset_import)
     for entry in skeleton.opset_import:
         entry.domain = canonical_domain(entry.domain)
-    skeleton.functions.extend(proto.functions)
+    # A registered op is meant to stand for the function that a model brings for it.
+    skeleton.functions.extend(
+        f for f in proto.functions if not registry.knows(canonical_domain(f.domain), f.name)
+    )
     skeleton.graph.name = proto.graph.name or "graph"
     skeleton.graph.node.extend(n for n in proto.graph.node if not _is_stored(n))
     for node in skeleton.graph.node:
@@ -277,7 +282,7 @@ def _skeleton(proto: onnx.ModelProto, tensors: dict[str, onnx.TensorProto]) -> o
 
 def _check(skeleton: onnx.ModelProto, opsets: dict[str, int]) -> None:
     try:
-        onnx.checker.check_model(skeleton, full_check=False)
+        onnx.checker.check_model(_without_registered(skeleton), full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         unknown = [n for n in skeleton.graph.node if _no_schema(n, opsets)]
         if unknown:
@@ -292,9 +297,29 @@ def _check(skeleton: onnx.ModelProto, opsets: dict[str, int]) -> None:
         raise ImportModelError(f"the model is not valid ONNX: {one_line(error)}") from error
 
 
+def _without_registered(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """``skeleton`` as the checker takes it: registered ops of ai.onnx are in a domain of their own.
+
+    Of a domain that it has no schemas of, the checker does not look at the ops.
+    """
+    found = [n for n in skeleton.graph.node if n.domain == "" and registry.knows("", n.op_type)]
+    found = [n for n in found if not onnx.defs.has(n.op_type)]
+    if not found:
+        return skeleton
+    copy = onnx.ModelProto()
+    copy.CopyFrom(skeleton)
+    names = {n.op_type for n in found}
+    for node in copy.graph.node:
+        if node.domain == "" and node.op_type in names:
+            node.domain = _REGISTERED
+    copy.opset_import.append(onnx.helper.make_opsetid(_REGISTERED, 1))
+    return copy
+
+
 def _no_schema(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:
-    domain = canonical_domain(node.domain)
-    return domain == "" and not onnx.defs.has(node.op_type, opsets[""], domain)
+    if canonical_domain(node.domain) != "" or registry.knows("", node.op_type):
+        return False
+    return not onnx.defs.has(node.op_type, opsets[""], "")
 
 
 def _check_functions(skeleton: onnx.ModelProto) -> None:

@@ -17,13 +17,13 @@ import onnx
 from nrt.errors import ImportModelError, NrtError, UnsupportedOpError
 from nrt.frontend.onnx_load import Source, load, one_line
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
-from nrt.frontend.onnx_shapes import input_types
+from nrt.frontend.onnx_shapes import Dim, declared_shapes, input_types
 from nrt.frontend.onnx_table import canonical_domain, converter
 from nrt.frontend.onnx_tensor import read_tensor
 from nrt.ir.graph import Graph
 from nrt.ir.value import Value
 
-__all__ = ["import_model"]
+__all__ = ["import_model", "input_shapes"]
 
 # What NumPy and the ops' shape functions raise on attributes that no checker looked at.
 _MALFORMED = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
@@ -54,6 +54,17 @@ def import_model(
     """
     source = load(model)
     return _Importer(source).run(input_types(source.inputs, shapes))
+
+
+def input_shapes(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+) -> dict[str, tuple[Dim, ...] | None]:
+    """What the model says of its inputs' shapes: numbers, symbols, None for what is not known.
+
+    Raises:
+        UnsupportedOpError, ImportModelError: as `import_model`.
+    """
+    return declared_shapes(load(model).inputs)
 
 
 @dataclass

@@ -211,7 +211,8 @@ class NodeContext:
 
     def emit_all(self, op: Op, *inputs: Value) -> tuple[Value, ...]:
         """Add a node whose outputs are the outputs of the model's node."""
-        names = [name or f"{self.name}#{index}" for index, name in enumerate(self.outputs)]
+        given = (*self.outputs, *[""] * (op.output_count() - len(self.outputs)))
+        names = [name or f"{self.name}#{index}" for index, name in enumerate(given)]
         return self._emit(op, inputs, "", names)
 
     def _emit(

@@ -17,7 +17,7 @@ from nrt.errors import ImportModelError, ShapeError
 from nrt.frontend.onnx_node import ELEMENT_LIMIT
 from nrt.ir.op import TensorType
 
-__all__ = ["input_types"]
+__all__ = ["Dim", "declared_shapes", "input_types"]
 
 _EXAMPLE = 8  # shown for an open dimension in the hint
 
@@ -39,7 +39,7 @@ def input_types(
             another input, or a name in ``shapes`` is not an input.
     """
     given = {name: _numbers(name, shape) for name, shape in (shapes or {}).items()}
-    declared = {i.name: _declared(i) for i in inputs}
+    declared = declared_shapes(inputs)
     for name in given:
         if name not in declared:
             raise ImportModelError(
@@ -61,6 +61,17 @@ def input_types(
             raise ImportModelError(f"input '{info.name}': {error}") from None
         types[info.name] = TensorType(shape, dtype)
     return types
+
+
+def declared_shapes(
+    inputs: Sequence[onnx.ValueInfoProto],
+) -> dict[str, tuple[Dim, ...] | None]:
+    """The dimensions of every input as the file has them; None where it has none.
+
+    Raises:
+        ImportModelError: an input is no tensor.
+    """
+    return {i.name: _declared(i) for i in inputs}
 
 
 def _numbers(name: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Which ONNX operators nrt imports: one table, operator -> converter.
 
 To support an operator, write a converter (`nrt.frontend.onnx_node.NodeContext` -> values) and add a
-line. ``If`` and local functions are not here: `nrt.frontend.onnx_model` resolves them.
+line. ``If`` and local functions are not here: `nrt.frontend.onnx_model` resolves them. Operators
+that a user registered come after those of the table.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from nrt.frontend import onnx_ops_movement as movement
 from nrt.frontend import onnx_ops_norm as norm
 from nrt.frontend import onnx_ops_resize as resize
 from nrt.frontend.onnx_node import Converted, NodeContext
+from nrt.frontend.onnx_registered import registered
 from nrt.ir import ops
 
-__all__ = ["CONVERTERS", "MICROSOFT", "canonical_domain", "converter", "has_converter"]
+__all__ = [
+    "CONVERTERS",
+    "MICROSOFT",
+    "canonical_domain",
+    "converter",
+    "has_converter",
+    "is_built_in",
+]
 
 Converter = Callable[[NodeContext], Converted]
 
@@ -155,7 +164,14 @@ def canonical_domain(domain: str) -> str:
 
 def converter(domain: str, op_type: str) -> Converter | None:
     """The converter of an operator, or None."""
-    return _DOMAINS.get(canonical_domain(domain), {}).get(op_type)
+    domain = canonical_domain(domain)
+    return _DOMAINS.get(domain, {}).get(op_type) or registered(domain, op_type)
+
+
+def is_built_in(domain: str, op_type: str) -> bool:
+    """Whether nrt itself imports the operator."""
+    domain = canonical_domain(domain)
+    return op_type in _DOMAINS.get(domain, {}) or (domain == "" and op_type == "If")
 
 
 def has_converter(domain: str, op_type: str) -> bool:

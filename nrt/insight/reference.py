@@ -22,7 +22,11 @@ _ORT_FLOATS = {
 
 
 def run_reference(
-    model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+    model: str,
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    *,
+    registered: bool = False,
 ) -> tuple[str, dict[str, Array]]:
     """Run the model in ``model`` on ``inputs``.
 
@@ -30,6 +34,8 @@ def run_reference(
         model: path of the ONNX file.
         inputs: input name -> array; floats of another type than the model's are cast.
         outputs: names of the outputs wanted.
+        registered: the model may hold ops that a user registered, of which only nrt knows the
+            references: where nothing else can run it, nrt's own import and references do.
 
     Returns:
         The name and version of what ran it, and output name -> array.
@@ -37,9 +43,25 @@ def run_reference(
     Raises:
         ImportModelError: it cannot run the model.
     """
-    if find_spec("onnxruntime") is None:
-        return _run_onnx_reference(model, inputs, outputs)
-    return _run_onnxruntime(model, inputs, outputs)
+    run = _run_onnx_reference if find_spec("onnxruntime") is None else _run_onnxruntime
+    try:
+        return run(model, inputs, outputs)
+    except (ImportModelError, NotImplementedError):
+        if not registered:
+            raise
+    return _run_graph(model, inputs, outputs)
+
+
+def _run_graph(
+    model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+) -> tuple[str, dict[str, Array]]:
+    from nrt.frontend import import_model
+    from nrt.ir.evaluate import evaluate
+
+    graph = import_model(model, shapes={name: array.shape for name, array in inputs.items()})
+    types = {value.name: value.dtype.numpy for value in graph.inputs}
+    results = evaluate(graph, _as_the_model(inputs, types))
+    return "the NumPy references of nrt and its plug-ins", {n: results[n] for n in outputs}
 
 
 def _as_the_model(inputs: Mapping[str, Array], types: Mapping[str, Any]) -> dict[str, Array]:

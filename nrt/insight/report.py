@@ -15,7 +15,7 @@ from nrt.plan import CopyStep, HostStep, IoSpec, LaunchStep, Plan, SetStep
 if TYPE_CHECKING:
     from nrt.tuner import Choice
 
-__all__ = ["launch_entries", "plan_report"]
+__all__ = ["WorkStep", "launch_entries", "plan_report"]
 
 WorkStep = LaunchStep | CopyStep | SetStep | HostStep
 

@@ -43,15 +43,26 @@ class Op:
     Class attributes:
         arity: fewest and most inputs.
         outputs: number of outputs.
+        registered_as: ``domain::name`` of an op that a user registered; see `nrt.extend.op`.
+        precisions: what a registered op may compute in, of ``fp32``, ``fp16``, ``bf16``; elsewhere
+            its floats are fp32. None: whatever is permitted to the layer.
     """
 
     arity: ClassVar[tuple[int, int]] = (1, 1)
     outputs: ClassVar[int] = 1
+    registered_as: ClassVar[str | None] = None
+    precisions: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def name(self) -> str:
         """The op's name, as reports show it."""
         return type(self).__name__
+
+    @classmethod
+    def table_name(cls) -> str:
+        """The name that plans and tables of variants know the op by."""
+        registered: str | None = vars(cls).get("registered_as")
+        return registered or cls.__name__
 
     def attributes(self) -> dict[str, Any]:
         """Attribute name -> value, in order of declaration."""

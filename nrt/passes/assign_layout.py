@@ -36,6 +36,7 @@ from nrt.ir.layout import (
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     LRN,
+    AbsHistogram,
     AveragePool,
     BatchNormalization,
     Concat,
@@ -133,6 +134,8 @@ class _Walk:
     def visit(self, node: Node) -> None:
         if isinstance(node.op, _CHANNELS_LAST) and _is_image(node.inputs[0]):
             self.channels_last(node)
+        elif isinstance(node.op, AbsHistogram):
+            pass  # it counts elements wherever they lie
         elif isinstance(node.op, Reformat):
             x, y = node.inputs[0], node.output
             if x.dtype is not y.dtype:  # a cast; one of equal types stands for a change of layout
@@ -184,6 +187,7 @@ class _Walk:
         perms = {
             n.op.perm if isinstance(n.op, Transpose) else None
             for n, _ in self.graph.consumers(value)
+            if not isinstance(n.op, AbsHistogram)
         }
         perm = perms.pop() if len(perms) == 1 else None
         if perm is None or self.graph.is_output(value) or perm[-1] != len(perm) - 1:
@@ -216,6 +220,8 @@ class _Walk:
 
     def takes(self, node: Node, value: Value, slot: int, layout: Layout) -> bool:
         """Whether ``node`` can read ``value`` in ``layout`` as it is."""
+        if isinstance(node.op, AbsHistogram):
+            return True
         if isinstance(node.op, _CHANNELS_LAST):
             return slot == 0 and layout == NHWC
         if isinstance(node.op, MatMul):

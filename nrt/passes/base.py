@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nrt.errors import BuildError, NrtError, PassError
 from nrt.ir.graph import Graph
+from nrt.ir.op import TensorType
 from nrt.ir.value import Node
 from nrt.ir.verify import verify as verify_graph
 from nrt.settings import settings
@@ -75,6 +76,14 @@ class Pass:
         """Rewrite ``graph``, in place or not; outputs keep their names, types and values."""
         raise NotImplementedError(type(self).__name__)
 
+    def required(self) -> str:
+        """Why a pipeline with these options cannot leave the pass out; empty where it can.
+
+        A pass is required if the options ask for what only it does, never for speed: without any
+        other pass the network computes the same.
+        """
+        return ""
+
     def fired(self, node: Node, text: str) -> Note:
         """A note that this pass changed ``node``."""
         return Note(self.name, node.name, node.origin, "fired", text)
@@ -93,12 +102,14 @@ class Phase:
         passes: run in this order.
         reason: why the phase, and its order, stand where they do.
         rounds: most repetitions; a pass list that needs more is a bug, but never a hang.
+        verify: check the graph after each of its passes, whatever the settings say.
     """
 
     name: str
     passes: tuple[Pass, ...]
     reason: str
     rounds: int = 16
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,6 +221,7 @@ def run_pipeline(
     *,
     verify: bool | None = None,
     snapshots: bool = False,
+    watch: Callable[[Pass, Graph], None] | None = None,
 ) -> PipelineReport:
     """Run ``phases`` in order on a copy of ``graph``, each until nothing changes.
 
@@ -218,6 +230,7 @@ def run_pipeline(
         phases: see `nrt.passes.pipeline.pipeline`.
         verify: check the graph before the first and after each pass; ``NRT_VERIFY`` by default.
         snapshots: keep a copy of the graph before the first pass and after each that changed it.
+        watch: called before each run of a pass, with the graph that it is about to rewrite.
 
     Raises:
         PassError: a pass raised, or left a graph that does not verify; the message names it and the
@@ -228,6 +241,7 @@ def run_pipeline(
     checking = settings().verify if verify is None else verify
     imported = graph.copy() if snapshots else None
     graph = graph.copy()
+    bindings = _bindings(graph)
     records: list[PassRecord] = []
     if checking:
         _verify(graph, "the graph does not verify before the first pass")
@@ -235,13 +249,17 @@ def run_pipeline(
         for iteration in range(phase.rounds):
             changed = False
             for step in phase.passes:
+                if watch is not None:
+                    watch(step, graph)
                 record, graph = _run_one(
                     graph, step, (phase.name, iteration), records, snapshots=snapshots
                 )
                 records.append(record)
                 changed |= record.changed
-                if checking:
+                if checking or phase.verify:
                     _verify(graph, f"pass '{step.name}' left a graph that does not verify", records)
+                if phase.verify:
+                    _verify_bindings(graph, bindings, step, records)
             if not changed:
                 break
     return PipelineReport(graph, tuple(records), imported)
@@ -284,6 +302,25 @@ def _verify(graph: Graph, what: str, records: Sequence[PassRecord] = ()) -> None
         verify_graph(graph)
     except NrtError as error:
         raise PassError(f"{what}: {error}{_history(records[:-1])}") from error
+
+
+def _bindings(graph: Graph) -> dict[str, TensorType]:
+    inputs = {f"input '{v.name}'": v.type for v in graph.inputs}
+    return inputs | {f"output '{name}'": v.type for name, v in graph.outputs.items()}
+
+
+def _verify_bindings(
+    graph: Graph, expected: dict[str, TensorType], step: Pass, records: Sequence[PassRecord]
+) -> None:
+    """PassError where a pass of a user's changed what the network's caller binds."""
+    found = _bindings(graph)
+    for what in {**expected, **found}:
+        if found.get(what) != expected.get(what):
+            raise PassError(
+                f"pass '{step.name}' changed {what} from {expected.get(what, 'nothing')} to "
+                f"{found.get(what, 'nothing')}; inputs and outputs keep their names and types"
+                f"{_history(records[:-1])}"
+            )
 
 
 def _history(records: Sequence[PassRecord]) -> str:

@@ -82,6 +82,10 @@ class BindIo(Pass):
                 notes += self._bind_output(graph, name, wanted)
         return PassResult(graph, bool(notes), tuple(notes))
 
+    def required(self) -> str:
+        names = ", ".join(f"'{name}' ({wanted})" for name, wanted in self.io.items())
+        return f"io= asks for formats that it makes: {names}" if names else ""
+
     def _bind_input(self, graph: Graph, value: Value, wanted: IOFormat) -> list[Note]:
         dtype = _checked(f"input '{value.name}'", value, wanted)
         layout = NHWC if wanted.layout == "nhwc" else None

@@ -28,6 +28,7 @@ from nrt.dtypes import DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Add, BatchNormalization, Conv, ConvTranspose, MatMul, Pointwise
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder
 from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Const, Match, Operand, Pat, Rest, Rule, RulePass, Var
@@ -76,6 +77,8 @@ class _IntoConvolution(Rule):
         conv = match.nodes["conv"]
         if match.op("conv").epilogue is not None:
             return f"{conv} has an epilogue already"
+        if epilogue_slot(conv.op) != 2:
+            return f"{conv} has a prologue with operands already"
         for value in (match.values["w"], *match.rest["bias"]):
             if not value.is_constant:
                 return f"'{value.name}' of {conv} is not a constant"

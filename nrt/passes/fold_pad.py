@@ -113,6 +113,12 @@ class _IntoWindow(Rule):
 class _IntoConv(_IntoWindow):
     pattern = Pat(Conv, Pat(Pad, Var("x"), name="pad"), Rest("others"))
 
+    def check(self, graph: Graph, match: Match) -> str | None:
+        op: Any = match.root.op
+        if op.prologue is not None:
+            return "a convolution's own zeros come after its prologue, those of the Pad before"
+        return super().check(graph, match)
+
 
 class _IntoPool(_IntoWindow):
     """Pools: the result's shape and the meaning of every window must stay."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nrt.ir.ops import Conv, ConvTranspose, Elementwise
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.value import Node
 from nrt.passes.fusion import BiasIntoEpilogue, FuseEpilogue, FusionLimits
 from nrt.passes.pattern import Anywhere, Pat, Rest, Rule, Var
@@ -27,7 +28,8 @@ __all__ = ["FuseConvEpilogue"]
 
 def _plain(node: Node) -> bool:
     op: Any = node.op
-    return op.epilogue is None
+    # Behind a prologue's operands a bias has another slot; then it is in an epilogue already.
+    return op.epilogue is None and epilogue_slot(op) == 2
 
 
 class _Bias(BiasIntoEpilogue):

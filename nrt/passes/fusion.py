@@ -17,6 +17,7 @@ from nrt.dtypes import FP8E4M3, FP64, INT8, INT16, UINT8, UINT16, UINT32, UINT64
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Reshape
 from nrt.ir.ops.common import kind_of, product_type
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Match, Rule, RulePass
@@ -29,6 +30,7 @@ __all__ = [
     "joined",
     "own_program",
     "too_large",
+    "trimmed",
     "unsafe_intermediate",
 ]
 
@@ -193,7 +195,7 @@ class FuseEpilogue(Rule):
         epilogue: Program = match.op("anchor").epilogue or identity()
         return joined(
             epilogue,
-            (None, *anchor.inputs[2:]),
+            (None, *anchor.inputs[epilogue_slot(anchor.op) :]),
             own_program(outer),
             outer.inputs,
             hole=anchor.output,
@@ -206,12 +208,13 @@ class FuseEpilogue(Rule):
         op = match.op("anchor")
         own = product_type(op.name, anchor.inputs[0].dtype, None, None)
         op = replace(op, epilogue=program, out_dtype=None if dtype is own else dtype)
-        inputs = [*anchor.inputs[:2], *(_trimmed(graph, v) for v in extras)]
+        operands = anchor.inputs[: epilogue_slot(anchor.op)]
+        inputs = [*operands, *(trimmed(graph, v) for v in extras)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
         return f"took in {outer}: {own_program(outer).text()}"
 
 
-def _trimmed(graph: Graph, value: Value) -> Value:
+def trimmed(graph: Graph, value: Value) -> Value:
     """A constant without leading dimensions of size 1: a channel vector is [K, 1, 1] everywhere."""
     if value.constant is None or not value.shape or value.shape[0] != 1:
         return value

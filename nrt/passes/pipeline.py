@@ -7,8 +7,8 @@ and on nothing else.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from nrt.errors import BuildError
 from nrt.passes.assign_layout import AssignLayout
@@ -21,8 +21,11 @@ from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
+from nrt.passes.fuse_reduce import FuseReduce
+from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.remove_identities import RemoveIdentities
@@ -30,7 +33,14 @@ from nrt.passes.select_precision import SelectPrecision
 from nrt.passes.sink_reshape import SinkReshape
 from nrt.passes.sink_scale import SinkScale
 
-__all__ = ["PASSES", "PipelineOptions", "pass_names", "pipeline"]
+__all__ = [
+    "PASSES",
+    "PipelineOptions",
+    "check_names",
+    "pass_names",
+    "pipeline",
+    "required_passes",
+]
 
 PASSES: tuple[type[Pass], ...] = (
     FoldConstants,
@@ -45,11 +55,14 @@ PASSES: tuple[type[Pass], ...] = (
     SinkScale,
     FuseConvEpilogue,
     FuseMatMulEpilogue,
+    FuseReduce,
+    FuseConvPrologue,
     BindIo,
     SelectPrecision,
     AssignLayout,
     FoldLayoutIntoWeights,
     MergeReformats,
+    FuseSiblings,
 )
 """Every pass, in the order of the pipeline."""
 
@@ -63,7 +76,8 @@ class PipelineOptions:
         layers: name pattern -> the one precision of the layers that it matches.
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
-        disabled: passes to leave out, by name.
+        disabled: passes to leave out, by name; not one that the other options ask for.
+        extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -71,6 +85,7 @@ class PipelineOptions:
     io: Mapping[str, IOFormat] = field(default_factory=dict)
     channels_last: bool = True
     disabled: frozenset[str] = frozenset()
+    extra: tuple[Pass, ...] = ()
 
 
 def pass_names() -> tuple[str, ...]:
@@ -82,12 +97,43 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
     """The phases for ``options``, without the passes that it switches off.
 
     Raises:
-        BuildError: ``disabled`` names a pass that does not exist; the message lists all.
+        BuildError: ``disabled`` names a pass that does not exist, the message lists all; or one
+            that is required, the message says why; ``extra`` holds what is no pass, or none of a
+            name of its own.
     """
     options = options or PipelineOptions()
-    _check_names(options.disabled)
+    check_names(options.disabled)
+    _check_extra(options.extra)
+    phases = _phases(options)
+    for name, reason in required_passes(phases).items():
+        if name in options.disabled:
+            raise BuildError(f"pass '{name}' cannot be left out: {reason}")
+    return tuple(
+        replace(phase, passes=kept)
+        for phase in phases
+        if (kept := tuple(p for p in phase.passes if p.name not in options.disabled))
+    )
+
+
+def required_passes(phases: Iterable[Phase]) -> dict[str, str]:
+    """Name of each pass that cannot be left out, with the reason."""
+    passes = (step for phase in phases for step in phase.passes)
+    return {step.name: reason for step in passes if (reason := step.required())}
+
+
+def check_names(names: Collection[str]) -> None:
+    """Raises BuildError where one is no pass; the message lists all."""
+    known = pass_names()
+    for name in sorted(set(names) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BuildError(f"pass {name!r} is unknown; {hint}known: {', '.join(known)}")
+
+
+def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
+    """All of them."""
     layout: tuple[Pass, ...] = (AssignLayout(), FoldLayoutIntoWeights())
-    phases = (
+    return (
         Phase(
             "simplify",
             (
@@ -107,6 +153,13 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
             "instructions and two tensors.",
         ),
         Phase(
+            "user",
+            options.extra,
+            "After folding, where the graph is simplest; before fusion, which hides what a pattern "
+            "of plain ops would look for.",
+            verify=True,
+        ),
+        Phase(
             "fuse",
             (
                 SinkReshape(),
@@ -114,17 +167,25 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
                 SinkScale(),
                 FuseConvEpilogue(),
                 FuseMatMulEpilogue(),
+                FuseReduce(),
                 RemoveIdentities(),
                 DeadCode(),
             ),
             "Pointwise before epilogues: x · sigmoid(x) reads x twice, and only as one node is it "
-            "the single user that an epilogue may take in. All of it before precision, which then "
-            "casts once per fused layer and not once per step.",
+            "the single user that an epilogue may take in; products before reductions, which take "
+            "what is left. All of it before precision, which then casts once per fused layer and "
+            "not once per step.",
+        ),
+        Phase(
+            "prologues",
+            (FuseConvPrologue(), DeadCode()),
+            "After the epilogues, which cost less and take what they can: what is left follows a "
+            "Concat, a pool or an input.",
         ),
         Phase(
             "bindings",
             (BindIo(options.io),),
-            "After fusion, which is to see no cast that precision will make superfluous, and "
+            "After all fusion, which is to see no cast that precision will make superfluous, and "
             "before precision, whose casts meet those of the bindings.",
         ),
         Phase(
@@ -141,20 +202,32 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
         Phase(
             "borders",
             (BindIo(options.io), MergeReformats(), RemoveIdentities(), DeadCode()),
-            "Last: cleans up what bindings, precision and layout put in, each without a look at "
-            "the others; an output that the layout reordered is first bound again.",
+            "Cleans up what bindings, precision and layout put in, each without a look at the "
+            "others; an output that the layout reordered is first bound again.",
+        ),
+        Phase(
+            "siblings",
+            (FuseSiblings(), DeadCode()),
+            "Last: siblings have one type and layout, and what reads their results is settled, on "
+            "which it depends whether a piece is read where it lies.",
         ),
     )
-    return tuple(
-        Phase(p.name, kept, p.reason, p.rounds)
-        for p in phases
-        if (kept := tuple(s for s in p.passes if s.name not in options.disabled))
-    )
 
 
-def _check_names(names: frozenset[str]) -> None:
-    known = pass_names()
-    for name in sorted(names - set(known)):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise BuildError(f"pass {name!r} is unknown; {hint}known: {', '.join(known)}")
+def _check_extra(extra: tuple[Pass, ...]) -> None:
+    names = list(pass_names())
+    for index, step in enumerate(extra):
+        where = f"extra_passes[{index}]"
+        if not isinstance(step, Pass):
+            made = f"; make one: {step.__name__}()" if isinstance(step, type) else ""
+            raise BuildError(f"{where}: got {step!r}, expected an instance of nrt.Pass{made}")
+        name = getattr(step, "name", None)
+        if not isinstance(name, str) or not name:
+            raise BuildError(
+                f"{where}: {type(step).__name__} has no name; set name: ClassVar[str] = 'my-pass'"
+            )
+        if name in names:
+            raise BuildError(
+                f"{where}: a pass called {name!r} is there already; choose another name"
+            )
+        names.append(name)

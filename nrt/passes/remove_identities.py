@@ -75,7 +75,8 @@ def _does_nothing(node: Node) -> bool:
             return all(s == 1.0 for s in op.scales)
         case Reduce():
             # Nothing to reduce: the dimensions have one element each.
-            return op.kind in ("mean", "sum", "max", "min", "prod")
+            plain = op.prologue is None and op.epilogue is None
+            return plain and op.kind in ("mean", "sum", "max", "min", "prod")
         case Clip():
             return op.min is None and op.max is None
         case Pointwise():

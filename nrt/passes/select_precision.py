@@ -21,7 +21,7 @@ result instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -49,7 +49,8 @@ from nrt.ir.ops import (
     Split,
     Transpose,
 )
-from nrt.ir.pointwise import Builder, Program
+from nrt.ir.ops.conv import epilogue_slot
+from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fusion import own_program
@@ -138,6 +139,11 @@ class SelectPrecision(Pass):
         rewriter = _Rewriter(self, graph, rules)
         return rewriter.run()
 
+    def required(self) -> str:
+        if self.permitted == {"fp32"} and not self.layers:
+            return ""
+        return f"precision {', '.join(sorted(self.permitted))} is what it makes of the model's own"
+
 
 class _Rewriter:
     """One run of the pass: what was cast so far, and what may be out of range."""
@@ -204,6 +210,9 @@ class _Rewriter:
 
     def visit_compute(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
         slots = (0, 1) if isinstance(node.op, _ANCHORS) else (0,)
+        if node.op.precisions is not None:
+            self.visit_registered(node, precision, reason)
+            return
         if not node.inputs[0].dtype.is_float:
             return
         if slots == (0, 1) and node.inputs[0].dtype is FP8E4M3:
@@ -224,12 +233,55 @@ class _Rewriter:
         if isinstance(op, Conv | MatMul) and op.tf32 != tf32:
             op = replace(op, tf32=tf32)
             node = self.replace(node, op)
-        program = op.epilogue if isinstance(op, _ANCHORS) else None
-        if program is not None and dtype in _LIMITS and not _is_capped(program, dtype):
-            wide = any(v in self.wide for v in node.inputs[2:])
-            if wide or _holds_beyond(program, dtype):
-                node = self.replace(node, replace(op, epilogue=_saturated(program, dtype)))
-                reason += "; its epilogue saturates: it holds a number beyond the range"
+        if isinstance(op, Conv) and op.prologue is not None:
+            operands = node.inputs[2 : epilogue_slot(op)]
+            if self.beyond([op.prologue], operands, dtype):
+                op = replace(op, prologue=_saturated(op.prologue, dtype))
+                node = self.replace(node, op)
+                reason += "; its prologue saturates: it holds a number beyond the range"
+        first = epilogue_slot(op) if isinstance(op, _ANCHORS) else len(slots)
+        saturated = self.saturated(node, first, dtype)
+        if saturated is not None:
+            node = self.replace(node, replace(op, epilogue=saturated))
+            reason += "; its epilogue saturates: it holds a number beyond the range"
+        self.graph.reinfer(node)
+        self.say(node, reason, dtype)
+
+    def saturated(self, node: Node, first: int, dtype: DType) -> Program | None:
+        """The epilogue that the result needs to stay within ``dtype``, if it needs another one.
+
+        Inputs from ``first`` on are operands of the node's programs.
+        """
+        op: Any = node.op
+        # What a convolution's prologue makes is stored too, and saturates by itself.
+        names = ("epilogue",) if isinstance(op, _ANCHORS) else ("prologue", "epilogue")
+        programs = [p for name in names if (p := getattr(op, name, None)) is not None]
+        if not programs or not self.beyond(programs, node.inputs[first:], dtype):
+            return None
+        program = getattr(op, "epilogue", None) or identity()
+        return None if _is_capped(program, dtype) else _saturated(program, dtype)
+
+    def beyond(self, programs: Sequence[Program], operands: Sequence[Value], dtype: DType) -> bool:
+        """Whether uncapped ``programs`` hold or read a number that ``dtype`` has not."""
+        if dtype not in _LIMITS or all(_is_capped(p, dtype) for p in programs):
+            return False
+        return any(v in self.wide for v in operands) or any(
+            _holds_beyond(p, dtype) for p in programs
+        )
+
+    def visit_registered(self, node: Node, precision: str, reason: str) -> None:
+        """An op of a user's own takes all its floats in one type, of those that it says."""
+        able = node.op.precisions or ()
+        if precision not in able:
+            reason = f"fp32: {node.op.name} computes in {', '.join(able)}"
+        dtype = STORAGE[precision] if precision in able else FP32
+        for value in node.inputs:
+            if value.dtype.is_float and _beyond(value.constant, dtype):
+                self.rules.require_fp32(node, value.name, precision)
+                reason = f"fp32: '{value.name}' goes beyond the range of {precision}"
+                dtype = FP32
+        for slot in range(len(node.inputs)):
+            self.feed(node, slot, dtype)
         self.graph.reinfer(node)
         self.say(node, reason, dtype)
 

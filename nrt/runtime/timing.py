@@ -16,7 +16,7 @@ from nrt.runtime.arrays import laid_out
 from nrt.runtime.context import Context
 from nrt.runtime.engine import Engine
 
-__all__ = ["Latencies", "measure"]
+__all__ = ["Latencies", "measure", "noise_inputs", "sample"]
 
 _REPLAYS = 200
 
@@ -56,13 +56,32 @@ def measure(
         raise InputError(f"duration {duration} s, warm-up {warm_up} s: expected 0 or more")
     context = engine.create_context() if isinstance(engine, Engine) else engine
     if inputs is None:
-        rng = np.random.default_rng(0)
-        inputs = {spec.name: _random(spec, rng) for spec in context.inputs}
+        inputs = noise_inputs(context)
     _runs(context, inputs, warm_up)
     host = _runs(context, inputs, duration)
     repeats = max(1, min(_REPLAYS, len(host)))
     device = context.device_seconds(repeats)
     return Latencies(np.array(host), None if device is None else np.array(device))
+
+
+def sample(context: Context, inputs: Mapping[str, Any], repeats: int) -> np.ndarray[Any, Any]:
+    """Seconds of ``repeats`` runs, by the clock that decides: the device's, on the CPU the host's.
+
+    Args:
+        context: that ran at least once.
+        inputs: by name, as in its last run: the device's clock does not hand them over again.
+        repeats: at least 1.
+    """
+    device = context.device_seconds(repeats)
+    if device is not None:
+        return np.array(device)
+    return np.array([seconds for _ in range(repeats) for seconds in _runs(context, inputs, 0.0)])
+
+
+def noise_inputs(context: Context) -> dict[str, np.ndarray[Any, Any]]:
+    """The inputs that `measure` takes by default."""
+    rng = np.random.default_rng(0)
+    return {spec.name: _random(spec, rng) for spec in context.inputs}
 
 
 def _runs(context: Context, inputs: Mapping[str, Any], duration: float) -> list[float]:

@@ -10,11 +10,13 @@ import pytest
 
 from benchmarks.protocol import (
     Results,
+    Sampler,
     default_name,
     describe_error,
     geomean,
     host_sampler,
     measure,
+    measure_in_turns,
     read_results,
     run_header,
 )
@@ -43,6 +45,26 @@ def test_measure_gives_median_and_p90_of_what_follows_the_warm_up() -> None:
 def test_measure_refuses_times_that_cannot_be(bad: float) -> None:
     with pytest.raises(InputError, match="expected positive times"):
         measure(lambda n: [bad] * n, warm_up=0, duration=0)
+
+
+def test_subjects_take_turns_and_each_keeps_its_own_times() -> None:
+    order: list[str] = []
+
+    def sampler(name: str, seconds: float) -> Sampler:
+        def sample(repeats: int) -> list[float]:
+            order.append(name)
+            return [seconds] * repeats
+
+        return sample
+
+    samplers = {"a": sampler("a", 1e-3), "b": sampler("b", 3e-3)}
+    stats = measure_in_turns(samplers, warm_up=0, duration=0, least=8, most=8, rounds=4)
+    assert {name: (s.median, s.samples) for name, s in stats.items()} == {
+        "a": (1e-3, 8),
+        "b": (3e-3, 8),
+    }
+    # Per turn, one call warms up and one counts; every second round goes backward.
+    assert order == list("aabbbbaa" * 2)
 
 
 def test_host_sampler_runs_as_often_as_it_says() -> None:

@@ -206,3 +206,28 @@ def test_nan_and_infinity_pass_through(rng) -> None:
     assert np.isnan(out[0, :, 1, 2]).all()
     assert np.isposinf(out[0, 3, 0, 0])
     assert np.isfinite(out[0, :3, 0, 0]).all()
+
+
+def norm_relu() -> Program:
+    b = Builder("fff")
+    return b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16])
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"),
+    [
+        (channel_slice((2, 40, 6, 5), 57), (33, 40, 1, 1), {"strides": (2, 1)}),
+        (nhwc(1, 72, 5, 5), (16, 72, 1, 1), {}),
+        (spec((2, 6, 9, 7)), (10, 3, 3, 3), {"pads": (1, 2, 1, 0), "groups": 2}),
+    ],
+)
+def test_a_prologue_is_computed_by_the_copy(dtype, x, w, attributes, rng) -> None:
+    op = Conv(prologue=norm_relu(), epilogue=relu_bias(), **attributes)
+    x = TensorSpec(x.shape, dtype, x.strides)
+    channel = spec((x.shape[1], 1, 1))
+    inputs = [x, spec(w, dtype=dtype), channel, spec(()), spec((w[0], 1, 1))]
+    p = problem(op, inputs, ["nhwc"], (1, 2, 3, 4))
+    check("cpu_conv_staged", p, rng, all_configs=True)
+    for name in ("cpu_conv_indirect", "cpu_conv_winograd"):
+        assert "the input has a prologue, only a copy of it can be multiplied" in refusal(name, p)

@@ -8,6 +8,7 @@ import pytest
 from nrt.cpu_kernels import variant_by_name
 from nrt.dtypes import BOOL, FP16, FP32, INT32
 from nrt.ir import ops
+from nrt.ir.pointwise import Builder, Program
 from nrt.problem import TensorSpec
 from tests.cpu_kernels.harness import channel_slice, check, nhwc, problem, refusal, run, spec
 
@@ -52,6 +53,36 @@ def test_reduce_kinds(kind, rng) -> None:
 @pytest.mark.parametrize("axes", [(0,), (1,), (-1,), (0, 1), (1, 2), (0, 1, 2)])
 def test_reduce_axes(axes, rng) -> None:
     check("cpu_rows", problem(ops.Reduce("mean", axes), [spec((4, 5, 33))], None, ()), rng)
+
+
+def _relu_of_norm() -> Program:
+    b = Builder("fff")
+    return b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+
+
+def _difference() -> Program:
+    b = Builder("ff")
+    return b.build(b("sub", b("mul", 0, 0), 1))
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "l2"])
+def test_reduce_with_prologue_and_epilogue(kind, rng) -> None:
+    first, last = _relu_of_norm(), _difference()
+    channel, images = spec((37, 1, 1)), nhwc(2, 37, 5, 3)
+    for x in (images, channel_slice(images.shape, 50)):
+        op = ops.Reduce(kind, (2, 3), prologue=first)
+        check("cpu_rows", problem(op, [x, channel, images], ["nhwc"], (1,)), rng)
+        op = ops.Reduce(kind, (2, 3), False, first, last)
+        check("cpu_rows", problem(op, [x, channel, channel, spec((2, 1))], None, ()), rng)
+    op = ops.Reduce(kind, (0, 1), False, epilogue=last)
+    check("cpu_rows", problem(op, [spec((7, 9)), spec(())], None, ()), rng)
+
+
+def test_reduce_with_operands_of_other_types_is_refused() -> None:
+    b = Builder("fb")
+    op = ops.Reduce("sum", (1,), prologue=b.build(b("where", 1, 0, b.const(0.0))))
+    p = problem(op, [spec((3, 4)), spec((4,), dtype=BOOL)], None, ())
+    assert "a tensor is bool" in refusal("cpu_rows", p)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])

@@ -113,6 +113,14 @@ def _store(kind: Any = np.uint32) -> Callable[..., None]:
     return store
 
 
+def _update(kind: Any, function: Callable[[int, int], int]) -> Callable[..., None]:
+    def update(address: Address, value: int) -> None:
+        cell = address.window(np.dtype(kind).itemsize).view(kind)
+        cell[0] = function(int(cell[0]), int(value))
+
+    return update
+
+
 class _Shared:
     """The shared memory of a block: arrays in order of declaration, one window of addresses."""
 
@@ -199,11 +207,15 @@ class _Cuda:
             "st_global_v4": _store(), "st_global_v2": _store(), "st_global_u32": _store(),
             "st_global_u16": _store(np.uint16),
             "ld_shared_v4": shared(_load(4)), "ld_shared_v4_f32": shared(_load(4, np.float32)),
+            "ld_shared_v2_f32": shared(_load(2, np.float32)),
             "ld_shared_u32": shared(_load(1)), "ld_shared_u16": shared(_load(1, np.uint16)),
             "ld_shared_f32": shared(_load(1, np.float32)),
             "st_shared_v4": shared(_store()), "st_shared_v2_f32": shared(_store(np.float32)),
             "st_shared_u32": shared(_store()), "st_shared_u16": shared(_store(np.uint16)),
             "st_shared_f32": shared(_store(np.float32)),
+            "red_global_add_u64": _update(np.uint64, lambda old, v: old + v),
+            "red_global_max_u32": _update(np.uint32, max),
+            "red_shared_add_u32": shared(_update(np.uint32, lambda old, v: old + v)),
             "cp_async_16": self.cp_async, "cp_async_commit": lambda: self._groups().append([]),
             "cp_async_wait": self.cp_async_wait,
             "f32_from_f16": half, "f16_from_f32": half_bits,
@@ -409,6 +421,21 @@ class KernelEmulator:
                     )
 
             return copies
+        if form[0] == "change_words":
+            _, word, blocks, count, per_word = form
+            change = self._device(word)
+
+            def change_words(words: list[Any], numbers: list[Any]) -> None:
+                for i in range(4 * blocks):
+                    half = i % 4 // 2
+                    own = [
+                        numbers[(2 * operand + half) * per_word + element]
+                        for operand in range(count)
+                        for element in range(per_word)
+                    ]
+                    words[i] = change(words[i], *own)
+
+            return change_words
         _, mi_count, ni_count, pitch = form
 
         def put_rows(acc: list[Any], address: int) -> None:

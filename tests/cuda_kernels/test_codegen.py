@@ -61,6 +61,15 @@ Y = TensorSpec.dense((2, 8, 3, 5), FP16, (0, 2, 3, 1))
             Extra(FP32, "general", 15, (2, 3, 5), (120, 5, 1)),
         ),
         (spec((2, 8, 1, 1), (8, 1, 1, 1)), Extra(FP32, "general", 1, (2, 3, 5), (8, 0, 0))),
+        (spec((2, 8, 3, 5), (180, 1, 60, 12)), Extra(FP32, "rows", 1, (), (12,))),
+        (  # rows of 10 elements start where no vector may
+            spec((2, 8, 3, 5), (150, 1, 50, 10)),
+            Extra(FP32, "general", 1, (2, 3, 5), (150, 50, 10)),
+        ),
+        (  # a gap after each line: rows are not evenly spaced
+            spec((2, 8, 3, 5), (240, 1, 80, 12)),
+            Extra(FP32, "general", 1, (2, 3, 5), (240, 80, 12)),
+        ),
         (spec((5,), (1,)), Extra(FP32, "general", 0, (2, 3, 5), (0, 0, 1))),
     ],
 )
@@ -289,6 +298,7 @@ EVERY_MODE = (
     Extra(FP16, "same"),
     Extra(FP32, "general", 2, (3, 5, 7), (70, 0, 2)),
 )
+PIECE = (Extra(FP16, "rows", 1, (), (48,)), Extra(FP32, "rows", 1, (), (20,)))
 
 
 @pytest.mark.parametrize(
@@ -302,6 +312,7 @@ def test_stores_compile(dtype: DType, width: int) -> None:
     assert compiled("_store_kernel", None, (), dtype, width).spills == 0
     program = _sum_program("ffff")
     assert compiled("_store_kernel", program, EVERY_MODE, dtype, width).spills == 0
+    assert compiled("_store_kernel", _sum_program("ff"), PIECE, dtype, width).spills == 0
 
 
 @pytest.mark.parametrize(

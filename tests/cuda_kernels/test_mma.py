@@ -48,8 +48,10 @@ def conv(
     leading: int = 0,
     dtype: Any = FP16,
     residual: bool = False,
+    beside: int = 0,
     **attributes: Any,
 ) -> Problem:
+    """A convolution whose residual, if any, lies in a tensor with ``beside`` more channels."""
     op = Conv(**attributes, epilogue=RESIDUAL if residual else BIAS)
     shapes = [(n, c, h, w), (k, c // op.groups, r, s), (k, 1, 1)]
     if residual:
@@ -57,9 +59,15 @@ def conv(
             *(TensorSpec.dense(t, dtype).type for t in shapes[:2])
         )
         shapes.append(plain[0].shape)
-    return problem(
+    task = problem(
         op, shapes, dtype, order=NHWC, dtypes={2: FP32}, constants=(1, 2), leading=leading
     )
+    if beside:
+        *_, last = task.inputs
+        wide = (last.shape[0], last.shape[1] + beside, *last.shape[2:])
+        piece = replace(last, strides=TensorSpec.dense(wide, last.dtype, NHWC).strides)
+        task = replace(task, inputs=(*task.inputs[:-1], piece))
+    return task
 
 
 CONVS = [
@@ -72,6 +80,7 @@ CONVS = [
     conv(2, 32, 15, 10, 30, 3, 3, pads=(2, 2, 2, 2), dilations=(2, 2), dtype=BF16),
     conv(2, 40, 33, 31, 64, 7, 1, pads=(3, 0, 3, 0)),
     conv(5, 128, 28, 28, 128, 3, 3, pads=(1, 1, 1, 1), residual=True),
+    conv(2, 24, 9, 11, 40, 1, 1, residual=True, beside=16),
 ]
 MATMULS = [
     problem(
@@ -173,6 +182,8 @@ EMULATED: list[tuple[Any, Problem, Tile]] = [
     (ConvMma(), conv(2, 72, 7, 7, 40, 3, 3, pads=(1, 1, 1, 1)), Tile(64, 32, 64, 2, 1, 4, 2)),
     (ConvMma(), conv(3, 64, 7, 7, 72, 1, 1, residual=True), Tile(128, 128, 64, 2, 2, 3)),
     (ConvMma(), conv(1, 16, 5, 7, 24, 3, 3, pads=(1, 1, 1, 1), leading=32), SMALL),
+    (ConvMma(), conv(2, 24, 9, 11, 40, 1, 1, residual=True, beside=16), SMALL),
+    (ConvMma(), conv(2, 24, 9, 11, 40, 1, 1, residual=True, leading=8), SMALL._replace(split=2)),
     (ConvMma(), conv(1, 40, 5, 5, 16, 1, 1, strides=(2, 2)), SMALL),
     # Rows of a tile have 64 or 128 bytes whatever the elements.
     (GemmMma(), product(33, 76, 57, FP32, tf32=True), Tile(32, 32, 32, 1, 2, 3)),

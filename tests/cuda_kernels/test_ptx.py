@@ -32,6 +32,7 @@ SM75 = {
     "tanh_approx": "f>f", "dp4a": "rri>i", "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
     "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
     "ld_global_nc_v4_if": "gr>rrrr", "s8x4_from_f32": "ffff>r", "select_below": "rrrr>r",
+    "red_global_add_u64": "gl>", "red_global_max_u32": "gr>", "red_shared_add_u32": "sr>",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from nrt.cuda_kernels.reduce import VARIANTS, ReduceColumns, ReduceRows, ReduceStrided, reduction
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64, DType
 from nrt.ir.ops import Reduce
-from nrt.problem import Problem
+from nrt.ir.pointwise import Builder, Program
+from nrt.problem import Problem, TensorSpec
 
 from .harness import compiled
 from .memory_bound import (
@@ -53,7 +54,80 @@ TASKS = [
     task(Reduce("sum", (1,)), rows(1, 300, 24, dtype=INT32)),
     task(Reduce("prod", (1,)), rows(2, 9, 8, dtype=FP64)),
 ]
-COLUMNS = [TASKS[k] for k in (0, 1, 8, 16, 17, 18, 19, 20, 21)]
+
+
+def _norm() -> Program:
+    """``max(x * scale + shift, 0)``: a normalization and its Relu."""
+    b = Builder("fff")
+    return b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+
+
+def _weighted() -> Program:
+    b = Builder("ff")
+    return b.build(b("exp", b("mul", b("mul", 0, 1), b.const(0.25))))
+
+
+def _scaled() -> Program:
+    b = Builder("ffb")
+    return b.build(b("where", 2, b("sub", 0, 1), b.const(-2.5)))
+
+
+NORM, WEIGHTED, SCALED = _norm(), _weighted(), _scaled()
+
+
+def per_channel(count: int, dtype: DType = FP32) -> TensorSpec:
+    return rows(count, 1, 1, dtype=dtype)
+
+
+FUSED = [
+    # The end of a DenseNet: normalization, Relu, mean of the pixels.
+    task(
+        Reduce("mean", (2, 3), prologue=NORM),
+        last(2, 24, 7, 5, dtype=FP16),
+        per_channel(24),
+        per_channel(24),
+        out=last,
+    ),
+    # Operands that move along with x, in another type, and one element for all.
+    task(
+        Reduce("sum", (2, 3), False, prologue=NORM, epilogue=SCALED, out_dtype=FP32),
+        last(1, 12, 3, 6, dtype=BF16),
+        last(1, 12, 3, 6, dtype=FP32),
+        rows(1, dtype=FP32),
+        rows(12, dtype=FP16),
+        rows(1, 12, dtype=BOOL),
+    ),
+    # Operands along the reduced dimension alone, and along the outer one alone.
+    task(
+        Reduce("max", (1,), prologue=NORM, epilogue=SCALED),
+        rows(3, 19, 16, dtype=FP32),
+        rows(19, 1, dtype=FP32),
+        rows(3, 1, 1, dtype=FP32),
+        rows(3, 1, 1, dtype=FP32),
+        rows(16, dtype=BOOL),
+    ),
+    task(
+        Reduce("l2", (-1,), False, prologue=NORM, epilogue=WEIGHTED, out_dtype=FP16),
+        rows(3, 5, 136, dtype=FP32),
+        rows(136, dtype=FP32),
+        rows(3, 5, 1, dtype=FP32),
+        rows(5, dtype=FP32),
+    ),
+    task(
+        Reduce("sum_square", (-1,), prologue=WEIGHTED),
+        rows(2, 1031, dtype=BF16),
+        rows(2, 1031, dtype=BF16),
+    ),
+    task(
+        Reduce("mean", (0, 2), prologue=WEIGHTED, epilogue=WEIGHTED),
+        rows(3, 4, 5, dtype=FP64),
+        rows(4, 1, dtype=FP64),
+        rows(1, dtype=FP64),
+    ),
+    task(Reduce("l1", (1, 2), out_dtype=FP32), rows(3, 40, 1, dtype=FP16)),
+]
+TASKS += FUSED
+COLUMNS = [TASKS[k] for k in (0, 1, 8, 16, 17, 18, 19, 20, 21)] + FUSED[:3]
 REFUSED = [
     (ReduceColumns(), TASKS[2], "the innermost kept dimension is not contiguous"),
     (ReduceRows(), TASKS[0], "the reduced elements are not one contiguous run"),
@@ -64,6 +138,33 @@ REFUSED = [
         "2 reduced dimensions after collapsing",
     ),
     (ReduceStrided(), task(Reduce("max", (0,)), rows(3, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
+    (
+        ReduceColumns(),
+        task(
+            Reduce("mean", (2, 3), prologue=WEIGHTED),
+            last(1, 8, 3, 3, dtype=FP32),
+            rows(1, 8, 3, 3, dtype=FP32),
+        ),
+        "operand 0 of the prologue has stride 9 along the innermost kept dimension",
+    ),
+    (
+        ReduceColumns(),
+        task(
+            Reduce("mean", (1,), prologue=WEIGHTED),
+            rows(4, 3, 8, dtype=FP32),
+            TensorSpec((8,), FP32, (2,)),
+        ),
+        "operand 0 of the prologue has stride 2 along the innermost kept dimension",
+    ),
+    (
+        ReduceRows(),
+        task(
+            Reduce("mean", (1,), prologue=WEIGHTED),
+            rows(4, 8, dtype=FP32),
+            TensorSpec((8,), FP32, (3,)),
+        ),
+        "operand 0 of the prologue has stride 3 along the reduced dimension",
+    ),
 ]
 
 
@@ -105,7 +206,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("index", [0, 3, 5, 10, 17, 19])
+@pytest.mark.parametrize("index", [0, 3, 5, 10, 17, 19, 22, 23, 25])
 def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):
@@ -118,6 +219,17 @@ def test_compiles_for_turing(index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], "sm_75"):
             assert cubin.spills == 0
+
+
+def test_takes_many_operands_but_not_any_number() -> None:
+    b = Builder("f" * 17)
+    total = 0
+    for k in range(1, 17):
+        total = b("add", total, k)
+    op = Reduce("sum", (1,), prologue=b.build(total))
+    wide = task(op, *[rows(3, 8, dtype=FP32)] * 17)
+    assert "17 inputs, at most 16" in refusal(ReduceStrided(), wide)
+    assert "17 inputs, at most 16" in refusal(ReduceRows(), wide)
 
 
 @pytest.mark.parametrize(("variant", "problem", "reason"), REFUSED, ids=lambda v: str(v)[:60])

@@ -63,6 +63,7 @@ SAMPLES = [
     problem(ir.Softmax(), [(6, 1000)], FP32),
     problem(ir.LayerNormalization(), [(6, 100), (100,), (100,)], FP16),
     problem(ir.LRN(5), [(1, 7, 3, 3)], FP32),
+    problem(ir.AbsHistogram(), [(3, 5, 7)], FP32),
     problem(ir.Gather(), [(9, 5), (4,)], FP16, dtypes={1: INT64}),
     problem(ir.Pad((0, 1, 2, 0)), [(3, 5)], FP32),
     problem(ir.Resize((1, 3, 8, 10), (1.0, 1.0, 2.0, 2.0)), [(1, 3, 4, 5)], FP32),

@@ -11,6 +11,7 @@ import pytest
 from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.gemm_wgmma import GemmWgmma
+from nrt.cuda_kernels.variant import TensorMap
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.value import NHWC
@@ -28,6 +29,9 @@ MORE = [
     conv(1, 2048, 1, 1, 64, 1, 1),
     # Many tiles: clusters that multicast, weights that stay.
     conv(6, 64, 56, 56, 256, 1, 1, residual=True),
+    # The residual is a piece of a wider tensor.
+    conv(3, 64, 14, 14, 256, 1, 1, residual=True, beside=64),
+    conv(2, 64, 13, 11, 72, 3, 3, residual=True, beside=8, leading=16),
     conv(7, 64, 57, 55, 64, 3, 3, pads=(1, 1, 1, 1)),
     conv(5, 128, 56, 56, 328, 1, 1, leading=8),
     conv(2, 80, 31, 29, 192, 3, 3),
@@ -111,6 +115,24 @@ def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 def test_convolution_compiles_without_spills(task: Problem) -> None:
     for cubin in compiled(ConvWgmma(), task, "sm_90a"):
         assert cubin.spills == 0
+
+
+def test_a_residual_beside_other_channels_is_fetched_by_the_same_kernel() -> None:
+    """Its pitch stands in the map."""
+    device = ARCHS["sm_90a"]
+    emissions = []
+    for task in (
+        conv(3, 64, 14, 14, 256, 1, 1, residual=True),
+        conv(3, 64, 14, 14, 256, 1, 1, residual=True, beside=64),
+    ):
+        config = next(c for c in ConvWgmma().configs(task, device) if c.split == 1)
+        emissions.append(ConvWgmma().emit(task, config, device).launches[0])
+    alone, beside = emissions
+    assert alone.kernel == beside.kernel
+    maps = [[a for a in e.args if isinstance(a, TensorMap)] for e in emissions]
+    assert [m.strides for m in maps[0]] != [m.strides for m in maps[1]]
+    assert [m.strides for m in maps[0][:3]] == [m.strides for m in maps[1][:3]]
+    assert maps[1][3].strides == (2 * (256 + 64),)
 
 
 @pytest.mark.slow

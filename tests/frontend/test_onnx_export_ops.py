@@ -231,6 +231,16 @@ def test_epilogues(dtype) -> None:
     check(op, x, w, normal(4, 1, 1), normal(2, 4, 7, 9), run=dtype is not BF16)
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
+def test_prologues(dtype) -> None:
+    b = Builder("fff")
+    prologue = b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+    op = ops.Conv(pads=(1, 1, 1, 1), prologue=prologue, epilogue=epilogue())
+    x, w = normal(2, 3, 5, 7, dtype=dtype), normal(4, 3, 3, 3, dtype=dtype)
+    scale, shift, bias, skip = normal(3, 1, 1), normal(3, 1, 1), normal(4, 1, 1), normal(2, 4, 5, 7)
+    check(op, x, w, scale, shift, bias, skip, constants=[1, 2], run=dtype is not BF16)
+
+
 def test_an_epilogue_that_forgets_the_accumulator_keeps_the_shape() -> None:
     b = Builder("ff")
     op = ops.MatMul(epilogue=b.build(b("exp", 1)))
@@ -273,6 +283,20 @@ def test_fp8_products() -> None:
     onnx.checker.check_model(model, full_check=True)
     got, want = run_ort(model, feeds), evaluate(graph, feeds)
     close({"y": got["y"]}, {"y": want["y"]})
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_reductions_with_prologue_and_epilogue(dtype) -> None:
+    b = Builder("ff")
+    first = b.build(b("max", b("mul", 0, 1), b.const(0.0)))
+    b = Builder("ff")
+    last = b.build(b("add", b("mul", 0, 0), 1))
+    x, scale, shift = normal(2, 3, 4, 5, dtype=dtype), normal(3, 1, 1), normal(2, 3)
+    check(ops.Reduce("mean", (2, 3), prologue=first), x, scale)
+    check(ops.Reduce("max", (2, 3), False, epilogue=last), x, shift)
+    check(ops.Reduce("sum", (2, 3), False, first, last, FP32), x, scale, shift)
+    b = Builder("f")
+    check(ops.Reduce("sum", (0, 2), prologue=b.build(b.const(2.0))), normal(2, 3, 4))
 
 
 def test_pools() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from nrt.errors import BuildError
 from nrt.ir.ops import Add, Conv, Mul, Reformat, Relu, Sigmoid, Transpose
 from nrt.ir.value import NHWC
 from nrt.passes.base import run_pipeline
-from nrt.passes.pipeline import PASSES, PipelineOptions, pass_names, pipeline
+from nrt.passes.bind_io import IOFormat
+from nrt.passes.pipeline import PASSES, PipelineOptions, pass_names, pipeline, required_passes
 
 from .support import (
     FOLDED_TOLERANCE,
@@ -49,12 +51,13 @@ class TestNetworks:
         assert found == {"Reformat": 1, "Conv": 11, "MaxPool": 1, "Reduce": 1, "MatMul": 1}
 
     def test_a_norm_before_a_conv_is_one_pointwise(self, options: PipelineOptions) -> None:
-        # The second norm of each layer folds into the conv before it.
+        # The second norm of each layer folds into the conv before it, the last one of all is part
+        # of the pooling.
         found = Counter(through(densenet_like(), options, self.tolerance(options)))
         assert found == {
             "Reformat": 1,
             "Conv": 7,
-            "Pointwise": 4,
+            "Pointwise": 3,
             "Concat": 3,
             "Reduce": 1,
             "MatMul": 1,
@@ -111,15 +114,31 @@ def test_fp16_stores_the_network_in_half() -> None:
     assert [n.output.dtype for n in graph.nodes if isinstance(n.op, Reformat)] == [FP16]
 
 
-def test_every_pass_can_be_switched_off() -> None:
+@pytest.mark.parametrize("options", [PipelineOptions(), FP16_OPTIONS], ids=["fp32", "fp16"])
+def test_every_pass_can_be_switched_off(options: PipelineOptions) -> None:
     net = mobilenet_like()
     data = feeds(net)
-    for name in pass_names():
-        options = PipelineOptions(FP16_OPTIONS.precision, disabled=frozenset({name}))
-        phases = pipeline(options)
+    tolerance = FP16_TOLERANCE if "fp16" in options.precision else FOLDED_TOLERANCE
+    for name in set(pass_names()) - set(required_passes(pipeline(options))):
+        phases = pipeline(replace(options, disabled=frozenset({name})))
         assert name not in {p.name for phase in phases for p in phase.passes}
         report = run_pipeline(net.graph, phases, verify=True)
-        assert_same(net.graph, report.graph, data, FP16_TOLERANCE)
+        assert_same(net.graph, report.graph, data, tolerance)
+
+
+def test_what_the_options_ask_for_is_required() -> None:
+    assert required_passes(pipeline()) == {}
+    wanted = PipelineOptions(frozenset({"fp16", "bf16"}), io={"x": IOFormat("fp16")})
+    assert required_passes(pipeline(wanted)) == {
+        "select-precision": "precision bf16, fp16 is what it makes of the model's own",
+        "bind-io": "io= asks for formats that it makes: 'x' (fp16)",
+    }
+    assert set(required_passes(pipeline(PipelineOptions(layers={"a": "fp32"})))) == {
+        "select-precision"
+    }
+    for name in ("select-precision", "bind-io"):
+        with pytest.raises(BuildError, match=f"pass '{name}' cannot be left out: "):
+            pipeline(replace(wanted, disabled=frozenset({name, "dead-code"})))
 
 
 def test_names_are_kebab_case_and_unique() -> None:

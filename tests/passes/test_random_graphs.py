@@ -7,7 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_graphs import run_tasks, worst_error
 
+from nrt.cpu_kernels import variants_for as cpu_variants
+from nrt.cuda_kernels.device import device_for_arch
+from nrt.cuda_kernels.registry import variants_for as cuda_variants
+from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import (
     Add,
     AveragePool,
@@ -33,7 +38,8 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.ir.value import Value
-from nrt.passes.base import run_pipeline
+from nrt.lowering import lower
+from nrt.passes.base import Pass, Phase, run_pipeline
 from nrt.passes.pipeline import PipelineOptions, pass_names, pipeline
 
 from .support import Net, assert_same, feeds
@@ -41,6 +47,7 @@ from .support import Net, assert_same, feeds
 # Chains of random layers amplify roundings more than trained ones.
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 3e-2
+HOPPER = device_for_arch("sm_90a")
 
 Step = Callable[[Net, Value, Value], Value]
 
@@ -148,13 +155,45 @@ def test_any_passes_keep_the_outputs(
     steps: list[tuple[str, int, bool]], disabled: set[str], half: bool, channels_last: bool
 ) -> None:
     net = build(steps)
+    half = half and "select-precision" not in disabled
     options = PipelineOptions(
         frozenset({"fp16", "fp32"}) if half else frozenset({"fp32"}),
         channels_last=channels_last,
         disabled=frozenset(disabled),
     )
     report = run_pipeline(net.graph, pipeline(options), verify=True)
-    half = half and "select-precision" not in disabled
     assert_same(net.graph, report.graph, feeds(net), HALF_TOLERANCE if half else TOLERANCE)
     # Every phase came to rest well before its bound.
     assert max(r.iteration for r in report.records) < 6 if report.records else True
+
+
+def passes(precision: frozenset[str]) -> dict[str, Pass]:
+    phases = pipeline(PipelineOptions(precision))
+    return {step.name: step for phase in phases for step in phase.passes}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=graphs,
+    order=st.permutations(pass_names()),
+    count=st.integers(1, len(pass_names())),
+    half=st.booleans(),
+)
+def test_any_order_of_any_passes_keeps_the_outputs(
+    steps: list[tuple[str, int, bool]], order: list[str], count: int, half: bool
+) -> None:
+    """No pass relies on another for what it computes, down to strides and offsets in memory.
+
+    The phases' order makes networks fast, not right: here each pass is a phase of its own.
+    """
+    net = build(steps)
+    known = passes(frozenset({"fp16", "fp32"}) if half else frozenset({"fp32"}))
+    phases = [Phase(name, (known[name],), "") for name in order[:count]]
+    report = run_pipeline(net.graph, phases, verify=True)
+    data = feeds(net)
+    lowered = lower(report.graph)
+    error = worst_error(run_tasks(lowered, data), evaluate(net.graph, data))
+    assert error <= (HALF_TOLERANCE if half else TOLERANCE)
+    for task in lowered.tasks:
+        for variants in (cpu_variants(task.problem), cuda_variants(task.problem, HOPPER)):
+            assert any(refusal is None for _, refusal in variants), task.problem

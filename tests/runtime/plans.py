@@ -18,6 +18,8 @@ from nrt.plan import (
     KernelRef,
     LaunchStep,
     Layer,
+    LiveBlock,
+    Peak,
     Plan,
     ScalarArg,
     SetStep,
@@ -132,10 +134,12 @@ def cuda_plan() -> Plan:
                     BufferRef("null"),
                     BufferRef("output", 0, 128),
                 ),
+                read_only=(0, 1),
             ),
         ),
         layers=(layer(),),
         streams=2,
+        peak=Peak(512, 0, (LiveBlock("x", 256), LiveBlock("add", 100))),
     )
 
 

@@ -41,6 +41,7 @@ from nrt.ir.ops.binary import (
 from nrt.ir.ops.conv import Conv, ConvTranspose
 from nrt.ir.ops.elementwise import Cast, Elementwise, Pointwise, Where, kind_of
 from nrt.ir.ops.gather import Gather, GatherElements
+from nrt.ir.ops.histogram import AbsHistogram
 from nrt.ir.ops.matmul import MatMul
 from nrt.ir.ops.movement import (
     Concat,
@@ -90,6 +91,7 @@ __all__ = [
     "Elementwise",
     "kind_of",
     "Abs",
+    "AbsHistogram",
     "Add",
     "And",
     "AveragePool",
@@ -169,6 +171,7 @@ __all__ = [
 
 OPS: tuple[type[Op], ...] = (
     Abs,
+    AbsHistogram,
     Add,
     And,
     AveragePool,

@@ -20,7 +20,9 @@ __all__ = [
     "cast",
     "check_epilogue",
     "check_float",
+    "check_prologue",
     "check_same_dtype",
+    "check_stored",
     "check_tf32",
     "compute",
     "dims",
@@ -190,32 +192,88 @@ def finish(x: Array, dtype: DType) -> Array:
 
 
 def check_epilogue(
-    op: str, program: Program, shape: tuple[int, ...], extras: Sequence[TensorType]
+    op: str,
+    program: Program,
+    shape: tuple[int, ...],
+    extras: Sequence[TensorType],
+    role: str = "epilogue",
 ) -> None:
     """Check that ``program`` fits an accumulator of ``shape`` and the ``extras``.
 
+    A prologue is checked alike; its register 0 is an element of the input, and ``shape`` that of
+    the input.
+
     Raises:
         ShapeError: the number or kinds of extras differ from the program's inputs, an extra does
-            not broadcast to ``shape``, or the program has several outputs.
+            not broadcast to ``shape``, or the program has several outputs or one that is no float.
     """
     if not program.inputs or program.inputs[0] != "f":
-        raise ShapeError(f"{op}: epilogue register 0 must be the float accumulator")
+        what = "the float accumulator" if role == "epilogue" else "the input's float element"
+        raise ShapeError(f"{op}: {role} register 0 must be {what}")
     if len(program.outputs) != 1:
-        raise ShapeError(f"{op}: epilogue has {len(program.outputs)} outputs, expected 1")
+        raise ShapeError(f"{op}: {role} has {len(program.outputs)} outputs, expected 1")
+    if role == "prologue" and program.kinds[program.outputs[0]] != "f":
+        kind = program.kinds[program.outputs[0]]
+        raise ShapeError(f"{op}: the prologue gives kind '{kind}', expected a float")
     wanted = program.inputs[1:]
     if len(extras) != len(wanted):
-        raise ShapeError(
-            f"{op}: got {len(extras)} epilogue inputs, the epilogue reads {len(wanted)}"
-        )
+        raise ShapeError(f"{op}: got {len(extras)} {role} inputs, the {role} reads {len(wanted)}")
+    target = "output" if role == "epilogue" else "input"
     for index, (extra, kind) in enumerate(zip(extras, wanted, strict=True)):
         if kind_of(extra.dtype) != kind:
             raise ShapeError(
-                f"{op}: epilogue input {index} is {extra.dtype}, the epilogue expects kind '{kind}'"
+                f"{op}: {role} input {index} is {extra.dtype}, the {role} expects kind '{kind}'"
             )
         if broadcast(op, extra.shape, shape) != shape:
             raise ShapeError(
-                f"{op}: epilogue input {index} has shape {dims(extra.shape)}, which does not "
-                f"broadcast to the output {dims(shape)}"
+                f"{op}: {role} input {index} has shape {dims(extra.shape)}, which does not "
+                f"broadcast to the {target} {dims(shape)}"
+            )
+
+
+def check_stored(op: str, dtype: DType, out_dtype: DType | None, programs: bool) -> DType:
+    """Element type in which an op that keeps its input's type stores its result.
+
+    Raises:
+        ShapeError: programs around it, or another type of its result, where it has no floats.
+    """
+    wanted = out_dtype or dtype
+    if (programs or wanted is not dtype) and not (dtype.is_float and wanted.is_float):
+        raise ShapeError(
+            f"{op}: reads {dtype} and stores {wanted}; with a prologue, an epilogue or out_dtype "
+            "both are floats"
+        )
+    return wanted
+
+
+def check_prologue(
+    op: str, program: Program, x: TensorType, operands: Sequence[TensorType]
+) -> None:
+    """Check that ``program`` fits the elements of ``x`` ``[N, C, *S]`` and its ``operands``.
+
+    Raises:
+        ShapeError: x holds no floats (or fp8), the program does not make one float of floats, or
+            an operand is missing, is no float, or is not one number per channel.
+    """
+    if not x.dtype.is_float or x.dtype is FP8E4M3:
+        raise ShapeError(f"{op}: a prologue computes floats, the input is {x.dtype}")
+    results = "".join(program.kinds[r] for r in program.outputs)
+    if set(program.inputs) != {"f"} or results != "f":
+        raise ShapeError(
+            f"{op}: the prologue makes '{results}' of '{''.join(program.inputs)}', expected one "
+            "float of floats"
+        )
+    wanted = len(program.inputs) - 1
+    if len(operands) != wanted:
+        raise ShapeError(f"{op}: got {len(operands)} prologue inputs, the prologue reads {wanted}")
+    channels = (1, x.shape[1], *[1] * (x.rank - 2))
+    for index, operand in enumerate(operands):
+        if not operand.dtype.is_float:
+            raise ShapeError(f"{op}: prologue input {index} is {operand.dtype}, expected a float")
+        if broadcast(op, operand.shape, channels) != channels:
+            raise ShapeError(
+                f"{op}: prologue input {index} has shape {dims(operand.shape)}, expected a number "
+                f"for each of {x.shape[1]} channels: {dims(channels[1:])}"
             )
 
 

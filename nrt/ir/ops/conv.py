@@ -1,4 +1,4 @@
-"""Convolution and transposed convolution, with an optional pointwise epilogue."""
+"""Convolution and transposed convolution, with an optional pointwise prologue and epilogue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import INT8, DType, dtype_from_numpy
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -16,10 +16,12 @@ from nrt.ir.ops.common import (
     apply_epilogue,
     array_type,
     check_epilogue,
+    check_prologue,
     check_same_dtype,
     check_tf32,
     compute,
     dims,
+    finish,
     operand,
     per_axis,
     product_type,
@@ -27,7 +29,17 @@ from nrt.ir.ops.common import (
 from nrt.ir.ops.window import Window, window
 from nrt.ir.pointwise import Program
 
-__all__ = ["Conv", "ConvTranspose"]
+__all__ = ["Conv", "ConvTranspose", "epilogue_slot"]
+
+
+def epilogue_slot(op: Op) -> int:
+    """Input slot of the first operand of an epilogue: behind those of a `Conv`'s prologue.
+
+    Args:
+        op: a convolution or a matrix product.
+    """
+    prologue = op.prologue if isinstance(op, Conv) else None
+    return 2 + (len(prologue.inputs) - 1 if prologue is not None else 0)
 
 
 def _check_operands(op: str, x: TensorType, w: TensorType, groups: int) -> None:
@@ -50,13 +62,20 @@ def _check_extras(
     operands: DType,
     shape: tuple[int, ...],
     extras: tuple[TensorType, ...],
+    first: int = 2,
 ) -> None:
-    """Without an epilogue there is at most a bias ``[K]``; with one, the epilogue says."""
+    """Without an epilogue there is at most a bias ``[K]``; with one, the epilogue says.
+
+    ``first`` is the slot of the first of ``extras``.
+    """
     if epilogue is not None:
         check_epilogue(op, epilogue, shape, extras)
         return
     if len(extras) > 1:
-        raise ShapeError(f"{op}: got {len(extras) + 2} inputs, expected 2 or 3 without an epilogue")
+        raise ShapeError(
+            f"{op}: got {len(extras) + first} inputs, expected {first} or {first + 1} without an "
+            "epilogue"
+        )
     for bias in extras:
         if operands is INT8:
             raise ShapeError(
@@ -92,6 +111,12 @@ class Conv(Op):
     int8 are int32 and exact, and an epilogue, without which int8 takes no bias, reads them as
     float32.
 
+    A prologue computes what is convolved: register 0 of the program is an element of ``x``,
+    registers 1 and up are floats per input channel ``[C, 1, ...]`` (or one for all), which stand
+    between ``w`` and the extras: ``x, w, *prologue operands, *extras``. It computes in float32 (or
+    better) and its result is rounded to the type of ``x``, as if it had been stored. Padding comes
+    after it: its zeros stay zeros.
+
     Attributes:
         strides: one per spatial dimension.
         pads: zeros before each spatial dimension, then after each.
@@ -104,6 +129,7 @@ class Conv(Op):
             integer, half to even, and saturate to [-128, 127].
         tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
             reference, and kernels that have no use for it, stay exact.
+        prologue: pointwise program on the elements of ``x``.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -114,6 +140,7 @@ class Conv(Op):
     epilogue: Program | None = None
     out_dtype: DType | None = None
     tf32: bool = False
+    prologue: Program | None = None
 
     def window(self, kernel: tuple[int, ...]) -> Window:
         """The sliding window for weights whose spatial shape is ``kernel``."""
@@ -125,7 +152,8 @@ class Conv(Op):
 
     def _result(self, *inputs: TensorType) -> TensorType:
         """`infer` for the reference, which computes tf32 problems in any type."""
-        x, w, *extras = inputs
+        x, w = inputs[:2]
+        first = epilogue_slot(self)
         _check_operands(self.name, x, w, self.groups)
         if x.shape[1] != w.shape[1] * self.groups:
             raise ShapeError(
@@ -138,12 +166,18 @@ class Conv(Op):
             )
         spatial = self.window(w.shape[2:]).output(self.name, x.shape[2:])
         shape = (x.shape[0], w.shape[0], *spatial)
-        _check_extras(self.name, self.epilogue, x.dtype, shape, tuple(extras))
+        if self.prologue is not None:
+            check_prologue(self.name, self.prologue, x, inputs[2:first])
+        _check_extras(self.name, self.epilogue, x.dtype, shape, inputs[first:], first)
         return TensorType(shape, product_type(self.name, x.dtype, self.out_dtype, self.epilogue))
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
         type_ = self._result(*(array_type(i) for i in inputs))
-        x, w, *extras = inputs
+        first = epilogue_slot(self)
+        x, w = inputs[:2]
+        if self.prologue is not None:
+            (result,) = self.prologue.evaluate(compute(x), *(compute(i) for i in inputs[2:first]))
+            x = finish(np.broadcast_to(result, x.shape), dtype_from_numpy(x.dtype))
         left, right = operand(x), operand(w)
         win = self.window(w.shape[2:])
         padded = win.padded(left, type_.shape[2:], 0)
@@ -151,7 +185,7 @@ class Conv(Op):
             result = _depthwise(padded, right, win, type_.shape)
         else:
             result = _im2col(padded, right, win, type_.shape, self.groups)
-        return (_finish(self, result, x, tuple(extras), type_.dtype),)
+        return (_finish(self, result, x, inputs[first:], type_.dtype),)
 
 
 @dataclass(frozen=True)

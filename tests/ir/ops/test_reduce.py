@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from nrt.dtypes import BOOL, FP32
+from nrt.dtypes import BOOL, FP32, INT32
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, TensorType
 from nrt.ir.ops import Reduce
+from nrt.ir.pointwise import Builder, Instr, Program
 
 RTOL64 = 1e-12
 RTOL32 = 1e-5
@@ -91,3 +94,105 @@ def test_misfits_are_named() -> None:
         Reduce("sum", (1, -1)).infer(x)
     with pytest.raises(ShapeError, match="Reduce: sum of bool; insert a Cast"):
         Reduce("sum", (1,)).infer(TensorType((3, 5), BOOL))
+
+
+# -- programs around it ----------------------------------------------------------------------------
+
+
+def relu_of_scaled() -> Program:
+    b = Builder("ff")
+    return b.build(b("max", b("mul", 0, 1), b.const(0.0)))
+
+
+def minus() -> Program:
+    b = Builder("ff")
+    return b.build(b("sub", 0, 1))
+
+
+def test_prologue_and_epilogue() -> None:
+    rng = np.random.default_rng()
+    x, scale, shift = (rng.standard_normal(s) for s in ((3, 4, 5), (4, 1), (3, 4)))
+    op = Reduce("sum", (2,), False, relu_of_scaled(), minus())
+    assert op.parts(["x", "scale", "shift"]) == ("x", ("scale",), ("shift",))
+    (y,) = op.reference(x, scale, shift)
+    np.testing.assert_allclose(y, np.maximum(x * scale, 0).sum(2) - shift, rtol=1e-12, atol=1e-12)
+
+
+def test_programs_do_not_round_in_between() -> None:
+    """60000 squared is beyond fp16, its root is not."""
+    b = Builder("f")
+    square = b.build(b("mul", 0, 0))
+    b = Builder("f")
+    root = b.build(b("sqrt", 0))
+    x = np.full((2, 1), 60000, np.float16)
+    (y,) = Reduce("mean", (0,), prologue=square, epilogue=root).reference(x)
+    assert y.dtype == np.float16
+    assert y.tolist() == [[60000.0]]
+
+
+def test_the_output_may_be_stored_wider() -> None:
+    x = np.full((300, 300), 3, np.float16)
+    (y,) = Reduce("sum", (0, 1), False, out_dtype=FP32).reference(x)
+    assert y.dtype == np.float32
+    assert y.item() == 270000.0
+
+
+def test_a_prologue_of_constants_alone_still_counts_every_element() -> None:
+    b = Builder("f")
+    (y,) = Reduce("sum", (0,), False, b.build(b.const(2.0))).reference(np.zeros((7, 2)))
+    assert y.tolist() == [14.0, 14.0]
+
+
+X = TensorType((3, 4), FP32)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "message"),
+    [
+        (Reduce("sum", (1,)), [X, X], "got 2 inputs, expected 1 without an epilogue"),
+        (
+            Reduce("sum", (1,), prologue=minus()),
+            [X],
+            "got 0 prologue inputs, the prologue reads 1",
+        ),
+        (
+            Reduce("sum", (1,), prologue=minus()),
+            [X, TensorType((5,), FP32)],
+            "shapes [5], [3,4] do not broadcast",
+        ),
+        (
+            Reduce("sum", (1,), prologue=minus()),
+            [X, TensorType((2, 3, 4), FP32)],
+            "prologue input 0 has shape [2,3,4], which does not broadcast to the input [3,4]",
+        ),
+        (
+            Reduce("sum", (1,), epilogue=minus()),
+            [X, X],
+            "epilogue input 0 has shape [3,4], which does not broadcast to the output [3,1]",
+        ),
+        (
+            Reduce("sum", (1,), prologue=minus()),
+            [TensorType((3, 4), INT32)] * 2,
+            "reads int32 and stores int32; with a prologue, an epilogue or out_dtype both are",
+        ),
+        (Reduce("max", (1,), out_dtype=INT32), [X], "reads fp32 and stores int32"),
+        (
+            Reduce("sum", (1,), prologue=Program(("f",), (Instr("isnan", (0,)),), (1,))),
+            [X],
+            "the prologue gives kind 'b', expected a float",
+        ),
+        (
+            Reduce("sum", (1,), prologue=Program(("b",), (), (0,))),
+            [X],
+            "prologue register 0 must be the input's float element",
+        ),
+        (
+            Reduce("sum", (1,), prologue=Program(("f",), (), (0, 0))),
+            [X],
+            "prologue has 2 outputs, expected 1",
+        ),
+    ],
+)
+def test_programs_that_do_not_fit(op: Reduce, inputs: list[TensorType], message: str) -> None:
+    with pytest.raises(ShapeError, match=re.escape(f"Reduce: {message}")):
+        op.infer(*inputs)

@@ -1,0 +1,63 @@
+"""What a build is for: the CPU, the GPU in this machine, or one that is elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
+from nrt.errors import BuildError, DeviceError
+from nrt.settings import settings
+
+if TYPE_CHECKING:
+    from nrt.cuda_kernels.device import DeviceSpec
+    from nrt.cuda_runner import CudaRunner
+
+__all__ = ["resolve"]
+
+
+def resolve(
+    target: str, programmatic: bool | None
+) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
+    """Kind, device and, where the device is in this machine, the runner."""
+    kind, device, runner = _target(target, programmatic)
+    if programmatic and (device is None or device.cc < MINIMUM_CC):
+        where = kind if device is None else device.arch
+        raise BuildError(
+            f"programmatic=True: {where} has no programmatic dependent launch, expected compute "
+            "capability 9.0 or more; leave it out"
+        )
+    return kind, device, runner
+
+
+def _target(
+    target: str, programmatic: bool | None
+) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
+    wanted = settings().target if target == "auto" else target
+    if wanted == "auto":
+        from nrt.runtime.cuda import device_count
+
+        wanted = "cuda" if device_count() else "cpu"
+    if wanted == "cpu":
+        return "cpu", None, None
+    kind, _, arch = wanted.partition(":")
+    if kind != "cuda":
+        source = f"target {wanted!r}" if target == wanted else f"NRT_TARGET={wanted!r}"
+        raise BuildError(f"{source}: expected auto, cpu, cuda or cuda:ARCH")
+    from nrt.cuda_kernels.device import device_for_arch
+
+    if not arch:
+        from nrt.cuda_runner import CudaRunner
+
+        runner = CudaRunner(programmatic=programmatic)
+        return "cuda", runner.device, runner
+    device = device_for_arch(arch)
+    try:
+        from nrt.cuda_runner import CudaRunner
+
+        runner = CudaRunner(programmatic=programmatic)
+    except (DeviceError, BuildError):
+        # No GPU here, or one that nrt has no kernels for: the plan is for another machine.
+        return "cuda", device, None
+    if runner.device.arch == device.arch:
+        return "cuda", runner.device, runner
+    return "cuda", device, None

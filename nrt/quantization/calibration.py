@@ -1,0 +1,307 @@
+"""The result of calibration: a range per tensor, in memory and in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from nrt.errors import CalibrationError
+from nrt.quantization.error_model import clipped_share, sqnr
+from nrt.quantization.histogram import Histogram
+from nrt.quantization.report import calibration_html, calibration_plot, calibration_text
+from nrt.quantization.thresholds import METHODS, Curve, check_method, find_threshold
+from nrt.quantization.weights import scale_of
+
+__all__ = ["VERSION", "Calibration", "MethodRules", "TensorRange"]
+
+VERSION = 1
+"""Of the file, and of the algorithms: raised when equal data would give other ranges."""
+
+_FORMAT = "nrt calibration"
+
+
+@dataclass(frozen=True)
+class MethodRules:
+    """Which method finds a tensor's threshold.
+
+    Attributes:
+        method: of tensors that no pattern matches.
+        tensors: (name pattern as of `fnmatch`, method), the first match counts.
+        percentile: of the method ``percentile``.
+    """
+
+    method: str = "kl"
+    tensors: tuple[tuple[str, str], ...] = ()
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        for pattern, method in self.tensors:
+            check_method(method, f"tensor pattern {pattern!r}")
+        if not 0 < self.percentile <= 100:
+            raise CalibrationError(
+                f"percentile={self.percentile:g}: expected above 0 and up to 100"
+            )
+
+    def of(self, name: str) -> str:
+        """The method for the tensor ``name``."""
+        for pattern, method in self.tensors:
+            if fnmatchcase(name, pattern):
+                return method
+        return self.method
+
+    def check_names(self, names: Mapping[str, Any]) -> None:
+        """Raises CalibrationError when a pattern matches none of ``names``."""
+        for pattern, _ in self.tensors:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise CalibrationError(
+                    f"tensor pattern {pattern!r} matches none of the {len(names)} tensors; they "
+                    f"are {', '.join(list(names)[:8])}{' …' if len(names) > 8 else ''}"
+                )
+
+    def __str__(self) -> str:
+        text = self.method
+        if "percentile" in (self.method, *(m for _, m in self.tensors)):
+            text += f", percentile {self.percentile:g}"
+        return "; ".join([text, *(f"{p}={m}" for p, m in self.tensors)])
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """What int8 needs to know of a tensor, and how much it loses.
+
+    Attributes:
+        name: of the value in the graph.
+        method: that found the threshold.
+        threshold: magnitudes up to here are kept; 0 if the tensor holds nothing but zeros.
+        lowest: the most negative element, 0 if none is negative.
+        highest: the largest positive element, 0 if none is positive.
+        total: elements that were counted.
+        zeros: those that are exactly zero, as a ReLU's are; every scale holds them exactly.
+        clipped: share of elements beyond the threshold.
+        sqnr: signal-to-quantization-noise ratio in decibels at the threshold; None where nothing is
+            lost.
+        curve: the scores that a search compared.
+    """
+
+    name: str
+    method: str
+    threshold: float
+    lowest: float
+    highest: float
+    total: int
+    zeros: int
+    clipped: float
+    sqnr: float | None
+    curve: Curve | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, name: str, histogram: Histogram, rules: MethodRules) -> TensorRange:
+        """The range of the tensor ``name`` from its histogram."""
+        method = rules.of(name)
+        found = find_threshold(histogram, method, percentile=rules.percentile)
+        return cls(
+            name,
+            method,
+            found.value,
+            histogram.lowest,
+            histogram.highest,
+            histogram.total,
+            histogram.zeros,
+            clipped_share(histogram, found.bins),
+            sqnr(histogram, found.value),
+            found.curve,
+        )
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude that was seen."""
+        return max(self.highest, -self.lowest)
+
+    @property
+    def signed(self) -> bool:
+        """Whether an element was negative."""
+        return self.lowest < 0
+
+    @property
+    def zero_share(self) -> float:
+        """Share of elements that are exactly zero."""
+        return self.zeros / self.total if self.total else 0.0
+
+    @property
+    def scale(self) -> float:
+        """The int8 step, above 0: ``x ≈ scale · clip(round(x / scale), -127, 127)``."""
+        return scale_of(self.threshold)
+
+
+@dataclass(frozen=True)
+class Calibration(Mapping[str, TensorRange]):
+    """Ranges of a model's tensors: a mapping from names of values in its fused graph.
+
+    A tensor that only moves another one's elements (a Reshape, a Transpose) has that one's range.
+
+    Attributes:
+        model: `model_digest` of the imported graph.
+        data: `DataDigest` of the samples.
+        rules: the methods.
+        samples: how many samples were run.
+        tensors: name -> range, in the graph's order.
+    """
+
+    model: str
+    data: str
+    rules: MethodRules
+    samples: int
+    tensors: Mapping[str, TensorRange] = field(repr=False)
+
+    def __getitem__(self, name: str) -> TensorRange:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __str__(self) -> str:
+        return calibration_text(self)
+
+    def _repr_html_(self) -> str:
+        return calibration_html(self)
+
+    def plot(self, name: str) -> Any:
+        """The curve of a tensor's search as a matplotlib figure.
+
+        Raises:
+            CalibrationError: there is no such tensor, its method searches nothing, or matplotlib is
+                not installed.
+        """
+        return calibration_plot(self, name)
+
+    def check_model(self, digest: str) -> None:
+        """Raises CalibrationError when ``digest`` is another model's `model_digest`."""
+        if digest != self.model:
+            raise CalibrationError(
+                f"the calibration is of model {self.model[:12]}, this model is {digest[:12]}: its "
+                "nodes or weights differ; calibrate this model"
+            )
+
+    # -- file ------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a JSON file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = {
+            "format": _FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "data": self.data,
+            "method": self.rules.method,
+            "tensor_methods": [list(pair) for pair in self.rules.tensors],
+            "percentile": self.rules.percentile,
+            "samples": self.samples,
+            "tensors": [asdict(entry) for entry in self.tensors.values()],
+        }
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: it is no such file, or of another version.
+            OSError: it cannot be read.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("format") != _FORMAT:
+                raise ValueError(f"it lacks the mark '{_FORMAT}'")
+            if content["version"] == VERSION:
+                return cls._of(content)
+        except (ValueError, TypeError, LookupError) as error:
+            raise CalibrationError(
+                f"{path} is no calibration cache: {error}; calibrate again into another file"
+            ) from error
+        raise CalibrationError(
+            f"calibration cache {path} is stale: version is {content['version']!r}, now {VERSION}. "
+            "Calibrate again with overwrite=True (--overwrite), or name another file"
+        )
+
+    @classmethod
+    def _of(cls, content: Mapping[str, Any]) -> Calibration:
+        rules = MethodRules(
+            content["method"],
+            tuple((str(p), str(m)) for p, m in content["tensor_methods"]),
+            float(content["percentile"]),
+        )
+        entries = [_entry(data) for data in content["tensors"]]
+        tensors = {entry.name: entry for entry in entries}
+        model, data = str(content["model"]), str(content["data"])
+        return cls(model, data, rules, int(content["samples"]), tensors)
+
+    def check_fresh(
+        self, path: str | os.PathLike[str], model: str, data: str, rules: MethodRules
+    ) -> None:
+        """Raises CalibrationError when this, read from ``path``, is of something else.
+
+        The message says what differs: model, data, method.
+        """
+        lines = [
+            f"{what} is {old}, now {new}"
+            for what, old, new in (
+                ("model", self.model[:12], model[:12]),
+                ("data", self.data[:12], data[:12]),
+                ("method", str(self.rules), str(rules)),
+            )
+            if old != new
+        ]
+        if lines:
+            raise CalibrationError(
+                f"calibration cache {path} is stale: {'; '.join(lines)}. Calibrate again with "
+                "overwrite=True (--overwrite), or name another file"
+            )
+
+
+_NUMBERS = {"threshold", "lowest", "highest", "clipped"}
+_COUNTS = {"total", "zeros"}
+
+
+def _entry(data: Any) -> TensorRange:
+    """A range from its JSON form; ValueError and the like when it is malformed."""
+    if set(data) != {f.name for f in fields(TensorRange)}:
+        raise ValueError(f"a tensor has the fields {', '.join(sorted(data))}")
+    curve = data["curve"]
+    entry = TensorRange(**{**data, "curve": None})
+    for name in (*_NUMBERS, *_COUNTS):
+        value = data[name]
+        kind = int if name in _COUNTS else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"tensor {entry.name!r}: {name} is {value!r}")
+    if not 0 <= entry.threshold <= max(entry.amax, 0) or entry.method not in METHODS:
+        raise ValueError(
+            f"tensor {entry.name!r}: threshold {entry.threshold} of method {entry.method!r}, with "
+            f"magnitudes up to {entry.amax}"
+        )
+    if curve is not None:
+        scores = tuple(map(float, curve["scores"]))
+        shown = tuple(map(float, curve["thresholds"]))
+        entry = replace(entry, curve=Curve(str(curve["what"]), shown, scores))
+    return entry

@@ -1,0 +1,277 @@
+"""Convolutions that compute on their input as they load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrt.cuda_kernels.conv_direct import ConvDirect
+from nrt.cuda_kernels.conv_mma import ConvMma
+from nrt.cuda_kernels.conv_simt import ConvSimt
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.mma_kernel import Tile
+from nrt.cuda_kernels.mma_tile import PROLOGUE_TILES
+from nrt.cuda_kernels.prologue import channel_table, conv_prologue
+from nrt.cuda_kernels.registry import variants_for
+from nrt.cuda_kernels.simt_tile import Tile as SimtTile
+from nrt.dtypes import BF16, FP16, FP32, FP64, DType
+from nrt.ir.ops import Conv
+from nrt.ir.pointwise import Builder, Program
+from nrt.ir.value import NHWC
+from nrt.problem import Problem, TensorSpec
+
+from .harness import assert_right, compiled, problem
+from .plain_cases import assert_emulated
+
+LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12}
+TF32 = {"fp32": 1e-3}
+
+
+def _program(kinds: str, *steps: tuple[Any, ...]) -> Program:
+    """Steps of (opcode, arguments); a float among these is a constant."""
+    b = Builder(kinds)
+    last = 0
+    for opcode, *args in steps:
+        last = b(opcode, *(b.const(a) if isinstance(a, float) else a for a in args))
+    return b.build(last)
+
+
+NORM = _program("fff", ("mul", 0, 1), ("add", 3, 2), ("max", 4, 0.0))
+"""relu(a · x + b), as a batch normalization before a convolution leaves it."""
+GATE = _program("ff", ("mul", 0, 1), ("sigmoid", 2), ("mul", 0, 3))
+PLAIN = _program("f", ("max", 0, 0.0))
+LOG = _program("ff", ("abs", 0), ("abs", 1), ("add", 2, 3), ("log", 4))
+"""log(|x| + |a|): of zeros it is infinite."""
+BIAS = _program("ff", ("add", 0, 1), ("max", 2, 0.0))
+RESIDUAL = _program("fff", ("add", 0, 1), ("add", 3, 2))
+
+
+def conv(
+    shape: tuple[int, int, int, int],
+    k: int,
+    prologue: Program = NORM,
+    dtype: DType = FP16,
+    *,
+    epilogue: Program | None = BIAS,
+    filter_size: tuple[int, int] = (1, 1),
+    front: int = 0,
+    order: tuple[int, ...] | None = NHWC,
+    constants: bool = True,
+    **attributes: Any,
+) -> Problem:
+    """A convolution of ``shape`` to ``k`` channels; ``front``: x lies in so many more channels."""
+    n, c, _, _ = shape
+    op = Conv(prologue=prologue, epilogue=epilogue, **attributes)
+    shapes = [shape, (k, c // op.groups, *filter_size)]
+    shapes += [(c, 1, 1)] * (len(prologue.inputs) - 1)
+    first = len(shapes)
+    if epilogue is not None:
+        shapes.append((k, 1, 1))
+    if epilogue is RESIDUAL:
+        own = Conv(**attributes).infer(*(TensorSpec.dense(s, dtype).type for s in shapes[:2]))
+        shapes.append(own[0].shape)
+    dtypes = dict.fromkeys(range(2, first + 1), FP32)
+    known = [1, *range(2, first + 1)] if constants else [1]
+    made = problem(
+        op, shapes, dtype, order=order, dtypes=dtypes,
+        constants=[slot for slot in known if slot < len(shapes)],
+    )  # fmt: skip
+    if front:
+        wide = TensorSpec.dense((n, c + front, *shape[2:]), dtype, order)
+        x = TensorSpec(shape, dtype, wide.strides)
+        made = Problem(op, (x, *made.inputs[1:]), made.outputs, made.constants)
+    return made
+
+
+SMALL = Tile(32, 32, 64, 2, 1, 3)
+CASES = [
+    conv((1, 40, 5, 7), 24),
+    conv((2, 136, 7, 7), 40, epilogue=RESIDUAL, front=24),
+    conv((1, 72, 6, 5), 16, strides=(2, 2)),
+    conv((1, 64, 3, 5), 13, GATE, BF16, epilogue=None),
+    conv((1, 24, 4, 4), 32, PLAIN),
+    conv((1, 104, 4, 5), 32, LOG),
+]
+EMULATED: list[tuple[Any, Problem, Any]] = [
+    (ConvMma(), CASES[0], SMALL),
+    (ConvMma(), CASES[1], SMALL._replace(split=2)),
+    (ConvMma(), CASES[2], Tile(64, 32, 32, 4, 1, 4)),
+    (ConvMma(), CASES[3], Tile(64, 64, 64, 2, 1, 4)),
+    (ConvMma(), CASES[4], SMALL),
+    (ConvMma(), CASES[5], Tile(32, 64, 64, 2, 1, 4, 2)),
+    (ConvMma(), conv((1, 44, 5, 5), 24, dtype=FP32, tf32=True), Tile(32, 32, 32, 2, 1, 3)),
+    (ConvDirect(), conv((1, 6, 5, 4), 5, filter_size=(3, 3), pads=(1, 1, 1, 1)), ()),
+    (ConvDirect(), conv((1, 6, 5, 4), 4, GATE, groups=2, order=None, constants=False), ()),
+    (ConvSimt(), conv((1, 20, 5, 7), 24, dtype=FP32), SimtTile(32, 32, 16, 4, 4)),
+    (ConvSimt(), conv((1, 40, 5, 5), 9, LOG, FP32, strides=(2, 2)), SimtTile(32, 32, 16, 4, 4, 2)),
+    (ConvSimt(), conv((2, 36, 5, 5), 24, epilogue=RESIDUAL), SimtTile(32, 32, 16, 4, 4, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variant", "task", "config"), EMULATED, ids=str)
+def test_emulated(variant: Any, task: Problem, config: Any) -> None:
+    assert_emulated(variant, task, LIMIT | (TF32 if task.op == EMULATED[6][1].op else {}), config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", PROLOGUE_TILES, ids=str)
+def test_every_tile_emulated(tile: Tile) -> None:
+    assert_emulated(ConvMma(), conv((1, tile.bk + 8, 7, 5), tile.bn + 8), LIMIT, tile)
+
+
+def test_the_order_of_pointers() -> None:
+    """The epilogue's operands first, the prologue's after them."""
+    (launch,) = ConvDirect().emit(CASES[1], (), ARCHS["sm_80"]).launches
+    assert [getattr(a, "slot", None) for a in launch.args[:7]] == [0, 1, 0, 4, 5, 2, 3]
+    main, reduce = ConvMma().emit(CASES[1], SMALL._replace(split=2), ARCHS["sm_80"]).launches
+    assert [getattr(a, "slot", None) for a in main.args[3:7]] == [2, 3, None, None]
+    assert [getattr(a, "slot", None) for a in reduce.args[2:6]] == [4, 5, 2, 3]
+
+
+def test_tables_are_padded_with_what_keeps_zeros_finite() -> None:
+    log = CASES[5]
+    prologue = conv_prologue(log)
+    assert prologue is not None and prologue.padding == 1.0
+    numbers = np.arange(104, dtype=np.float32).reshape(104, 1, 1)
+    table = channel_table(log, numbers, 128)
+    assert table.tolist() == [*range(104), *[1.0] * 24]
+    one = channel_table(conv((1, 8, 2, 2), 8, GATE), np.float32(7).reshape(()), 64)
+    assert one.tolist() == [7.0] * 8 + [0.0] * 56
+
+
+RECIPROCAL = _program("f", ("log", 0))
+
+
+@pytest.mark.parametrize(
+    ("variant", "task", "reason"),
+    [
+        (ConvMma(), conv((1, 16, 5, 5), 16, filter_size=(3, 3)), "a filter, padding or groups"),
+        (ConvMma(), conv((1, 16, 5, 5), 16, pads=(1, 1, 1, 1)), "a filter, padding or groups"),
+        (ConvSimt(), conv((1, 16, 5, 5), 16, groups=2), "a filter, padding or groups"),
+        (ConvMma(), conv((1, 16, 5, 5), 16, constants=False), "an operand of the prologue is comp"),
+        (ConvMma(), conv((1, 16, 5, 5), 16, RECIPROCAL), "makes no finite number of zeros"),
+        (ConvMma(), conv((1, 20, 5, 5), 16), "are not multiples of 8 with channels innermost"),
+        (
+            ConvMma(),
+            conv((1, 12288, 2, 2), 16, _program("fffff", *[("add", i, i + 1) for i in range(4)]),
+                 epilogue=None),
+            "tables of 12288 channels do not fit sm_80's shared memory",
+        ),
+        (
+            ConvSimt(),
+            conv((1, 18, 5, 5), 16),
+            "a prologue on 18 input channels with strides",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_refusals(variant: Any, task: Problem, reason: str) -> None:
+    refusal = variant.supports(task, ARCHS["sm_80"])
+    assert refusal is not None and reason in refusal.reason
+
+
+def test_other_kernels_refuse_a_prologue() -> None:
+    task = conv((1, 16, 9, 9), 16)
+    answers = {v.name: r for v, r in variants_for(task, ARCHS["sm_90a"])}
+    taken = {name for name, refusal in answers.items() if refusal is None}
+    assert taken == {"conv_direct", "conv_simt", "conv_mma"}
+    for name, refusal in answers.items():
+        if name not in taken:
+            assert refusal is not None
+            assert refusal.reason == "the input has a prologue, this kernel multiplies it as it is"
+
+
+def test_too_many_operands() -> None:
+    five = _program("fffff", *[("add", i, i + 1) for i in range(4)])
+    refusal = ConvDirect().supports(conv((1, 16, 5, 5), 16, five), ARCHS["sm_80"])
+    assert refusal is not None
+    assert refusal.reason == "the programs read 5 operands, kernels have 4"
+
+
+@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_87", marks=pytest.mark.slow), "sm_90a"])
+def test_it_compiles_without_spills(arch: str) -> None:
+    task = conv((2, 136, 7, 7), 128)
+    for tile in (PROLOGUE_TILES[0], PROLOGUE_TILES[7]._replace(split=2)):
+        for cubin in compiled(ConvMma(), task, arch, tile):
+            assert cubin.spills == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize("dtype", [FP16, BF16, FP32], ids=str)
+def test_every_tile_compiles_without_spills(arch: str, dtype: DType) -> None:
+    task = conv((2, 136, 7, 7), 128, dtype=dtype, tf32=dtype is FP32)
+    device = ARCHS[arch]
+    if ConvMma().supports(task, device) is not None:
+        assert arch == "sm_75" and dtype is not FP16
+        return
+    for tile in ConvMma._gemm(task).tiles(device):
+        for cubin in compiled(ConvMma(), task, arch, tile):
+            assert cubin.spills == 0, tile
+
+
+@pytest.mark.parametrize("variant", [ConvDirect(), ConvSimt()], ids=str)
+def test_plain_kernels_compile(variant: Any) -> None:
+    for cubin in compiled(variant, conv((2, 36, 7, 7), 40, dtype=FP32), "sm_80"):
+        assert cubin.spills == 0
+
+
+GPU = [
+    *CASES,
+    conv((3, 264, 7, 7), 128),
+    conv((2, 1000, 14, 13), 136, epilogue=RESIDUAL),
+    conv((5, 136, 29, 31), 128, front=120),
+    conv((1, 1024, 7, 7), 512, strides=(2, 2)),
+    conv((2, 96, 15, 9), 72, GATE, BF16),
+    conv((1, 520, 3, 1), 96, PLAIN),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", GPU, ids=str)
+def test_tensor_cores_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    tiles = ConvMma().configs(task, cuda_runner.device)
+    split = [t for t in tiles if t.split > 1][:1]
+    assert_right(cuda_runner, ConvMma(), task, LIMIT, [tiles[0], *split])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tile", PROLOGUE_TILES, ids=str)
+def test_every_tile_on_the_gpu(cuda_runner: Any, tile: Tile) -> None:
+    assert_right(cuda_runner, ConvMma(), conv((3, 136, 13, 11), 136), LIMIT, [tile])
+
+
+@pytest.mark.gpu
+def test_tf32_on_the_gpu(cuda_runner: Any) -> None:
+    task = conv((3, 140, 13, 11), 136, dtype=FP32, tf32=True)
+    for tile in ConvMma().configs(task, cuda_runner.device)[:3]:
+        assert_right(cuda_runner, ConvMma(), task, TF32, [tile])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "task",
+    [
+        conv((2, 6, 9, 7), 5, filter_size=(3, 3), pads=(1, 1, 1, 1)),
+        conv((1, 6, 5, 4), 4, GATE, groups=2, order=None, constants=False),
+        conv((2, 19, 5, 6), 7, dtype=FP64, order=None, epilogue=None),
+        conv((2, 40, 9, 7), 33, dtype=FP32),
+        *CASES,
+    ],
+    ids=str,
+)
+def test_direct_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_right(cuda_runner, ConvDirect(), task, LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "task",
+    [conv((2, 140, 13, 11), 72, dtype=FP32), conv((1, 20, 9, 9), 33, LOG, FP32), *CASES[:3]],
+    ids=str,
+)
+def test_plain_cores_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    configs = ConvSimt().configs(task, cuda_runner.device)
+    assert_right(cuda_runner, ConvSimt(), task, LIMIT, configs[:3])
