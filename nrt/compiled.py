@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrt.builder import Build, build
 from nrt.frontend.network import Network
+from nrt.passes.base import Pass
 from nrt.passes.bind_io import IOFormat
 from nrt.runtime import Engine
 from nrt.tuner import Progress
@@ -110,9 +111,12 @@ def compile(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
+    disabled: Iterable[str] = (),
+    extra_passes: Sequence[Pass] = (),
     tuning_seconds: float | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
+    streams: int | None = None,
     progress: Progress | None = None,
     snapshots: bool = False,
 ) -> CompiledEngine:
@@ -127,9 +131,12 @@ def compile(
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
         io: name of an input or output -> how it is bound, where that is not as in the model.
+        disabled: names of passes to leave out.
+        extra_passes: passes of your own; see docs/extending.md.
         tuning_seconds: start no measurement after so many seconds of tuning.
         timing_cache: file of measured times, read and updated.
         programmatic: whether launches may overlap (Hopper and later); None: whichever is faster.
+        streams: most streams for branches side by side; None: as many as make it faster.
         progress: called with (stage, done, total).
         snapshots: keep the graph after every pass, for `CompiledEngine.diff`.
 
@@ -151,9 +158,12 @@ def compile(
         opt_level=opt_level,
         layers=layers,
         io=io,
+        disabled=disabled,
+        extra_passes=extra_passes,
         tuning_seconds=tuning_seconds,
         timing_cache=timing_cache,
         programmatic=programmatic,
+        streams=streams,
         progress=progress,
         snapshots=snapshots,
     )

@@ -15,11 +15,14 @@ import pytest
 from onnx import TensorProto, helper
 
 import nrt
-from nrt.builder import Build, build
+from nrt.builder import Build, build, build_request, optimize
 from nrt.cpu_kernels import bind
+from nrt.dtypes import FP32
 from nrt.errors import BuildError, DeviceError, PassError, ShapeError
 from nrt.frontend.network import Network
 from nrt.ir.evaluate import evaluate
+from nrt.passes.bind_io import IOFormat
+from nrt.passes.pipeline import pass_names
 from nrt.plan import LaunchStep
 from nrt.plan_check import check_plan
 from nrt.plan_file import plan_from_bytes, plan_to_bytes
@@ -96,6 +99,45 @@ def test_half_precision_computes_the_network() -> None:
     x = image(net)
     wanted = evaluate(net.graph, {"image": x})["scores"]
     assert relative_error(engine(x), wanted) <= TOLERANCE["fp16"]
+
+
+def test_a_request_makes_the_same_plan_again(tmp_path: Path) -> None:
+    asked = {"x": IOFormat("fp16")}
+    options: dict[str, Any] = {
+        "precision": ["fp16", "fp32"],
+        "layers": {"act": "fp32"},
+        "io": asked,
+        "disabled": ["fold-pad"],
+        "timing_cache": tmp_path / "times.json",
+    }
+    shapes = {"x": (3, 5)}
+    made = build(open_model(), shapes=shapes, target="cpu", opt_level=0, **options)
+    again = build_request(made.request)
+    assert plan_to_bytes(again.plan) == plan_to_bytes(made.plan)
+    assert again.request == made.request
+    assert made.request.precision == {"fp16", "fp32"}
+    assert made.request.disabled == {"fold-pad"}
+    assert made.request.graph.value("x").dtype is FP32, "the imported graph stays as it was"
+    assert made.plan.inputs[0].dtype == "fp16"
+
+
+def test_passes_can_be_left_out() -> None:
+    net = network()
+    x = image(net)
+    wanted = evaluate(net.graph, {"image": x})["scores"]
+    usual = build(net, target="cpu", opt_level=0)
+    fused = build(net, target="cpu", opt_level=0, disabled="fuse-conv-epilogue")
+    bare = build(net, target="cpu", opt_level=0, disabled=pass_names())
+    assert len(usual.plan.layers) < len(fused.plan.layers) < len(bare.plan.layers)
+    for made in (fused, bare):
+        assert relative_error(Engine(made.plan, bind)(x), wanted) <= TOLERANCE["fp32"]
+    assert bare.passes.records == ()
+    report = optimize(net, disabled=pass_names())
+    assert [n.op.name for n in report.graph.nodes] == [n.op.name for n in net.graph.nodes]
+    with pytest.raises(BuildError, match="pass 'bind-io' cannot be left out: io= asks for forma"):
+        build(net, target="cpu", io={"image": IOFormat("fp16")}, disabled=["bind-io"])
+    with pytest.raises(BuildError, match="pass 'fuse' is unknown"):
+        nrt.compile(net, target="cpu", disabled=["fuse"])
 
 
 def test_a_saved_plan_gives_the_same_bits(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _TIES = {
     "destinations",
     "lowering",
     "dataflow",
+    "build_target",
     "schedule",
     "fork_join",
     "liveness",

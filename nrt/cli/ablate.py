@@ -12,6 +12,9 @@ from nrt.errors import BuildError
 
 __all__ = ["run"]
 
+WIDE = 140
+"""Columns of a terminal that has room for the intervals of latencies."""
+
 
 def run(args: argparse.Namespace) -> int:
     """Build ``args.model`` with and without each pass, and show the differences."""
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = output()
     console.print(found.title)
-    for title, rows in found.tables():
+    for title, rows in found.tables(intervals=console.width >= WIDE):
         console.print(f"{title}:")
         table = make_table(*COLUMNS, right=COLUMNS[1:])
         for row in rows:

@@ -70,8 +70,8 @@ def charts_to_svg(name: str, charts: Sequence[Chart]) -> str:
     bars = [bar for chart in charts for bar in chart.bars]
     labels = CHARACTER * max((len(short(bar.label)) for bar in bars), default=0)
     texts = CHARACTER * max((len(bar.text) for bar in bars), default=0)
-    widest = max((len(line) for c in charts for line in (c.title, c.note)), default=0)
-    width = max(labels + GAP + PLOT + GAP + texts, 8.6 * widest)
+    heads = [max(8.6 * len(c.title), CHARACTER * len(c.note)) for c in charts]
+    width = max(labels + GAP + PLOT + GAP + texts, *heads)
     left = MARGIN + labels + GAP
     parts, top = [], MARGIN
     for chart in charts:
@@ -138,8 +138,9 @@ def _drawn(bar: Bar, axis: _Axis, middle: float) -> str:
         return ""
     zero, end = axis.x(0.0), axis.x(bar.value)
     low, high = axis.x(bar.low), axis.x(bar.high)
-    whisker = [_line(low, middle, high, middle, _WHISKER, 1.4)]
-    whisker += [_line(x, middle - 3.5, x, middle + 3.5, _WHISKER, 1.4) for x in (low, high)]
+    places = [(low, middle, high, middle)]
+    places += [(x, middle - 3.5, x, middle + 3.5) for x in (low, high)]
+    whisker = [_line(*place, _WHISKER, 1.4, "nrt-whisker") for place in places]
     return (
         f'<rect x="{px(min(zero, end))}" y="{px(middle - BAR / 2)}" '
         f'width="{px(abs(end - zero))}" height="{px(BAR)}" '
@@ -147,9 +148,15 @@ def _drawn(bar: Bar, axis: _Axis, middle: float) -> str:
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, color: str, width: float) -> str:
+def _line(
+    x1: float, y1: float, x2: float, y2: float, color: str, width: float, css: str = ""
+) -> str:
     a, b, c, d = (px(v) for v in (x1, y1, x2, y2))
-    return f'<line x1="{a}" y1="{b}" x2="{c}" y2="{d}" stroke="{color}" stroke-width="{width:g}"/>'
+    style = f'class="{css}" ' if css else ""
+    return (
+        f'<line {style}x1="{a}" y1="{b}" x2="{c}" y2="{d}" '
+        f'stroke="{color}" stroke-width="{width:g}"/>'
+    )
 
 
 def _text(text: str, x: float, y: float, *, anchor: str = "start", color: str = "") -> str:

@@ -9,9 +9,22 @@ from typing import Any
 from nrt.builder import Build, build, build_request
 from nrt.errors import BuildError
 from nrt.insight.ablation import Ablation, PassEffect
-from nrt.insight.figures import Figures, Reference, launches_of, open_engine, same_program
+from nrt.insight.figures import (
+    Figures,
+    Reference,
+    launches_of,
+    open_engine,
+    require_device,
+    same_program,
+)
 from nrt.insight.paired import Estimate, Stopwatch, estimate, interleave
-from nrt.passes.pipeline import check_names, pass_names, pipeline, required_passes
+from nrt.passes.pipeline import (
+    PipelineOptions,
+    check_names,
+    pass_names,
+    pipeline,
+    required_passes,
+)
 from nrt.plan import Plan
 from nrt.runtime.timing import measure
 from nrt.tuner import Progress
@@ -53,15 +66,21 @@ def ablate(
 
     Raises:
         BuildError: a pass is unknown, required or left out already; or the model cannot be built.
-        PlanTargetError, DeviceError: the device is not in this machine.
+        DeviceError: the device is not in this machine.
         InputError: ``duration`` or ``warm_up`` is negative.
     """
-    wanted = pass_names() if passes == "all" else _listed(passes)
-    check_names(wanted)
+    wanted = pass_names() if passes == "all" else tuple(sorted(_names(passes)))
+    asked = PipelineOptions(
+        precision=_names(precision),
+        layers=options.get("layers") or {},
+        io=options.get("io") or {},
+        disabled=_names(options.get("disabled", ())),
+    )
+    required = required_passes(pipeline(asked))
+    names = _removable(wanted, passes != "all", asked.disabled, required)
+    require_device(target)
     made = {"shapes": shapes, "precision": precision, "target": target, **options}
     full = build(model, progress=progress, **made)
-    required = required_passes(pipeline(full.request.pipeline_options))
-    names = _removable(wanted, passes != "all", full, required)
     study = _Study(full, duration, warm_up, progress, total=len(names) * (1 + cumulative))
     effects = tuple(study.left_out(name) for name in names)
     bare, steps = study.added(names) if cumulative else (None, ())
@@ -79,15 +98,15 @@ def ablate(
     )
 
 
-def _listed(passes: str | Iterable[str]) -> tuple[str, ...]:
-    return (passes,) if isinstance(passes, str) else tuple(passes)
+def _names(given: str | Iterable[str]) -> frozenset[str]:
+    return frozenset([given] if isinstance(given, str) else given)
 
 
 def _removable(
-    wanted: Sequence[str], by_name: bool, full: Build, required: Mapping[str, str]
+    wanted: Sequence[str], by_name: bool, off: frozenset[str], required: Mapping[str, str]
 ) -> list[str]:
-    """``wanted`` in the order of the pipeline, each once."""
-    off = full.request.disabled
+    """``wanted`` in the order of the pipeline."""
+    check_names(wanted)
     for name in wanted if by_name else ():
         if name in required:
             raise BuildError(f"pass '{name}' cannot be left out: {required[name]}")
@@ -184,7 +203,9 @@ class _Study:
 
 
 def _fired(made: Build, name: str) -> int:
-    return sum(n.pass_name == name and n.kind == "fired" for n in made.passes.notes)
+    """Rewrites: a pass that changes nothing may still say what it found."""
+    records = (r for r in made.passes.records if r.name == name and r.changed)
+    return len({note for r in records for note in r.notes if note.kind == "fired"})
 
 
 def _identical(name: str, fired: int, figures: Figures) -> PassEffect:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Ablation", "PassEffect"]
 
-COLUMNS = ("pass", "fired", "latency", "saves", "launches", "arena", "max error")
-"""Of the tables."""
+COLUMNS = ("pass", "fired", "with it", "without it", "saves", "launches", "arena", "max error")
+"""Of the tables. Launches, arena and error are those of the row's own network."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,37 @@ class Ablation:
         """
         return {effect.name: effect for effect in self.effects}[name]
 
-    def tables(self) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-        """(heading, rows as text) for `COLUMNS`; the first row is what is compared with."""
-        full = ("all passes", "", *_cells(self.full, None, same=False))
-        yield "each pass left out", [full, *map(_row, self.effects)]
+    def tables(self, intervals: bool = True) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+        """(heading, rows as text) for `COLUMNS`; the first row is what passes are taken from.
+
+        Args:
+            intervals: also those of latencies, not only of what a pass saves.
+        """
+        scale, unit = _scale(self.full.latency.median)
+
+        def time(value: Estimate, always: bool = False) -> str:
+            text = f"{value.median / scale:.4g} {unit}"
+            return f"{text} {_interval(value, scale)}" if intervals or always else text
+
+        def row(effect: PassEffect, both: tuple[Estimate, Estimate]) -> tuple[str, ...]:
+            cells: tuple[str, ...] = ("", "", "same plan")
+            if not effect.identical:
+                share = effect.saves.median / effect.beside.median
+                saves = effect.saves
+                cells = (
+                    *map(time, both),
+                    f"{saves.median / scale:+.3g} {unit} {_interval(saves, scale, '+')} "
+                    f"{share:+.1%}",
+                )
+            return (effect.name, str(effect.fired), *cells, *_size(effect.network))
+
+        full = ("all passes", "", time(self.full.latency, True), "", "", *_size(self.full))
+        left_out = [row(e, (e.beside, e.network.latency)) for e in self.effects]
+        yield "each pass left out", [full, *left_out]
         if self.bare is not None:
-            bare = ("none of them", "", *_cells(self.bare, None, same=False))
-            yield "added one at a time", [bare, *map(_row, self.steps)]
+            bare = ("none of them", "", "", time(self.bare.latency, True), "", *_size(self.bare))
+            added = [row(e, (e.network.latency, e.beside)) for e in self.steps]
+            yield "added one at a time", [bare, *added]
 
     def to_data(self) -> dict[str, Any]:
         """Plain data: the schema of ``nrt ablate --json``; times in seconds."""
@@ -195,28 +219,13 @@ class Ablation:
         return "\n".join(lines)
 
 
-def _row(effect: PassEffect) -> tuple[str, ...]:
-    latency, saves, *rest = _cells(effect.network, effect.saves, same=effect.identical)
-    if not effect.identical:
-        saves += f" {effect.saves.median / effect.beside.median:+.1%}"
-    return effect.name, str(effect.fired), latency, saves, *rest
+def _size(figures: Figures) -> tuple[str, str, str]:
+    memory = f"{figures.arena_bytes / 2**20:.2f} MiB"
+    return str(figures.launches), memory, f"{figures.error:.1e}"
 
 
-def _cells(figures: Figures, saves: Estimate | None, *, same: bool) -> tuple[str, ...]:
-    scale, unit = _scale(figures.latency.median)
-    text = "" if saves is None else _interval(saves, scale, "", sign="+")
-    return (
-        "" if same else _interval(figures.latency, scale, f" {unit}"),
-        "same plan" if same else text,
-        str(figures.launches),
-        f"{figures.arena_bytes / 2**20:.2f} MiB",
-        f"{figures.error:.1e}",
-    )
-
-
-def _interval(value: Estimate, scale: float, unit: str, sign: str = "") -> str:
-    median, low, high = (f"{v / scale:{sign}.4g}" for v in (value.median, value.low, value.high))
-    return f"{median}{unit} [{low}, {high}]"
+def _interval(value: Estimate, scale: float, sign: str = "") -> str:
+    return f"[{value.low / scale:{sign}.3g}, {value.high / scale:{sign}.3g}]"
 
 
 def _scale(seconds: float) -> tuple[float, str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nrt.build_target import resolve
+from nrt.errors import DeviceError
 from nrt.insight.compare import relative_error
 from nrt.insight.inputs import random_inputs
 from nrt.insight.paired import Estimate
@@ -18,7 +20,7 @@ from nrt.plan import Plan
 from nrt.runtime import Engine
 from nrt.runtime.context import Context
 
-__all__ = ["Figures", "Reference", "launches_of", "open_engine", "same_program"]
+__all__ = ["Figures", "Reference", "launches_of", "open_engine", "require_device", "same_program"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -83,6 +85,17 @@ class Reference:
         """The largest relative error of an output of one run; infinite where one is NaN."""
         found = context.run(self.inputs)
         return max((relative_error(found[n], ref) for n, ref in self.outputs.items()), default=0.0)
+
+
+def require_device(target: str) -> None:
+    """Raises DeviceError before anything is built for a device that cannot be measured here."""
+    kind, device, runner = resolve(target, None)
+    if kind == "cuda" and runner is None:
+        arch = target if device is None else device.arch
+        raise DeviceError(
+            f"target {target!r}: no GPU of {arch} is in this machine, and what is not here cannot "
+            "be measured; take target='auto', or build a plan and measure it there"
+        )
 
 
 def open_engine(plan: Plan) -> Engine:
