@@ -133,11 +133,11 @@ def compile(
         layers: name pattern -> precision, for single layers.
         io: name of an input or output -> how it is bound, where that is not as in the model.
         disabled: names of passes to leave out.
-        extra_passes: passes of your own.
+        extra_passes: passes of your own; see docs/extending.md.
         tuning_seconds: start no measurement after so many seconds of tuning.
         timing_cache: file of measured times, read and updated.
         programmatic: whether launches may overlap (Hopper and later); None: whichever is faster.
-        streams: on how many streams, at most, branches run side by side; None: as many as are faster.
+        streams: most streams for branches side by side; None: as many as make it faster.
         memory_limit: bytes, or text such as ``"512 MiB"``, that all of the plan may take.
         progress: called with (stage, done, total).
         snapshots: keep the graph after every pass, for `CompiledEngine.diff`.

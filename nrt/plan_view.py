@@ -25,11 +25,14 @@ _MEMORY = frozenset(
         "Reformat", "Reshape", "Slice", "Split", "Transpose",
     }
 )  # fmt: skip
-_COMPUTE = frozenset(
+_POINTWISE = frozenset(
     {
-        "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "InstanceNormalization",
-        "LRN", "LayerNormalization", "LogSoftmax", "MatMul", "MaxPool", "Reduce", "Resize",
-        "Softmax",
+        "Abs", "Add", "And", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
+        "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsNaN",
+        "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg",
+        "Not", "Or", "PRelu", "Pointwise", "Pow", "Reciprocal", "Relu", "Round", "Selu",
+        "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
+        "ThresholdedRelu", "Where", "Xor",
     }
 )  # fmt: skip
 _OP = re.compile(r"\w+")
@@ -46,7 +49,7 @@ def layer_kind(op: str) -> str:
     name = op_name(op)
     if name in _MEMORY:
         return "memory"
-    return "compute" if name in _COMPUTE else "pointwise"
+    return "pointwise" if name in _POINTWISE else "compute"
 
 
 def step_refs(step: Any) -> Iterator[BufferRef]:

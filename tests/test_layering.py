@@ -35,6 +35,7 @@ _TIES = {
     "destinations",
     "lowering",
     "dataflow",
+    "build_target",
     "schedule",
     "fork_join",
     "liveness",

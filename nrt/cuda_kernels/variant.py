@@ -76,7 +76,7 @@ class KernelSpec:
         name = f"{factory.__module__}:{factory.__qualname__}"
         code = user_code(factory)
         local = factory if code.file is None else None
-        return cls(name, params, threads, min_blocks, code, local)
+        return cls(name, params, threads, min_blocks, code=code, local=local)
 
 
 @dataclass(frozen=True)

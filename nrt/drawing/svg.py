@@ -198,6 +198,7 @@ def _style() -> str:
     dark = [
         f".nrt-ground{{fill:{GROUND[1]}}}",
         f".nrt-graph .nrt-text{{fill:{TEXT[1]}}}",
+        f".nrt-whisker{{stroke:{TEXT[1]}}}",
         f".nrt-edge{{stroke:{EDGE[1]}}}",
     ]
     dark += [f".nrt-{k}{{fill:{fill};stroke:{line}}}" for k, (_, (fill, line)) in KINDS.items()]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Ceilings", "ceilings_of", "measure_cpu", "measure_cuda"]
 
 _GEMM = 8192
+_GEMM_OF_SMALL = 4096
+"""Where fp16 runs below `_SMALL`: the larger one would take long to check."""
+_SMALL = 200e12
 _COPIED = 1 << 26
 """Elements of fp16: 128 MiB read and as many written, twice what an L2 cache holds."""
 
@@ -130,7 +133,9 @@ def measure_cuda(runner: CudaRunner, sheet: DataSheet | None = None) -> Ceilings
     from nrt.tuner import tune
     from nrt.tuner_cuda import CudaBench
 
-    square = TensorSpec.dense((_GEMM, _GEMM), FP16)
+    known = runner.device
+    size = _GEMM if known.fp16_flops > _SMALL else _GEMM_OF_SMALL
+    square = TensorSpec.dense((size, size), FP16)
     gemm = Problem(MatMul(), (square, square), (square,), (False, True))
     flat = TensorSpec.dense((_COPIED,), FP16)
     copy = Problem(Relu(), (flat,), (flat,), (False,))
@@ -141,12 +146,11 @@ def measure_cuda(runner: CudaRunner, sheet: DataSheet | None = None) -> Ceilings
             choices = tune([gemm, copy], bench, opt_level=2, cache=cache)
         finally:
             cache.save()
-    known = runner.device
     product, moved = choices[gemm].seconds, choices[copy].seconds
-    fp16 = 2 * _GEMM**3 / product if product else known.fp16_flops
+    fp16 = 2 * size**3 / product if product else known.fp16_flops
     bandwidth = 2 * flat.nbytes / moved if moved else known.bandwidth
     rates = {"fp16": fp16, "bf16": fp16}
-    source = f"measured: nrt's copy of 128 MiB and fp16 product of {_GEMM}"
+    source = f"measured: nrt's copy of 128 MiB and fp16 product of {size}"
     if sheet is not None:
         scale = fp16 / sheet.rates["fp16"]
         rates = {**{p: r * scale for p, r in sheet.rates.items()}, **rates}

@@ -91,7 +91,8 @@ def test_each_pass_is_worth_the_launches_that_it_saves() -> None:
         assert effect.beside.median == found.full.launches
         assert 0 <= effect.network.error <= TOLERANCE["fp32"]
     fused = found.effect("fuse-conv-epilogue")
-    assert (fused.saves.median, fused.identical) == (2, False)
+    # Another ReLU goes into the pooling behind it, where this pass leaves it.
+    assert (fused.saves.median, fused.identical) == (1, False)
     assert fused.fired >= 2
     unused = found.effect("gather-to-slice")
     assert (unused.fired, unused.identical, unused.saves) == (0, True, Estimate(0, 0, 0))
@@ -134,8 +135,10 @@ def test_single_passes_in_the_order_of_the_pipeline() -> None:
 
 
 def test_what_cannot_be_ablated() -> None:
-    with pytest.raises(BuildError, match="pass 'fuse-conv' is unknown; did you mean 'fuse-conv-e"):
-        quickly(network(), ["fuse-conv"])
+    with pytest.raises(
+        BuildError, match="pass 'fuse-conv-epilog' is unknown; did you mean 'fuse-conv-epilogue'"
+    ):
+        quickly(network(), ["fuse-conv-epilog"])
     with pytest.raises(BuildError, match="pass 'select-precision' cannot be left out: precision f"):
         quickly(network(), ["select-precision"], precision="fp16")
     with pytest.raises(BuildError, match="pass 'dead-code' is left out already: it is among disa"):

@@ -133,6 +133,7 @@ def test_a_gpu_is_measured_with_the_tuner(measured: dict[str, Any], tmp_path: Pa
 def test_what_cannot_be_measured_is_as_estimates_assume(measured: dict[str, Any]) -> None:
     measured["seconds"] = (None, None)
     found = measure_cuda(runner("sm_87"))
+    assert measured["problems"][0].y.shape == (4096, 4096)
     device = device_for_arch("sm_87")
     assert (found.bandwidth, found.rates) == (
         device.bandwidth, {"fp16": device.fp16_flops, "bf16": device.fp16_flops},
