@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import nrt
-from nrt.builder import Build, build
+from nrt.builder import Build, build, build_graph, engine_of, optimize
 from nrt.cpu_kernels import bind
 from nrt.errors import BuildError, DeviceError, PassError, ShapeError
 from nrt.frontend.network import Network
@@ -327,3 +327,16 @@ def test_times_survive_a_build_that_fails(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BuildError, match="stopped after tuning"):
         build(net, target="cpu", opt_level=1, timing_cache=cache)
     assert len(TimingCache(cache)) > 0
+
+
+def test_a_graph_after_the_passes_is_built_as_it_is() -> None:
+    """`build_graph` and `engine_of` are the second half of `compile`."""
+    net = network()
+    report = optimize(net)
+    built = build_graph(report, target="cpu", opt_level=0)
+    assert built.graph is report.graph
+    assert built.plan.ops_before == built.plan.ops_after
+    x = np.random.default_rng(secrets.randbits(32)).standard_normal((2, 3, 13, 11), np.float32)
+    found = engine_of(built, "cpu")(x)
+    (expected,) = evaluate(net.graph, {"image": x}).values()
+    assert relative_error(found, expected) <= TOLERANCE["fp32"]
