@@ -15,7 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import nrt
-from nrt.builder import Build, build, build_request, optimize
+from nrt.builder import Build, build, build_graph, build_request, optimize
+from nrt.compiled import CompiledEngine
 from nrt.cpu_kernels import bind
 from nrt.dtypes import FP32
 from nrt.errors import BuildError, DeviceError, PassError, ShapeError
@@ -369,3 +370,16 @@ def test_times_survive_a_build_that_fails(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BuildError, match="stopped after tuning"):
         build(net, target="cpu", opt_level=1, timing_cache=cache)
     assert len(TimingCache(cache)) > 0
+
+
+def test_a_graph_after_the_passes_is_built_as_it_is() -> None:
+    """`build_graph` is the second half of `build`."""
+    net = network()
+    report = optimize(net)
+    built = build_graph(report.graph, target="cpu", opt_level=0)
+    assert [str(n) for n in built.graph.nodes] == [str(n) for n in report.graph.nodes]
+    assert built.plan.ops_before == built.plan.ops_after
+    x = np.random.default_rng(secrets.randbits(32)).standard_normal((2, 3, 13, 11), np.float32)
+    found = CompiledEngine(built)(x)
+    (expected,) = evaluate(net.graph, {"image": x}).values()
+    assert relative_error(found, expected) <= TOLERANCE["fp32"]

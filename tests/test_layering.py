@@ -50,7 +50,6 @@ _TIES = {
     "plan_clock",
     "programmatic",
     "kernel_pins",
-    "build_target",
     "streams",
     "memory_limit",
     "precision",

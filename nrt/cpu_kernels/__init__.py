@@ -11,6 +11,7 @@ from nrt.cpu_kernels.conv import ConvIndirect, ConvStaged
 from nrt.cpu_kernels.conv_transpose import ConvTransposePhases
 from nrt.cpu_kernels.copies import Copies
 from nrt.cpu_kernels.depthwise import ConvDepthwise
+from nrt.cpu_kernels.histogram import Histogram
 from nrt.cpu_kernels.matmul import MatMulPanels
 from nrt.cpu_kernels.pointwise import Pointwise
 from nrt.cpu_kernels.pooling import Pool
@@ -44,6 +45,7 @@ VARIANTS: tuple[HostVariant, ...] = (
     BatchNorm(),
     Pointwise(),
     Copies(),
+    Histogram(),
     Reference(),
 )
 

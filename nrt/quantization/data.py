@@ -114,10 +114,13 @@ def _named(where: str, item: Any, inputs: Sequence[str]) -> Item:
 
 
 def _array(where: str, value: Any) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise CalibrationError(f"{where} is no array: {error}") from error
     if array.dtype.kind not in "biufV":  # V: bfloat16 and fp8 of ml_dtypes
         raise CalibrationError(
-            f"{where} holds {type(value).__name__}, expected an array of numbers"
+            f"{where} holds elements of type {array.dtype}, expected real numbers"
         )
     return array
 

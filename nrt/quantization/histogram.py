@@ -9,6 +9,7 @@ portions they come. Counts are 64 bits wide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class Histogram:
         """Whether an element is negative."""
         return self.lowest < 0
 
-    @property
+    @cached_property
     def nonzero(self) -> int:
         """Number of elements that are not zero."""
         return int(self.counts.sum())
@@ -118,7 +119,7 @@ class Histogram:
         """Number of elements."""
         return self.nonzero + self.zeros
 
-    @property
+    @cached_property
     def used(self) -> int:
         """Bins up to the last one that holds an element; 0 if all are empty."""
         found = np.flatnonzero(self.counts)

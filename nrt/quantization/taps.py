@@ -47,7 +47,10 @@ class Taps:
 
 
 def insert_taps(graph: Graph) -> Taps:
-    """A copy of ``graph`` that gives the histogram of every fp32 activation, inputs included.
+    """A graph that gives the histogram of every fp32 activation of ``graph``, inputs included.
+
+    A histogram stands right behind the node whose result it counts, so that activations live no
+    longer than they would without.
 
     Args:
         graph: fused and in fp32; left as it is.
@@ -55,25 +58,52 @@ def insert_taps(graph: Graph) -> Taps:
     Raises:
         CalibrationError: it has no fp32 activation.
     """
-    graph = graph.copy()
-    outputs: dict[str, str] = {}
-    for value in (*graph.inputs, *(v for node in graph.nodes for v in node.outputs)):
-        if value.dtype is not FP32 or 0 in value.shape:
-            continue
-        source = _source(value)
-        if source.is_constant:
-            continue
-        if source.name not in outputs:
-            node = graph.add_node(AbsHistogram(), [source], name=f"{source.name}.histogram")
-            outputs[source.name] = node.output.name
-        outputs[value.name] = outputs[source.name]
-    if not outputs:
+    sources = {
+        value: _source(value)
+        for value in (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))
+        if value.dtype is FP32 and 0 not in value.shape
+    }
+    sources = {value: source for value, source in sources.items() if not source.is_constant}
+    if not sources:
         raise CalibrationError(
             f"graph '{graph.name}' has no fp32 activation: there is nothing to calibrate"
         )
-    inputs = [v.name for v in graph.inputs]
-    part = graph.extract(inputs, dict.fromkeys(outputs.values()))
-    return Taps(part, outputs)
+    labels = {s: graph.unique_name(f"{s.name}.histogram") for s in sources.values()}
+    return Taps(
+        _with_histograms(graph, labels),
+        {value.name: labels[source] for value, source in sources.items()},
+    )
+
+
+def _with_histograms(graph: Graph, labels: Mapping[Value, str]) -> Graph:
+    """A copy of ``graph`` whose outputs are the histograms of the values in ``labels``."""
+    tapped = Graph(graph.name)
+    copies: dict[Value, Value] = {}
+
+    def keep(old: Value, new: Value) -> None:
+        copies[old] = new
+        tapped.set_layout(new, old.layout)
+        if old in labels:
+            node = tapped.add_node(AbsHistogram(), [new], name=labels[old])
+            tapped.set_output(labels[old], node.output)
+
+    for value in graph.constants:
+        assert value.constant is not None
+        keep(value, tapped.add_constant(value.name, value.constant))
+    for value in graph.inputs:
+        keep(value, tapped.add_input(value.name, value.shape, value.dtype))
+    for node in graph.nodes:
+        new = tapped.add_node(
+            node.op,
+            [copies[v] for v in node.inputs],
+            name=node.name,
+            origin=node.origin,
+            output_names=[v.name for v in node.outputs],
+        )
+        for old, copy in zip(node.outputs, new.outputs, strict=True):
+            keep(old, copy)
+    tapped.prune()
+    return tapped
 
 
 def _source(value: Value) -> Value:

@@ -6,7 +6,7 @@ import pytest
 from onnx import helper
 
 from nrt.errors import ImportModelError
-from nrt.frontend.onnx_model import import_model
+from nrt.frontend.onnx_model import import_model, input_shapes
 
 from .build import model, node
 
@@ -92,3 +92,10 @@ def test_an_input_that_is_no_tensor() -> None:
 def test_a_negative_dimension() -> None:
     with pytest.raises(ImportModelError, match="dimension 0 is -4, expected at least 0"):
         import_model(one_input(-4))
+
+
+def test_what_the_file_says_of_its_inputs() -> None:
+    proto = two_inputs(("N", 3, None), (1, 3, 5))
+    assert input_shapes(proto) == {"a": ("N", 3, None), "b": (1, 3, 5)}
+    proto.graph.input[1].type.tensor_type.ClearField("shape")
+    assert input_shapes(proto)["b"] is None

@@ -6,6 +6,7 @@ from nrt.dtypes import FP16
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     LRN,
+    AbsHistogram,
     Add,
     AveragePool,
     Concat,
@@ -181,3 +182,17 @@ def test_other_ranks_stay_row_major() -> None:
     x = net.op(Conv((1,), (1, 1), (1,)), net.input(2, 3, 11), net.weight(5, 3, 3))
     net.out(x)
     assert not apply(net, LAYOUT).changed
+
+
+def test_histograms_read_any_layout() -> None:
+    """What counts elements asks for no order, and a Transpose beside it stays a view."""
+    net = Net()
+    x = net.input(2, 3, 6, 5)
+    y = net.op(MaxPool((2, 2), (2, 2), (0, 0, 0, 0)), x)
+    net.graph.set_output("counts", net.op(AbsHistogram(), y))
+    flat = net.op(Transpose((0, 2, 3, 1)), y)
+    net.graph.set_output("more", net.op(AbsHistogram(), flat))
+    result = apply(net, LAYOUT)
+    assert ops(result.graph) == ["Reformat", "MaxPool", "AbsHistogram", "Transpose", "AbsHistogram"]
+    assert sole(result.graph, MaxPool).output.layout == NHWC
+    assert launches(result.graph) == ["Reformat", "MaxPool", "AbsHistogram", "AbsHistogram"]

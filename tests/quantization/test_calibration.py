@@ -1,0 +1,240 @@
+"""The result: what it tells of a tensor, its file, its reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nrt.errors import CalibrationError
+from nrt.quantization import Calibration, Histogram, MethodRules, TensorRange, find_threshold
+
+MODEL, DATA = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def found(rng: np.random.Generator) -> Calibration:
+    rules = MethodRules("kl", (("out*", "minmax"), ("relu", "percentile")), 99.0)
+    x = rng.standard_normal(20_000).astype(np.float32)
+    tensors = {"x": x, "relu": np.maximum(x, 0), "out=<b>": x[:7], "none": np.zeros(4)}
+    ranges = {n: TensorRange.of(n, Histogram.of(a), rules) for n, a in tensors.items()}
+    return Calibration(MODEL, DATA, rules, 12, ranges)
+
+
+def test_ranges_follow_the_rules(found: Calibration) -> None:
+    assert list(found) == ["x", "relu", "out=<b>", "none"]
+    assert len(found) == 4
+    assert [t.method for t in found.values()] == ["kl", "percentile", "minmax", "kl"]
+    assert found["out=<b>"].threshold == found["out=<b>"].amax
+    assert found["x"].signed
+    assert not found["relu"].signed
+    assert 0.4 < found["relu"].zero_share < 0.6
+    # 1 % of what is not zero, within a bin.
+    assert 0.004 < found["relu"].clipped <= 0.005
+    assert "y" not in found
+    assert found.get("y") is None
+
+
+def test_scales_hold_the_threshold(found: Calibration, rng: np.random.Generator) -> None:
+    for entry in found.values():
+        assert entry.scale > 0
+        assert np.float32(entry.scale) == entry.scale
+        if entry.threshold:
+            assert entry.scale * 127 == pytest.approx(entry.threshold, rel=1e-6)
+    assert found["none"].threshold == 0
+    assert found["none"].scale == 1
+    assert found["none"].sqnr is None
+
+
+def test_a_range_agrees_with_its_histogram(rng: np.random.Generator) -> None:
+    x = rng.laplace(size=5000).astype(np.float32)
+    entry = TensorRange.of("x", Histogram.of(x), MethodRules("mse"))
+    assert entry.threshold == find_threshold(Histogram.of(x), "mse").value
+    assert (entry.lowest, entry.highest) == (float(x.min()), float(x.max()))
+    assert entry.amax == float(np.abs(x).max())
+    assert entry.total == 5000
+    assert entry.clipped == (np.abs(x) >= entry.threshold).mean()
+    quantized = np.clip(np.rint(x / entry.scale), -127, 127) * entry.scale
+    noise, signal = ((x - quantized) ** 2).sum(), (x.astype(float) ** 2).sum()
+    assert entry.sqnr == pytest.approx(10 * np.log10(signal / noise), abs=0.3)
+
+
+def test_patterns_that_match_nothing(found: Calibration) -> None:
+    rules = MethodRules("kl", (("head*", "mse"),))
+    with pytest.raises(
+        CalibrationError,
+        match=r"tensor pattern 'head\*' matches none of the 4 tensors; they are x, relu",
+    ):
+        rules.check_names(found)
+    MethodRules("kl", (("rel?", "mse"),)).check_names(found)
+
+
+def test_rules_that_are_wrong() -> None:
+    with pytest.raises(CalibrationError, match="method: 'median' is unknown"):
+        MethodRules("median")
+    with pytest.raises(CalibrationError, match=r"tensor pattern 'a\*': 'x' is unknown; known: kl"):
+        MethodRules("kl", (("a*", "x"),))
+    with pytest.raises(CalibrationError, match="percentile=0: expected above 0 and up to 100"):
+        MethodRules("percentile", (), 0)
+
+
+def test_rules_as_text() -> None:
+    assert str(MethodRules("mse")) == "mse"
+    assert str(MethodRules("percentile", (("a*", "kl"),), 99.9)) == (
+        "percentile, percentile 99.9; a*=kl"
+    )
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def test_the_file_holds_everything(found: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    found.save(path)
+    assert Calibration.load(path) == found
+    assert [p.name for p in tmp_path.iterdir()] == ["cache.json"]
+    content = json.loads(path.read_text())
+    assert (content["version"], content["model"], content["samples"]) == (1, MODEL, 12)
+    text = path.read_bytes()
+    found.save(path)
+    assert path.read_bytes() == text
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    found: Calibration, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache.json"
+    found.save(path)
+    before = path.read_bytes()
+    broken = replace(found["x"], sqnr=float("nan"))
+    with pytest.raises(ValueError, match="JSON"):
+        replace(found, tensors={"x": broken}).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["cache.json"]
+
+
+def _edited(path: Path, edit: Any) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+EDITS: list[tuple[str, Any]] = [
+    ("it lacks the mark", lambda c: c.pop("format")),
+    ("'data'", lambda c: c.pop("data")),
+    ("'median' is unknown", lambda c: c.update(method="median")),
+    ("a tensor has the fields", lambda c: c["tensors"][0].pop("zeros")),
+    ("a tensor has the fields", lambda c: c["tensors"][0].update(more=1)),
+    ("tensor 'x': threshold is 'a'", lambda c: c["tensors"][0].update(threshold="a")),
+    ("tensor 'x': total is 1.5", lambda c: c["tensors"][0].update(total=1.5)),
+    ("tensor 'x': threshold -1", lambda c: c["tensors"][0].update(threshold=-1)),
+    ("tensor 'x': threshold 1e[+]?30", lambda c: c["tensors"][0].update(threshold=1e30)),
+    ("of method 'best'", lambda c: c["tensors"][0].update(method="best")),
+    ("tensors", lambda c: c.update(tensors=3)),
+]
+
+
+@pytest.mark.parametrize(("message", "edit"), EDITS, ids=range(len(EDITS)))
+def test_files_that_were_edited(
+    found: Calibration, tmp_path: Path, message: str, edit: Any
+) -> None:
+    path = tmp_path / "cache.json"
+    found.save(path)
+    _edited(path, edit)
+    with pytest.raises(CalibrationError, match=message if message != "tensors" else "int"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_files_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(CalibrationError, match=r"c\.json is no calibration cache: "):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_a_file_of_another_version(found: Calibration, tmp_path: Path) -> None:
+    path = tmp_path / "cache.json"
+    found.save(path)
+    _edited(path, lambda c: c.update(version=99))
+    with pytest.raises(CalibrationError, match=r"stale: version is 99, now 1\. Calibrate again"):
+        Calibration.load(path)
+
+
+def test_what_makes_a_cache_stale(found: Calibration) -> None:
+    found.check_fresh("c.json", MODEL, DATA, found.rules)
+    for model, data, rules, message in (
+        ("c" * 64, DATA, found.rules, r"model is aaaaaaaaaaaa, now cccccccccccc\."),
+        (MODEL, "d" * 64, found.rules, r"data is bbbbbbbbbbbb, now dddddddddddd\."),
+        (MODEL, DATA, MethodRules("mse"), r"method is kl, percentile 99; .*, now mse\."),
+    ):
+        with pytest.raises(CalibrationError, match=rf"cache c\.json is stale: {message}"):
+            found.check_fresh("c.json", model, data, rules)
+    with pytest.raises(CalibrationError, match=r"model is .*; data is .*; method is .*overwrite"):
+        found.check_fresh("c.json", "c", "d", MethodRules("mse"))
+
+
+def test_the_model_it_belongs_to(found: Calibration) -> None:
+    found.check_model(MODEL)
+    with pytest.raises(
+        CalibrationError, match="is of model aaaaaaaaaaaa, this model is cccccccccccc: its nodes"
+    ):
+        found.check_model("c" * 64)
+
+
+# -- reports ---------------------------------------------------------------------------------------
+
+
+def test_as_text(found: Calibration) -> None:
+    title, head, *rows = str(found).splitlines()
+    assert title.startswith("4 tensors, 12 samples, method kl, percentile 99; out*=minmax")
+    assert head.split()[:4] == ["tensor", "method", "threshold", "amax"]
+    assert [r.split()[0] for r in rows] == list(found)
+    assert f"{found['x'].threshold:.5g}" in rows[0]
+    assert rows[3].split()[2:] == ["0", "0", "no", "100.0%", "0", "-"]
+
+
+def test_as_html(found: Calibration) -> None:
+    text = found._repr_html_()
+    assert text.count("<tr>") == 5
+    assert "out=&lt;b&gt;" in text
+    assert "<b>" not in text
+
+
+class _Axes:
+    def __init__(self) -> None:
+        self.calls: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **options: self.calls.update({name: (args, options)})
+
+
+def test_plots(found: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of matplotlib, which the tests do not need."""
+    axes = _Axes()
+    module = ModuleType("matplotlib.figure")
+    figure = SimpleNamespace(subplots=lambda: axes)
+    module.Figure = lambda **options: figure  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "matplotlib", ModuleType("matplotlib"))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", module)
+    assert found.plot("x") is figure
+    curve = found["x"].curve
+    assert curve is not None
+    assert axes.calls["plot"][0] == (curve.thresholds, curve.scores)
+    assert axes.calls["axvline"][0] == (found["x"].threshold,)
+    assert axes.calls["set"][1]["title"] == "x"
+
+
+def test_plots_that_cannot_be(found: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CalibrationError, match="no tensor 'y'; it has x, relu, out=<b>, none"):
+        found.plot("y")
+    with pytest.raises(CalibrationError, match="tensor 'relu' has no curve: percentile searches"):
+        found.plot("relu")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(CalibrationError, match=r"plots need matplotlib.*calibration\['x'\]\.curve"):
+        found.plot("x")

@@ -1,0 +1,94 @@
+"""Histograms beside activations: which, under which names, and that they are right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nrt.dtypes import FP32, INT64
+from nrt.errors import CalibrationError
+from nrt.ir.evaluate import evaluate
+from nrt.ir.graph import Graph
+from nrt.ir.op import Array
+from nrt.ir.ops import AbsHistogram, Add, Cast, Concat, Conv, MaxPool, Relu, Reshape, Transpose
+from nrt.ir.verify import verify
+from nrt.quantization import Histogram, insert_taps
+
+
+def network(rng: np.random.Generator) -> Graph:
+    graph = Graph("net")
+    x = graph.add_input("x", (2, 3, 5, 4), FP32)
+    graph.add_input("ids", (2,), INT64)
+    w = graph.add_constant("w", rng.standard_normal((4, 3, 1, 1)).astype(np.float32))
+    a = graph.add_node(Conv(), [x, w], output_names=["a"]).output
+    b = graph.add_node(Relu(), [a], output_names=["b"]).output
+    c = graph.add_node(MaxPool((2, 2), (1, 1), (0,) * 4), [b], output_names=["c"]).output
+    d = graph.add_node(Transpose((0, 2, 3, 1)), [c], output_names=["d"]).output
+    e = graph.add_node(Reshape((2, 48)), [d], output_names=["e"]).output
+    f = graph.add_node(Concat(1), [e, e], output_names=["f"]).output
+    g = graph.add_node(Add(), [f, f], output_names=["g"]).output
+    h = graph.add_node(Cast(INT64), [g], output_names=["h"]).output
+    graph.set_output("out", e)
+    graph.set_output("count", h)
+    return graph
+
+
+def test_every_activation_has_its_histogram(rng: np.random.Generator) -> None:
+    graph = network(rng)
+    names = [v.name for v in graph.values]
+    taps = insert_taps(graph)
+    verify(taps.graph)
+    assert [v.name for v in graph.values] == names, "the given graph was changed"
+    assert list(taps.outputs) == ["x", "a", "b", "c", "d", "e", "f", "g"]
+    assert taps.outputs["c"] == taps.outputs["d"] == taps.outputs["e"]
+    assert len(taps.graph.outputs) == 6
+    assert all(
+        isinstance(v.producer.op, AbsHistogram) for v in taps.graph.outputs.values() if v.producer
+    )
+    assert [n.op.name.replace("AbsHistogram", "#") for n in taps.graph.nodes] == [
+        "#", "Conv", "#", "Relu", "#", "MaxPool", "#", "Transpose", "Reshape", "Concat", "#", "Add",
+        "#",
+    ]  # fmt: skip
+
+    data: dict[str, Array] = {
+        "x": rng.standard_normal((2, 3, 5, 4)).astype(np.float32),
+        "ids": np.zeros(2, np.int64),
+    }
+    known = [v.name for v in taps.graph.inputs]
+    found = evaluate(taps.graph, {n: data[n] for n in known})
+    wanted = evaluate(graph, data, until=list(taps.outputs))
+    for name, output in taps.outputs.items():
+        assert Histogram.from_words(found[output]) == Histogram.of(wanted[name]), name
+
+
+def test_a_graph_without_activations() -> None:
+    graph = Graph("ids")
+    x = graph.add_input("x", (3,), INT64)
+    graph.set_output("y", graph.add_node(Add(), [x, x]).output)
+    with pytest.raises(CalibrationError, match="graph 'ids' has no fp32 activation"):
+        insert_taps(graph)
+
+
+def test_constants_and_empty_tensors_are_left_out() -> None:
+    graph = Graph("net")
+    x = graph.add_input("x", (0, 3), FP32)
+    c = graph.add_constant("c", np.ones((2, 3), np.float32))
+    moved = graph.add_node(Reshape((3, 2)), [c], output_names=["moved"]).output
+    y = graph.add_node(Relu(), [moved], output_names=["y"]).output
+    graph.set_output("y", y)
+    graph.set_output("x", graph.add_node(Relu(), [x]).output)
+    assert list(insert_taps(graph).outputs) == ["y"]
+
+
+def test_names_that_are_taken(rng: np.random.Generator) -> None:
+    graph = Graph("net")
+    x = graph.add_input("x", (3,), FP32)
+    y = graph.add_node(Relu(), [x], name="x.histogram").output
+    graph.set_output("y", y)
+    taps = insert_taps(graph)
+    assert list(taps.outputs) == ["x", "x.histogram"]
+    data = rng.standard_normal(3).astype(np.float32)
+    found = evaluate(taps.graph, {"x": data})
+    assert Histogram.from_words(found[taps.outputs["x"]]) == Histogram.of(data)
+    relu = Histogram.from_words(found[taps.outputs["x.histogram"]])
+    assert relu == Histogram.of(np.maximum(data, 0))
