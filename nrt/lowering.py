@@ -3,9 +3,9 @@
 Lowering decides for every value where it lives (`Place`: a buffer, an offset and strides) and turns
 every node that is not a view into a `Task`: a `Problem` with its places. Reshape, and any
 Transpose, Slice or Split that strides can say, cost nothing: their output is another view of the
-same buffer. Producers write straight into their slice of a Concat's buffer where alignment allows;
-other inputs of a Concat are copied into it. Which kernel solves a task is the tuner's choice, not
-lowering's.
+same buffer, a piece of it with gaps between rows as well. Producers write straight to where their
+result is wanted (`nrt.destinations`); other inputs of a Concat are copied into it. Which kernel
+solves a task is the tuner's choice, not lowering's.
 """
 
 from __future__ import annotations

@@ -149,6 +149,21 @@ def test_an_unknown_pass_lists_all() -> None:
     assert all(name in str(error.value) for name in pass_names())
 
 
+def test_siblings_become_one_when_all_else_is_settled() -> None:
+    phases = pipeline()
+    assert [p.name for p in phases[-1].passes] == ["fuse-siblings", "dead-code"]
+    net = Net()
+    x = net.input(1, 8, 5, 5)
+    for name, channels in (("a", 8), ("b", 16)):
+        y = net.op(Relu(), net.norm(net.conv(x, channels, 1, name=name)))
+        net.head(net.op(Relu(), net.conv(y, 4)))
+        net.graph.set_output(name, net.graph.outputs["y"])
+    report = run_pipeline(net.graph, phases, verify=True)
+    (note,) = [n for n in report.notes_about("/a") if n.pass_name == "fuse-siblings"]
+    assert (note.kind, note.text) == ("fired", "is 'a', 'b': channels 8 + 16")
+    assert_same(net.graph, report.graph, feeds(net), FOLDED_TOLERANCE)
+
+
 def test_every_phase_states_its_reason() -> None:
     assert all(phase.reason.endswith(".") for phase in pipeline())
 

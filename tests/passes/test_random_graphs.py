@@ -74,6 +74,12 @@ def _attend(net: Net, x: Value, other: Value) -> Value:
     return net.op(Transpose((0, 2, 1, 3)), y)
 
 
+def _siblings(net: Net, x: Value, other: Value) -> Value:
+    left, right = net.op(Relu(), net.conv(x, 8, 1, bias=True)), net.conv(x, 8, 1)
+    y = net.op(Concat(1), net.op(Concat(1), left, other), net.conv(right, 8, 3))
+    return net.conv(y, 4, 1)
+
+
 def _same(op: object) -> Step:
     return lambda net, x, other: net.op(op, x)  # type: ignore[arg-type]
 
@@ -120,6 +126,7 @@ STEPS: dict[str, Step] = {
     "flat_product": _flat_product,
     "attend": _attend,
     "tokens": _tokens,
+    "siblings": _siblings,
 }
 
 

@@ -185,3 +185,52 @@ def test_an_output_may_become_an_input() -> None:
     net.out(net.op(Identity(), x))
     result = apply(net, RemoveIdentities())
     assert result.graph.outputs["y"] is result.graph.inputs[0]
+
+
+# -- concatenations of concatenations --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_concats_of_concats_are_one(slot: int) -> None:
+    net = Net()
+    x, y, z = (net.input(2, k, 5, name=f"x{k}") for k in (3, 4, 5))
+    parts = [y, z]
+    parts.insert(slot, net.op(Concat(-2), x, y, name="inner"))
+    net.out(net.op(Concat(1), *parts, name="outer"))
+    result = apply(net, RemoveIdentities())
+    assert ops(result.graph) == ["Concat"]
+    assert len(sole(result.graph, Concat).inputs) == 4
+    assert set(sole(result.graph, Concat).origin) == {"/inner", "/outer"}
+
+
+def test_the_inner_concat_lives_on_for_others() -> None:
+    net = Net()
+    x, y = net.input(2, 3, name="x"), net.input(2, 4, name="y")
+    inner = net.op(Concat(1), x, y)
+    net.out(net.op(Relu(), inner), "z")
+    net.out(net.op(Concat(1), inner, x))
+    result = apply(net, RemoveIdentities())
+    assert sorted(len(n.inputs) for n in result.graph.nodes if n.op == Concat(1)) == [2, 3]
+
+
+@pytest.mark.parametrize("why", ["axis", "output", "twice", "layout"])
+def test_concats_that_stay_two(why: str) -> None:
+    net = Net()
+    x = net.input(2, 3, 4, 4)
+    inner = net.op(Concat(1), x, net.op(Relu(), x), name="inner")
+    other = net.op(Relu(), inner)
+    if why == "output":
+        net.out(inner, "inner")
+    elif why == "layout":
+        net.graph.set_layout(inner, NHWC)
+    inputs = [inner, inner] if why == "twice" else [inner, other]
+    net.out(net.op(Concat(2 if why == "axis" else 1), *inputs))
+    result = apply(net, RemoveIdentities())
+    assert not result.changed
+    texts = {
+        "axis": "Concat 'inner' before it joins along dimension 1, it along 2",
+        "output": "the result of Concat 'inner' is an output of the graph, with memory of its own",
+        "twice": "it joins the result of Concat 'inner' with itself",
+        "layout": "Concat 'inner' before it has another layout",
+    }
+    assert [n.text for n in result.notes] == [texts[why]]
