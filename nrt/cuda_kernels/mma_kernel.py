@@ -23,8 +23,8 @@ channels, whose start depends on the tile's column alone.
 
 A convolution's prologue runs on the fragments of X, between ldmatrix and the products; the numbers
 of its channels come from tables in shared memory, loaded as far ahead as the fragments. Each of the
-warps that share rows computes it again: for scale, shift and ReLU (about 4.5 instructions an
-element) a warp of 32x64 issues 72 more per step of 32 bytes to its 16 HMMA and 6 LDSM. That is fine
+warps that share rows computes it again: for scale, shift and ReLU (about 3 instructions an
+element) a warp of 32x64 issues 48 more per step of 32 bytes to its 16 HMMA and 6 LDSM. That is fine
 where memory is the limit, as in a 1x1 with activations before it.
 
 The results go through a private stretch of shared memory per warp, 16 rows at a time, so that the
@@ -133,7 +133,7 @@ def _mma_kernel(
     numbers_size = 1
     if prologue is not None:
         fill = fill_tables(len(prologue.operands), len(operands), threads(tile))
-        own = fragment_prologue(prologue, dtype, mi_count)
+        own = fragment_prologue(prologue, dtype, mi_count, pairs=asynchronous)
         take, apply, numbers_size = own.take, own.apply, own.size
     deep = 32 // dtype.itemsize
     per_word = 4 // dtype.itemsize

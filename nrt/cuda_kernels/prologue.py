@@ -10,7 +10,7 @@ Either way the result is rounded to the input's type, as if it had been stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,8 @@ class Prologue:
 
     @property
     def instructions(self) -> float:
-        """Instructions per element of a fragment, about: unpack, compute, half a pack."""
-        return 1.5 + self.program.flops
+        """Instructions per element of a fragment, about: unpack, compute, half a pack and ReLU."""
+        return 1.0 + self.program.flops
 
     @property
     def padding(self) -> float | None:
@@ -168,8 +168,12 @@ class FragmentPrologue:
     lane_channels: int
 
 
-def fragment_prologue(prologue: Prologue, dtype: DType, blocks: int) -> FragmentPrologue:
+def fragment_prologue(
+    prologue: Prologue, dtype: DType, blocks: int, *, pairs: bool = True
+) -> FragmentPrologue:
     """For fragments of ``blocks`` times 16 rows and 32 bytes of channels.
+
+    ``pairs`` says that the GPU computes on pairs of halves (sm_80).
 
     Lane l has the words of row ``l / 4`` at the bytes ``l % 4 * 4``, of the row 8 further down, and
     of both rows 16 bytes further on. The text is straight, so that arrays stay in registers.
@@ -188,27 +192,48 @@ def fragment_prologue(prologue: Prologue, dtype: DType, blocks: int) -> Fragment
             take.append("at = u32(at + pitch)")
     return FragmentPrologue(
         device_function(_text("take(s, at, pitch)", take), "take", _NAMES),
-        change_words(_word_function(prologue, dtype), blocks, count, per_word),
+        change_words(_word_function(prologue, dtype, pairs), blocks, count, per_word),
         max(1, 2 * per_word * count),
         per_word,
     )
 
 
-def _word_function(prologue: Prologue, dtype: DType) -> Any:
-    """Python function ``(word, numbers…) -> word``: the program on each element of a word."""
+def _word_function(prologue: Prologue, dtype: DType, pairs: bool) -> Any:
+    """Python function ``(word, numbers…) -> word``: the program on each element of a word.
+
+    A ReLU at its end comes after rounding, on pairs: rounding keeps the order, and zero.
+    """
     unpack, pack = _ELEMENTS[dtype]
     per_word = len(unpack)
     count = len(prologue.operands)
+    program, end = prologue.program, "{}"
+    if pairs and dtype in _PAIRS:
+        pack, relu = _PAIRS[dtype]
+        rest = _without_relu(program)
+        if rest is not None:
+            program, end = rest, f"{relu}({{}}, u32(0))"
     lines = [f"x{e} = {name}(word)" for e, name in enumerate(unpack)]
     results = []
     for e in range(per_word):
         operands = [f"s{i}_{e}" for i in range(count)]
-        body, (result,) = prologue.program.statements([f"x{e}", *operands], prefix=f"t{e}_")
+        body, (result,) = program.statements([f"x{e}", *operands], prefix=f"t{e}_")
         lines += body
         results.append(result)
-    lines.append(f"return {pack}({', '.join(results)})")
+    lines.append("return " + end.format(f"{pack}({', '.join(results)})"))
     params = ["word", *(f"s{i}_{e}" for i in range(count) for e in range(per_word))]
     return device_function(_text(f"change({', '.join(params)})", lines), "change", _NAMES).py_func
+
+
+def _without_relu(program: Program) -> Program | None:
+    """What is left of ``max(…, 0.0)``; None of other programs."""
+    count = len(program.inputs)
+    last = program.outputs[0] - count
+    if last < 0 or program.instrs[last].opcode != "max":
+        return None
+    value, bound = program.instrs[last].args
+    if bound < count or program.instrs[bound - count].imm != 0.0:
+        return None
+    return replace(program, outputs=(value,)).simplified()
 
 
 def fill_tables(count: int, first: int, threads: int) -> Any:
@@ -255,11 +280,14 @@ _ELEMENTS: dict[DType, tuple[tuple[str, ...], str]] = {
     FP32: (("bits_float",), "float_bits"),
 }
 """Names of the functions that take a word apart to float32, and of the one that makes it again."""
+_PAIRS = {FP16: ("pair_f16", "max_f16"), BF16: ("pack_bf16", "max_bf16")}
+"""Names of the functions that pack, and that take the larger of pairs, in one instruction."""
 _NAMES: dict[str, Any] = program_namespace() | {
     "ld_pair": ptx.ld_shared_v2_f32, "ld_one": ptx.ld_shared_f32,
     "f16_lo": ptx.f32_from_f16_lo, "f16_hi": ptx.f32_from_f16_hi, "pack_f16": ptx.f16x2_from_f32,
     "bf16_lo": ptx.f32_from_bf16_lo, "bf16_hi": ptx.f32_from_bf16_hi,
     "pack_bf16": ptx.bf16x2_from_f32,
+    "pair_f16": ptx.f16x2_pair, "max_f16": ptx.max_f16x2, "max_bf16": ptx.max_bf16x2,
     "bits_float": ptx.bits_float, "float_bits": ptx.float_bits,
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ __all__ = [
     "f16_from_f32",
     "bf16_from_f32",
     "f16x2_from_f32",
+    "f16x2_pair",
     "bf16x2_from_f32",
     "f32_from_f16_hi",
     "f32_from_f16_lo",
@@ -496,6 +497,10 @@ f16x2_from_f32 = asm(
     "mov.b32 $0, {l, h}; }",
     [u32], [f32, f32], pure=True,
     doc="Two ``cvt.rn.f16.f32``: pack (low, high) floats into two fp16.",
+)  # fmt: skip
+f16x2_pair = asm(
+    "f16x2_pair", "cvt.rn.f16x2.f32 $0, $2, $1;", [u32], [f32, f32], pure=True,
+    doc="``cvt.rn.f16x2.f32``: two fp16 (low, high) in one instruction (sm_80).",
 )  # fmt: skip
 bf16x2_from_f32 = asm(
     "bf16x2_from_f32", "cvt.rn.bf16x2.f32 $0, $2, $1;", [u32], [f32, f32], pure=True,

@@ -6,7 +6,7 @@ by four ``ldmatrix`` from the swizzled buffer, runs the program on the 16 words 
 (`prologue`), and the four ``wgmma m64nBN`` take their left operand from registers. Loads of later
 blocks go on meanwhile; the products of a warpgroup wait for its program and it for them, so that a
 second warpgroup or block on the SM has to fill the cores. A block of a warpgroup: 32 elements a
-lane (about 150 instructions for scale, shift and ReLU), (64 + BN) * 128 bytes, 64 * BN * 128 flops.
+lane (about 100 instructions for scale, shift and ReLU), (64 + BN) * 128 bytes, 64 * BN * 128 flops.
 The tables of the operands lie behind the barriers; consumers fill them before
 ``griddepcontrol.wait``, since they are constants.
 

@@ -221,6 +221,7 @@ class _Cuda:
             "f32_from_f16": half, "f16_from_f32": half_bits,
             "f32_from_bf16": bf16, "bf16_from_f32": bf16_bits,
             "f16x2_from_f32": lambda a, b: half_bits(a) | half_bits(b) << 16,
+            "f16x2_pair": lambda a, b: half_bits(a) | half_bits(b) << 16,
             "bf16x2_from_f32": lambda a, b: bf16_bits(a) | bf16_bits(b) << 16,
             "f32_from_f16_lo": lambda v: half(v & 0xFFFF),
             "f32_from_f16_hi": lambda v: half(v >> 16),

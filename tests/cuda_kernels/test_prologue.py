@@ -14,7 +14,7 @@ from nrt.cuda_kernels.conv_simt import ConvSimt
 from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.mma_kernel import Tile
-from nrt.cuda_kernels.mma_tile import PROLOGUE_TILES
+from nrt.cuda_kernels.mma_tile import PROLOGUE_TILES, SYNCHRONOUS
 from nrt.cuda_kernels.prologue import channel_table, conv_prologue
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.simt_tile import Tile as SimtTile
@@ -29,6 +29,7 @@ from .emulated_mma import ldmatrix
 from .harness import assert_right, compiled, problem
 from .kernel_emulator import KernelEmulator
 from .plain_cases import assert_emulated
+from .test_mma import synchronous
 from .test_wgmma import forms
 
 LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12}
@@ -119,6 +120,11 @@ EMULATED: list[tuple[Any, Problem, Any]] = [
 @pytest.mark.parametrize(("variant", "task", "config"), EMULATED, ids=str)
 def test_emulated(variant: Any, task: Problem, config: Any) -> None:
     assert_emulated(variant, task, LIMIT | (TF32 if task.op == EMULATED[6][1].op else {}), config)
+
+
+def test_without_cp_async_emulated() -> None:
+    """Before sm_80 there are no pairs of halves either."""
+    assert_emulated(synchronous(ConvMma), CASES[0], LIMIT, SYNCHRONOUS[-1])
 
 
 @pytest.mark.slow
@@ -320,6 +326,12 @@ def test_every_hopper_tile_on_the_gpu(cuda_runner: Any) -> None:
     configs = ConvWgmma().configs(task, cuda_runner.device)
     shapes = {(c.consumers, c.bn, c.per_sm): c for c in configs if c.split == 1}
     assert_right(cuda_runner, ConvWgmma(), task, LIMIT, list(shapes.values()))
+
+
+@pytest.mark.gpu
+def test_without_cp_async_on_the_gpu(cuda_runner: Any) -> None:
+    for tile in SYNCHRONOUS[::2]:
+        assert_right(cuda_runner, synchronous(ConvMma), CASES[1], LIMIT, [tile])
 
 
 @pytest.mark.gpu
