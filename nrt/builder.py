@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrt.assembly import Bound, assemble
+from nrt.assembly import Bound, Constants, assemble
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError, DeviceError
 from nrt.frontend.network import Network
@@ -337,6 +337,7 @@ def _for_cuda(
             device=device,
             binary=bench.binary,
             programmatic=programmatic is not False,
+            constants=Constants(),
             **arguments,
         )
         schedule = parallel_schedule(bound, device, streams or MOST)
