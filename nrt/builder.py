@@ -169,11 +169,11 @@ def build(
     """
     kind, device, runner = _resolve(target, programmatic)
     check_wanted(streams, kind)
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
     graph = _graph(model, shapes)
     before = _op_counts(graph)
     report = run_pipeline(graph, _phases(precision, layers, io), snapshots=snapshots)
     lowered = lower(report.graph)
-    limit = None if memory_limit is None else parse_bytes(memory_limit)
     cache = TimingCache(
         Path(timing_cache) if timing_cache else settings().cache_dir / f"timings-{kind}.json"
     )
