@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ from nrt.problem import TensorSpec
 from nrt.schedule import Schedule, Work, serial_schedule
 from nrt.work import flops_of, precision_of
 
-__all__ = ["Bound", "assemble", "memory_image", "overlapped"]
+__all__ = ["Bound", "Constants", "assemble", "memory_image", "overlapped"]
 
 _WEIGHT_ALIGN = 256
 
@@ -91,50 +91,59 @@ def memory_image(array: Array, spec: TensorSpec) -> Array:
     return flat.view(np.uint8)
 
 
-@dataclass
-class _Weights:
-    """The constants' blob; equal bytes are stored once."""
+class Constants:
+    """The constants' blob, filled by the kernels that read them; equal bytes are stored once.
 
-    parts: list[bytes] = field(default_factory=list)
-    nbytes: int = 0
-    seen: dict[bytes, int] = field(default_factory=dict)
+    Two plans of the same bound tasks may share one: constants are packed once.
+    """
 
-    def add(self, data: Array) -> int:
-        """Offset of ``data`` in the blob."""
-        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8).tobytes()
-        digest = hashlib.sha256(raw).digest()
-        if digest not in self.seen:
-            padding = -self.nbytes % _WEIGHT_ALIGN
-            self.parts += [bytes(padding), raw]
-            self.seen[digest] = self.nbytes + padding
-            self.nbytes += padding + len(raw)
-        return self.seen[digest]
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._nbytes = 0
+        self._seen: dict[bytes, int] = {}
+        self._kept: dict[tuple[Any, ...], tuple[int, Array | None]] = {}
 
-
-class _Assembler:
-    """Turns places into references once the arena is laid out."""
-
-    def __init__(self, layout: Layout, workspaces: Sequence[int]) -> None:
-        self.weights = _Weights()
-        self.kept: dict[tuple[Any, ...], tuple[int, Array | None]] = {}
-        self.layout = layout
-        self.workspaces = workspaces
-
-    def constant(self, item: Bound, slot: int) -> tuple[int, Array | None]:
+    def place(self, item: Bound, slot: int) -> tuple[int, Array | None]:
         """Weights offset of constant input ``slot``; its packed array, None if kept as is."""
         place = item.task.inputs[slot]
         source = place.buffer.array
         if source is None:
             raise BuildError(f"{item.task.name}: input {slot} is marked constant but holds no data")
         key = (id(source), item.task.problem, item.variant.name, item.config, slot)
-        if key not in self.kept:
+        if key not in self._kept:
             array = np.asarray(source, place.spec.dtype.numpy, order="C")
             packed = item.variant.pack(item.task.problem, item.config, slot, array)
             if packed is array:
-                self.kept[key] = (self.weights.add(memory_image(array, place.spec)), None)
+                self._kept[key] = (self._add(memory_image(array, place.spec)), None)
             else:
-                self.kept[key] = (self.weights.add(packed), packed)
-        return self.kept[key]
+                self._kept[key] = (self._add(packed), packed)
+        return self._kept[key]
+
+    def _add(self, data: Array) -> int:
+        """Offset of ``data`` in the blob."""
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8).tobytes()
+        digest = hashlib.sha256(raw).digest()
+        if digest not in self._seen:
+            padding = -self._nbytes % _WEIGHT_ALIGN
+            self._parts += [bytes(padding), raw]
+            self._seen[digest] = self._nbytes + padding
+            self._nbytes += padding + len(raw)
+        return self._seen[digest]
+
+    def blob(self) -> bytes:
+        """All of them."""
+        if len(self._parts) != 1:
+            self._parts = [b"".join(self._parts)]
+        return self._parts[0]
+
+
+class _Assembler:
+    """Turns places into references once the arena is laid out."""
+
+    def __init__(self, layout: Layout, workspaces: Sequence[int], constants: Constants) -> None:
+        self.constants = constants
+        self.layout = layout
+        self.workspaces = workspaces
 
     def ref(self, item: Bound, place: Place, extra: int = 0) -> BufferRef:
         """The bytes of a place that is no constant, from its first to its last element."""
@@ -151,10 +160,6 @@ class _Assembler:
             return BufferRef("null")
         nbytes = max(self.workspaces[index] - extra, 0)
         return BufferRef("arena", self.layout.scratch[index] + extra, nbytes)
-
-    @property
-    def blob(self) -> bytes:
-        return b"".join(self.weights.parts)
 
 
 def _layer(item: Bound, sources: tuple[int, ...]) -> Layer:
@@ -191,6 +196,7 @@ def assemble(
     versions: dict[str, str],
     programmatic: bool = False,
     schedule: Schedule | None = None,
+    constants: Constants | None = None,
 ) -> Plan:
     """The plan of bound tasks.
 
@@ -207,6 +213,7 @@ def assemble(
         programmatic: launches may start before the one before them has ended, where the device has
             programmatic dependent launch.
         schedule: CUDA plans: on which streams tasks run; default: one after another.
+        constants: packed already, by another plan of these tasks; filled here.
     """
     emissions: list[Emission] = []
     if device is not None:
@@ -227,7 +234,8 @@ def assemble(
         schedule,
         [item.variant.in_place(item.task.problem, item.config) for item in bound],
     )
-    assembler = _Assembler(layout, workspaces)
+    constants = constants or Constants()
+    assembler = _Assembler(layout, workspaces, constants)
     groups: list[list[Step]] = []
     binaries = _Binaries(binary)
     for index, item in enumerate(bound):
@@ -249,7 +257,7 @@ def assemble(
         inputs=tuple(_io_spec(n, s) for n, s in lowered.inputs),
         outputs=tuple(_io_spec(n, s) for n, s in lowered.outputs),
         arena_bytes=layout.arena.nbytes,
-        weights=assembler.blob,
+        weights=constants.blob(),
         cubins=tuple(binaries.cubins),
         kernels=tuple(binaries.kernels),
         steps=overlapped(steps, overlap),
@@ -354,7 +362,7 @@ def _argument(assembler: _Assembler, item: Bound, index: int, arg: Arg) -> StepA
         place = item.task.inputs[arg.slot]
         if not item.task.problem.constants[arg.slot]:
             return assembler.ref(item, place, arg.offset)
-        offset, packed = assembler.constant(item, arg.slot)
+        offset, packed = assembler.constants.place(item, arg.slot)
         nbytes = place.spec.nbytes if packed is None else packed.nbytes
         return BufferRef("weights", offset + arg.offset, nbytes - arg.offset)
     if isinstance(arg, Out):
@@ -369,7 +377,7 @@ def _host_step(assembler: _Assembler, item: Bound, index: int) -> HostStep:
         if not task.problem.constants[slot]:
             inputs.append(_host_tensor(assembler.ref(item, place), place.spec))
             continue
-        offset, packed = assembler.constant(item, slot)
+        offset, packed = assembler.constants.place(item, slot)
         if packed is None:
             ref = BufferRef("weights", offset, place.spec.nbytes)
             inputs.append(_host_tensor(ref, place.spec))

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrt.assembly import Bound, assemble
+from nrt.assembly import Bound, Constants, assemble
 from nrt.build_target import resolve
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError
@@ -338,6 +338,7 @@ def _for_cuda(
             device=device,
             binary=bench.binary,
             programmatic=request.programmatic is not False,
+            constants=Constants(),
         )
         schedule = parallel_schedule(bound, device, request.streams or MOST)
         plan = make()

@@ -355,7 +355,7 @@ class Plan(Drawable):
         cubins: binaries.
         kernels: entry points.
         steps: the program.
-        layers: one per bound node, in step order.
+        layers: one per bound node, in the graph's order; on several streams steps have another.
         ops_before, ops_after: op name -> count in the graph as imported and as optimized.
         tolerance: relative error against the fp32 reference that it was verified at; None if it
             was not.

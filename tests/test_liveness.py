@@ -6,6 +6,7 @@ import ctypes
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from runtime.simulated import SimulatedDevice
 from small_graphs import Maker, Recipe, feeds, make, recipes, worst_error
 
 from nrt.assembly import Bound, assemble
-from nrt.cuda_kernels.compiler import Cubin
+from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
+from nrt.cuda_kernels.pointwise import PointwiseVector
 from nrt.cuda_kernels.variant import Emission, In, KernelSpec, Launch, Out, Variant, Work
 from nrt.dtypes import FP16, FP32
 from nrt.errors import PlanError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph import Graph
-from nrt.ir.ops import Add, Concat, Conv, Relu, Sigmoid
+from nrt.ir.ops import Add, Cast, Concat, Conv, Mul, Relu, Sigmoid, Slice
 from nrt.ir.text import to_text
-from nrt.liveness import dependencies, place_in
+from nrt.liveness import Layout, dependencies, place_in, plan_layout
 from nrt.lowering import Buffer, Place, Task, lower
 from nrt.plan import BufferRef, JoinStep, LaunchStep, LiveBlock, Plan, Target
 from nrt.plan_check import check_plan
@@ -62,7 +64,10 @@ class Anything(Variant):
 
 
 def cuda_plan(
-    graph: Graph, streams: int, kernels: dict[str, Any] | None = None
+    graph: Graph,
+    streams: int,
+    kernels: dict[str, Any] | None = None,
+    variant: Variant | None = None,
 ) -> tuple[Plan, Schedule]:
     """The plan of ``graph``, where tasks take a microsecond and hardly any of the GPU.
 
@@ -80,7 +85,7 @@ def cuda_plan(
 
     plan = assemble(
         lowered,
-        [Bound(t, Anything(), (), None, "") for t in lowered.tasks],
+        [Bound(t, variant or Anything(), (), None, "") for t in lowered.tasks],
         name="net",
         target=Target("cuda", "sm_90a"),
         device=DEVICE,
@@ -269,3 +274,204 @@ def test_a_wrong_order_is_found_by_the_check() -> None:
     late = (*plan.steps[:join], *plan.steps[join + 1 :], JoinStep(0, (1,)))
     with pytest.raises(PlanError, match=r"steps \d+ and \d+ both touch bytes .* of arena 0"):
         check_plan(replace(plan, steps=late))
+
+
+# -- in place --------------------------------------------------------------------------------------
+
+
+class Over(Anything):
+    """May write over any of its inputs."""
+
+    name = "test_over"
+
+    def in_place(self, problem: Problem, config: Any) -> tuple[int, ...]:
+        return tuple(range(len(problem.inputs)))
+
+
+def layout(
+    graph: Graph, streams: int = 1, slots: Any = lambda task: ()
+) -> tuple[Layout, list[Task]]:
+    tasks = lower(graph).tasks
+    schedule = list_schedule(
+        [Share(1e-6, 0.1, n) for n in dependencies(tasks)], streams, crossing=0
+    )
+    return plan_layout(tasks, [0] * len(tasks), schedule, [slots(t) for t in tasks]), tasks
+
+
+def every(task: Task) -> tuple[int, ...]:
+    return tuple(range(len(task.inputs)))
+
+
+def test_a_chain_in_place_takes_one_block() -> None:
+    m = Maker()
+    x = m.input("x", 4, 64)
+    for _ in range(5):
+        x = m.op(Relu(), x)
+    m.out("y", x)
+    assert layout(m.graph)[0].arena.nbytes == 2048
+    found, _ = layout(m.graph, slots=every)
+    # The first reads the caller's input, and the last writes the caller's output.
+    assert found.arena.nbytes == 1024
+    assert found.overwrites == {1, 2, 3}
+
+
+def test_what_is_read_later_is_not_overwritten() -> None:
+    m = Maker()
+    x = m.input("x", 4, 64)
+    a = m.op(Relu(), x)
+    b = m.op(Sigmoid(), a)
+    c = m.op(Add(), b, a)  # over b, or over a
+    m.out("y", m.op(Add(), m.op(Relu(), c), c))
+    found, tasks = layout(m.graph, slots=every)
+    assert found.overwrites == {2}
+    places = [found.offsets[t.outputs[0].buffer] for t in tasks[:4]]
+    assert places[2] in places[:2]
+    assert places[0] != places[1]
+    assert places[3] != places[2]
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (lambda m, a: m.op(Add(), a, m.const(64)), "another operand is a constant"),
+        (lambda m, a: m.op(Add(), a, a), "both operands are the block"),
+    ],
+)
+def test_these_are_overwritten(other: Any, why: str) -> None:
+    m = Maker()
+    a = m.op(Relu(), m.input("x", 4, 64))
+    m.out("y", m.op(Sigmoid(), other(m, a)))
+    assert layout(m.graph, slots=every)[0].overwrites == {1}, why
+
+
+def first_row(m: Maker, a: Any) -> Any:
+    """A view."""
+    return m.op(Slice((0, 0), (1, 8), (1, 1)), a)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (lambda m, a: m.op(Add(), a, first_row(m, a)), "it is also read elsewhere"),
+        (lambda m, a: m.op(Cast(FP16), a), "elements are smaller"),
+        (lambda m, a: m.op(Add(), first_row(m, a), m.const(8, 8)), "elements are read repeatedly"),
+    ],
+)
+def test_these_are_not(other: Any, why: str) -> None:
+    m = Maker()
+    a = m.op(Relu(), m.input("x", 8, 8))
+    m.out("y", m.op(Relu(), other(m, a)))
+    assert not layout(m.graph, slots=every)[0].overwrites, why
+
+
+def test_only_the_inputs_that_a_kernel_names() -> None:
+    m = Maker()
+    x = m.input("x", 8, 8)
+    a, b = m.op(Relu(), x), m.op(Sigmoid(), x)
+    m.out("y", m.op(Relu(), m.op(Add(), a, b)))
+    for slot in (0, 1):
+        found, tasks = layout(m.graph, slots=lambda t, s=slot: (s,) if len(t.inputs) == 2 else ())
+        add = tasks[2]
+        assert found.overwrites == {2}
+        same = [found.offsets[p.buffer] == found.offsets[add.outputs[0].buffer] for p in add.inputs]
+        assert same == [slot == 0, slot == 1]
+
+
+def test_a_kernel_that_reads_the_block_twice_must_name_both() -> None:
+    """As a convolution whose input is also its residual: the one is read by many threads."""
+    m = Maker()
+    a = m.op(Relu(), m.input("x", 8, 8))
+    m.out("y", m.op(Relu(), m.op(Mul(), a, a)))
+    assert layout(m.graph, slots=lambda t: every(t)[1:])[0].overwrites == set()
+    assert layout(m.graph, slots=lambda t: every(t) if len(t.inputs) == 2 else ())[
+        0
+    ].overwrites == {1}
+
+
+def test_on_streams_a_branch_that_still_reads_forbids_it() -> None:
+    m = Maker()
+    x = m.input("x", 4, 64)
+    a = m.op(Relu(), x)
+    b, c = m.op(Sigmoid(), a), m.op(Relu(), a)
+    m.out("y", m.op(Add(), m.op(Relu(), b), m.op(Sigmoid(), c)))
+    serial, _ = layout(m.graph, 1, every)
+    parallel, tasks = layout(m.graph, 2, every)
+    # One after another the second reader may write over a; side by side neither.
+    assert serial.overwrites == {2, 3, 4}
+    assert parallel.overwrites == {3, 4}
+    assert [tasks[i].problem.op.name for i in (3, 4)] == ["Relu", "Sigmoid"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(recipe=recipes, streams=st.integers(1, 4))
+def test_any_graph_in_place_computes_what_it_should(recipe: Recipe, streams: int) -> None:
+    """The reference reads all of its inputs before it writes: any op may be in place."""
+    seed = secrets.randbits(32)
+    note(f"seed {seed}")
+    graph = make(recipe, seed)
+    note(to_text(graph))
+    kernels: dict[str, Any] = {}
+    plan, _ = cuda_plan(graph, streams, kernels, Over())
+    data = feeds(graph, np.random.default_rng(seed))
+    wanted = evaluate(graph, data)
+    kind = "fp16" if any(v.dtype is FP16 for v in graph.values) else "fp32"
+    engine = Engine(plan, device=SimulatedDevice(kernels, seed))
+    for _ in range(2):
+        assert worst_error(engine.run(data), wanted) <= TOLERANCE[kind]
+
+
+def pointwise_plan(graph: Graph, device: DeviceSpec, over: bool) -> Plan:
+    """The elementwise ops of ``graph`` on the kernels for vectors; ``over``: in place."""
+    variant = PointwiseVector() if over else Apart()
+    lowered = lower(graph)
+    bound = []
+    for task in lowered.tasks:
+        config = variant.configs(task.problem, device)[0]
+        bound.append(Bound(task, variant, config, None, ""))
+    plan = assemble(
+        lowered, bound, name="net", target=Target("cuda", device.arch), device=device,
+        binary=lambda spec: compile_kernel(spec, device), ops_before={}, ops_after={}, versions={},
+        programmatic=device.cc >= (9, 0),
+    )  # fmt: skip
+    check_plan(plan)
+    return plan
+
+
+class Apart(PointwiseVector):
+    def in_place(self, problem: Problem, config: Any) -> tuple[int, ...]:
+        return ()
+
+
+def long_chain(size: int, dtype: Any) -> Graph:
+    m = Maker()
+    x = m.input("x", size, dtype=dtype)
+    y = m.op(Sigmoid(), x)
+    for _ in range(10):
+        y = m.op(Add(), m.op(Sigmoid(), y), x)
+    m.out("y", m.op(Relu(), y))
+    return m.graph
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FP16, FP32])
+@pytest.mark.parametrize("size", [7, 1_003, 4_000_037])
+def test_pointwise_kernels_in_place(
+    tmp_path: Path, monkeypatch: Any, size: int, dtype: Any
+) -> None:
+    """The same bits as with blocks of their own, at sizes with a tail and with many blocks."""
+    from nrt.cuda_runner import device_spec
+    from nrt.runtime.cuda import open_device
+
+    monkeypatch.setenv("NRT_CACHE_DIR", str(tmp_path))
+    gpu = open_device()
+    graph, device = long_chain(size, dtype), device_spec(gpu.info)
+    here, apart = (pointwise_plan(graph, device, over) for over in (True, False))
+    assert here.arena_bytes < apart.arena_bytes
+    first, second = Engine(here, device=gpu), Engine(apart, device=gpu)
+    rng = np.random.default_rng()
+    for _ in range(5):
+        x = rng.standard_normal(size).astype(dtype.numpy)
+        wanted = second(x)
+        assert worst_error({"y": wanted}, evaluate(graph, {"x": x})) <= TOLERANCE[dtype.name]
+        for _ in range(5):
+            np.testing.assert_array_equal(first(x), wanted)

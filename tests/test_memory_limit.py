@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +12,12 @@ from small_graphs import Maker
 
 from nrt import builder
 from nrt.builder import build, compile
-from nrt.cuda_kernels.variant import Variant
 from nrt.errors import BuildError
 from nrt.frontend.network import Network
 from nrt.ir.ops import Add, Relu, Softmax
 from nrt.lowering import lower
 from nrt.memory_limit import check_limit, workspace_room
 from nrt.plan import IoSpec, LiveBlock, Peak, Plan, Target
-from nrt.problem import Problem
 
 KIB = 1024
 
@@ -127,22 +124,12 @@ def test_large_workspaces_are_refused_among_the_candidates(
 ) -> None:
     monkeypatch.setenv("NRT_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("NRT_WORKERS", "1")
-    free = build(small(), target="cuda:sm_80", opt_level=0)
-    sizes: Mapping[str, Sequence[int]] = {
-        name: _workspaces(choice.variant, free, name) for name, choice in free.choices.items()
-    }
-    assert max(max(s, default=0) for s in sizes.values()) > 0
-    plan = free.plan
-    tight = build(small(), target="cuda:sm_80", opt_level=0, memory_limit=total(plan) - 1)
+    plan = build(small(), target="cuda:sm_80", opt_level=0).plan
+    largest = plan.peak.alive[0]
+    assert (largest.name.split()[0], largest.nbytes) == ("workspace", 128 * KIB)
+    tight = build(
+        small(), target="cuda:sm_80", opt_level=0, memory_limit=total(plan) - largest.nbytes // 2
+    )
     notes = [c.note for choice in tight.choices.values() for c in choice.candidates]
-    assert any("memory_limit leaves" in note for note in notes)
+    assert any("needs a workspace of" in n and "memory_limit leaves" in n for n in notes)
     assert total(tight.plan) < total(plan)
-
-
-def _workspaces(variant: Variant, built: Any, name: str) -> list[int]:
-    from nrt.cuda_kernels.device import ARCHS
-
-    lowered = lower(built.graph)
-    problem: Problem = next(t.problem for t in lowered.tasks if t.name == name)
-    device = ARCHS["sm_80"]
-    return [variant.emit(problem, c, device).workspace for c in variant.configs(problem, device)]

@@ -24,6 +24,7 @@ from nrt.streams import NOTE, check_wanted, decide_streams
 from nrt.timing_cache import TimingCache
 from nrt.trial import relative_error
 
+TOLERANCE = 1e-5
 FP16_TOLERANCE = 1e-2
 US = 1e-6
 
@@ -249,6 +250,32 @@ def test_a_branchy_network_gives_the_same_bits_on_one_stream_and_on_four(
     context.run({name: image})
     context.device_seconds(200)
     np.testing.assert_array_equal(context.run({name: image})[four.outputs[0].name], wanted)
+
+
+@pytest.mark.gpu
+def test_branches_of_two_inputs_begin_on_streams_of_their_own(gpu: Any, tmp_path: Path) -> None:
+    """A stream that is forked before anything was launched."""
+    net = Network("pair")
+    rng = np.random.default_rng(5)
+    ends = []
+    for name in ("a", "b"):
+        x = net.input(name, (1, 8, 9, 7))
+        for _ in range(3):
+            w = rng.standard_normal((8, 8, 3, 3)) / np.sqrt(72)
+            x = net.relu(net.conv2d(x, w.astype(np.float32), padding=1))
+        ends.append(x)
+    net.output(net.concat(ends, axis=1), "y")
+    plan = build(
+        net, target="cuda", opt_level=1, timing_cache=tmp_path / "times.json", streams=2
+    ).plan
+    assert plan.streams == 2
+    first = plan.steps[0]
+    assert isinstance(first, ForkStep)
+    engine = Engine(plan, device=gpu)
+    for _ in range(5):
+        data = {n: rng.standard_normal((1, 8, 9, 7)).astype(np.float32) for n in ("a", "b")}
+        (ref,) = evaluate(net.graph, data).values()
+        assert relative_error(engine.run(data)["y"], ref) <= TOLERANCE
 
 
 @pytest.mark.gpu

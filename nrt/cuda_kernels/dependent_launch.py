@@ -18,8 +18,14 @@ Why it is right to launch every kernel of a chain so:
   at any time.
 - *Replays.* The first launch of a graph has no attribute: it begins when the replay before has
   ended.
-- *What lies between launches.* Behind a copy, a fill, a fork or a join the next launch has no
-  attribute either; `nrt.plan_check` refuses a plan that says otherwise.
+- *What lies between launches.* Behind a copy, a fill, a fork or a join on its stream the next
+  launch has no attribute either; `nrt.plan_check` refuses a plan that says otherwise.
+- *Several streams.* A launch with the attribute has one predecessor in the graph, the launch before
+  it on its stream. A join would give it another, so after a join it has no attribute. Every edge
+  from stream to stream is a full one: it is passed when the kernel before it has completed, and
+  with that one, by its wait, all that it has waited for. A launch that other streams wait for has
+  no programmatic successor either, although nothing is known to speak against both kinds of edges
+  from one node.
 
 A kernel that holds a ``griddepcontrol.wait`` of its own, to load weights before it, promises the
 same: every thread that touches such memory waits first, and in every block some thread does. It has
