@@ -192,6 +192,7 @@ def test_what_only_another_process_has() -> None:
 
 def test_a_string_that_names_no_module_of_nrt() -> None:
     with pytest.raises(
-        CompileError, match=r"kernel nope\(3,\): its factory .*write KernelSpec.of\(nope, params"
+        CompileError,
+        match=r"kernel nope\(3,\) does not compile since .*write KernelSpec.of\(nope, params",
     ):
         compile_kernel(KernelSpec("tests.no_module:nope", (3,), 32), SM80, cache=False)
