@@ -225,8 +225,9 @@ def _factory(spec: KernelSpec) -> Any:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise CompileError(
-            f"kernel {_label(spec)}: its factory '{spec.factory}' cannot be imported: {error}; for "
-            f"a function of your own write KernelSpec.of({function}, params, threads)"
+            f"kernel {_label(spec)} does not compile since its factory '{spec.factory}' cannot be "
+            f"imported: {error}; for a function of your own write "
+            f"KernelSpec.of({function}, params, threads)"
         ) from error
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import isfunction
 from typing import Any, ClassVar
 
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.errors import ExtensionError
 from nrt.extensions.user_code import UserCode, user_code
 from nrt.ir.op import Array, Op
 from nrt.problem import Problem, Refusal
@@ -72,7 +74,15 @@ class KernelSpec:
         Worker processes import its module from its file. What is defined in ``__main__``, in a
         notebook or inside another function is compiled in this process, one kernel at a time; a
         function that is defined anew makes another kernel.
+
+        Raises:
+            ExtensionError: ``factory`` is not a Python function.
         """
+        if not isfunction(factory):
+            raise ExtensionError(
+                f"KernelSpec.of: expected a function, got {type(factory).__name__}; what it binds "
+                "belongs into params"
+            )
         name = f"{factory.__module__}:{factory.__qualname__}"
         code = user_code(factory)
         local = factory if code.file is None else None

@@ -11,11 +11,11 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from nrt.extensions.trace import call_by_name, extremum
+from nrt.extensions.trace import Symbol, TraceError, arithmetic, call
 
 __all__ = ["rebound"]
 
@@ -37,14 +37,26 @@ class _Math:
 def _of_math(function: Any) -> Callable[..., Any]:
     name = function.__name__
 
-    def call(*args: Any, **keywords: Any) -> Any:
-        return call_by_name(f"math.{name}", name, function, args, keywords)
+    def of_math(*args: Any, **keywords: Any) -> Any:
+        if any(isinstance(a, Symbol) for a in args):
+            return call(f"math.{name}", name, args, keywords)
+        return function(*args, **keywords)
 
-    return call
+    return of_math
 
 
-_MIN = partial(extremum, "min", min)
-_MAX = partial(extremum, "max", max)
+def _extremum(opcode: str, function: Any, *args: Any, **keywords: Any) -> Any:
+    """``min`` or ``max`` of numbers, one or more of them symbols; ``opcode`` says which."""
+    values = list(args[0]) if len(args) == 1 and not isinstance(args[0], Symbol) else list(args)
+    if not any(isinstance(v, Symbol) for v in values):
+        return function(values, **keywords)
+    if keywords:
+        raise TraceError(f"{opcode} with {', '.join(keywords)}= has no instruction")
+    return reduce(partial(arithmetic, opcode), values)
+
+
+_MIN = partial(_extremum, "min", min)
+_MAX = partial(_extremum, "max", max)
 _BUILTINS = {**vars(builtins), "min": _MIN, "max": _MAX}
 
 

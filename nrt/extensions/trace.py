@@ -12,7 +12,10 @@ Numbers mix as in Python: a condition counts as 0 or 1, an integer joins a float
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ import numpy as np
 from nrt.errors import ExtensionError
 from nrt.ir.pointwise import Builder, Program
 
-__all__ = ["Symbol", "TraceError", "trace", "where"]
+__all__ = ["Symbol", "TraceError", "arithmetic", "call", "trace", "where"]
 
 _RANK = {"b": 0, "i": 1, "f": 2}
 
@@ -84,28 +87,28 @@ class Symbol:
     # -- arithmetic ------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Any:
-        return _arithmetic("add", self, other)
+        return arithmetic("add", self, other)
 
     def __radd__(self, other: Any) -> Any:
-        return _arithmetic("add", other, self)
+        return arithmetic("add", other, self)
 
     def __sub__(self, other: Any) -> Any:
-        return _arithmetic("sub", self, other)
+        return arithmetic("sub", self, other)
 
     def __rsub__(self, other: Any) -> Any:
-        return _arithmetic("sub", other, self)
+        return arithmetic("sub", other, self)
 
     def __mul__(self, other: Any) -> Any:
-        return _arithmetic("mul", self, other)
+        return arithmetic("mul", self, other)
 
     def __rmul__(self, other: Any) -> Any:
-        return _arithmetic("mul", other, self)
+        return arithmetic("mul", other, self)
 
     def __truediv__(self, other: Any) -> Any:
-        return _arithmetic("div", self, other, least="f")
+        return arithmetic("div", self, other, least="f")
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _arithmetic("div", other, self, least="f")
+        return arithmetic("div", other, self, least="f")
 
     def __floordiv__(self, other: Any) -> Any:
         return _floor_divide(self, other)
@@ -212,31 +215,11 @@ class Symbol:
         if method != "__call__" or keywords:
             what = ", ".join(keywords) if keywords else f"method {method}"
             raise TraceError(f"np.{ufunc.__name__} with {what} has no instruction")
-        return _call(f"np.{ufunc.__name__}", ufunc.__name__, inputs, {})
+        return call(f"np.{ufunc.__name__}", ufunc.__name__, inputs, {})
 
     def __array_function__(self, function: Any, types: Any, args: Any, keywords: Any) -> Any:
         del types
-        return _call(f"np.{function.__name__}", function.__name__, args, keywords)
-
-
-def call_by_name(what: str, name: str, function: Any, args: Any, keywords: Any) -> Any:
-    """``function(*args)`` as an instruction if an argument is a symbol, else the number itself."""
-    if any(isinstance(a, Symbol) for a in (*args, *keywords.values())):
-        return _call(what, name, args, keywords)
-    return function(*args, **keywords)
-
-
-def extremum(opcode: str, function: Any, *args: Any, **keywords: Any) -> Any:
-    """``min`` or ``max`` of numbers, one or more of them symbols; ``opcode`` says which."""
-    values = list(args[0]) if len(args) == 1 and not isinstance(args[0], Symbol) else list(args)
-    if not any(isinstance(v, Symbol) for v in values):
-        return function(*args, **keywords)
-    if keywords:
-        raise TraceError(f"{opcode} with {', '.join(keywords)}= has no instruction")
-    result = values[0]
-    for value in values[1:]:
-        result = _arithmetic(opcode, result, value)
-    return result
+        return call(f"np.{function.__name__}", function.__name__, args, keywords)
 
 
 # -- instructions ----------------------------------------------------------------------------------
@@ -289,7 +272,8 @@ def _alike(builder: Builder, *values: Any, least: str = "b") -> list[Symbol]:
     ]
 
 
-def _arithmetic(opcode: str, a: Any, b: Any, least: str = "i") -> Any:
+def arithmetic(opcode: str, a: Any, b: Any, least: str = "i") -> Any:
+    """The instruction ``opcode`` on two numbers, at least one of them a symbol."""
     return _emit(opcode, *_alike(_builder(a, b), a, b, least=least))
 
 
@@ -324,7 +308,7 @@ def _power(a: Any, b: Any) -> Any:
             return a * a * a
         if b == 0.5:
             return _of_float("sqrt")(a)
-    return _arithmetic("pow", a, b)
+    return arithmetic("pow", a, b)
 
 
 def _of_float(opcode: str) -> Callable[..., Any]:
@@ -344,8 +328,8 @@ def _clip(x: Any, low: Any = None, high: Any = None, **keywords: Any) -> Any:
     low, high = keywords.pop("a_min", low), keywords.pop("a_max", high)
     if keywords:
         raise TraceError(f"np.clip with {', '.join(keywords)} has no instruction")
-    x = x if low is None else _arithmetic("max", x, low)
-    return x if high is None else _arithmetic("min", x, high)
+    x = x if low is None else arithmetic("max", x, low)
+    return x if high is None else arithmetic("min", x, high)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -354,9 +338,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
         for name in ("sqrt", "exp", "log", "tanh", "erf", "sin", "cos", "sigmoid")
     },
     "expit": _of_float("sigmoid"),
-    "exp2": lambda x: _of_float("exp")(x * float(np.log(2.0))),
-    "log2": lambda x: _of_float("log")(x) * float(1 / np.log(2.0)),
-    "log10": lambda x: _of_float("log")(x) * float(1 / np.log(10.0)),
+    "exp2": lambda x: _of_float("exp")(x * math.log(2)),
+    "log2": lambda x: _of_float("log")(x) * (1 / math.log(2)),
+    "log10": lambda x: _of_float("log")(x) * (1 / math.log(10)),
     "log1p": _log1p,
     # tanh(x/2) = (e^x - 1) / (e^x + 1) is exact where e^x - 1 is not.
     "expm1": lambda x: _of_float("tanh")(x * 0.5) * (_of_float("exp")(x) + 1.0),
@@ -364,51 +348,43 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "tan": lambda x: _of_float("sin")(x) / _of_float("cos")(x),
     "square": lambda x: x * x,
     "reciprocal": lambda x: 1.0 / x,
-    "floor": lambda x: x.__floor__(),
-    "ceil": lambda x: x.__ceil__(),
-    "trunc": lambda x: x.__trunc__(),
-    "rint": round,
-    "round": round,
-    "around": round,
-    "fabs": abs,
-    "absolute": abs,
-    "negative": lambda x: -x,
-    "positive": lambda x: x,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "trunc": math.trunc,
+    **dict.fromkeys(("rint", "round", "around"), round),
+    **dict.fromkeys(("fabs", "absolute"), abs),
+    "negative": operator.neg,
+    "positive": operator.pos,
     "sign": lambda x: _emit("sign", _converted(x, "i") if x.kind == "b" else x),
     "isnan": lambda x: _emit("isnan", _converted(x, "f"), kind="b"),
-    "pow": _power,
-    "power": _power,
-    "float_power": _power,
-    "add": lambda a, b: _arithmetic("add", a, b),
-    "subtract": lambda a, b: _arithmetic("sub", a, b),
-    "multiply": lambda a, b: _arithmetic("mul", a, b),
-    "divide": lambda a, b: _arithmetic("div", a, b, least="f"),
-    "true_divide": lambda a, b: _arithmetic("div", a, b, least="f"),
+    # An operator would hand a NumPy number on the left back to NumPy, and so end here again.
+    "add": partial(arithmetic, "add"),
+    "subtract": partial(arithmetic, "sub"),
+    "multiply": partial(arithmetic, "mul"),
+    **dict.fromkeys(("divide", "true_divide"), partial(arithmetic, "div", least="f")),
     "floor_divide": _floor_divide,
     "remainder": _remainder,
-    "minimum": lambda a, b: _arithmetic("min", a, b),
-    "maximum": lambda a, b: _arithmetic("max", a, b),
+    **dict.fromkeys(("pow", "power", "float_power"), _power),
+    "minimum": partial(arithmetic, "min"),
+    "maximum": partial(arithmetic, "max"),
     "clip": _clip,
     "where": where,
-    "equal": lambda a, b: _compare("eq", a, b),
+    "equal": partial(_compare, "eq"),
     "not_equal": lambda a, b: ~_compare("eq", a, b),
-    "less": lambda a, b: _compare("lt", a, b),
-    "less_equal": lambda a, b: _compare("le", a, b),
+    "less": partial(_compare, "lt"),
+    "less_equal": partial(_compare, "le"),
     "greater": lambda a, b: _compare("lt", b, a),
     "greater_equal": lambda a, b: _compare("le", b, a),
-    "logical_and": lambda a, b: _logical("and", a, b),
-    "logical_or": lambda a, b: _logical("or", a, b),
-    "logical_xor": lambda a, b: _logical("xor", a, b),
-    "logical_not": lambda x: ~x,
-    "bitwise_and": lambda a, b: _logical("and", a, b),
-    "bitwise_or": lambda a, b: _logical("or", a, b),
-    "bitwise_xor": lambda a, b: _logical("xor", a, b),
-    "invert": lambda x: ~x,
+    **dict.fromkeys(("logical_and", "bitwise_and"), partial(_logical, "and")),
+    **dict.fromkeys(("logical_or", "bitwise_or"), partial(_logical, "or")),
+    **dict.fromkeys(("logical_xor", "bitwise_xor"), partial(_logical, "xor")),
+    **dict.fromkeys(("logical_not", "invert"), operator.invert),
 }
 """Functions of math and NumPy, and two of scipy.special, by name."""
 
 
-def _call(what: str, name: str, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+def call(what: str, name: str, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """What the function ``name`` of math or NumPy is in instructions; ``what`` is for messages."""
     if name not in _FUNCTIONS:
         raise TraceError(f"{what} has no instruction; known are {', '.join(sorted(_FUNCTIONS))}")
     return _FUNCTIONS[name](*args, **keywords)

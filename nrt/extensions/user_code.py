@@ -65,8 +65,9 @@ class UserCode:
                 f"{self.module}.{self.name} exists only in the process that defined it"
             )
         sys.path.extend(p for p in self.search if p not in sys.path)
-        module = sys.modules.get(self.module) or load_file(Path(self.file), self.module)
-        found: Any = module
+        found: Any = sys.modules.get(self.module)
+        if found is None or Path(getattr(found, "__file__", None) or "") != Path(self.file):
+            found = load_file(Path(self.file), self.module)
         for part in self.name.split("."):
             found = getattr(found, part, None)
         if _sources(self.file)[0] != self.digest:
@@ -81,8 +82,10 @@ class UserCode:
 
 # Caches: what was found out of an object lives as long as the object.
 _KNOWN: WeakKeyDictionary[Any, UserCode] = WeakKeyDictionary()
-_AT_IMPORT: dict[str, tuple[str, tuple[str, ...]]] = {}
-"""File -> what `_sources` said when a class of it was last registered, which is at its import."""
+_AT_IMPORT: dict[str, tuple[Any, tuple[str, tuple[str, ...]]]] = {}
+"""File -> the import that it was read after (every import has its own spec), and `_sources` then.
+
+Registering a class reads its file, so that is done while the file is imported."""
 
 
 def user_code(thing: Callable[..., Any]) -> UserCode:
@@ -98,9 +101,10 @@ def _found(thing: Any) -> UserCode:
     file = getattr(module, "__file__", None)
     if module is None or file is None or not Path(file).is_file():
         return UserCode(name, qualname, uuid.uuid4().hex, lasting=False)
-    if isinstance(thing, type) or file not in _AT_IMPORT:
-        _AT_IMPORT[file] = _sources(file)
-    digest, uses = _AT_IMPORT[file]
+    spec = getattr(module, "__spec__", None)
+    if file not in _AT_IMPORT or _AT_IMPORT[file][0] is not spec:
+        _AT_IMPORT[file] = (spec, _sources(file))
+    digest, uses = _AT_IMPORT[file][1]
     found: Any = module
     for part in qualname.split("."):
         found = getattr(found, part, None)
@@ -110,7 +114,7 @@ def _found(thing: Any) -> UserCode:
         # Several things of one file may share a name that is none of the module's.
         unique = digest if reachable else uuid.uuid4().hex
         return UserCode(name, qualname, unique, None, reachable, uses)
-    return UserCode(name, qualname, digest, str(Path(file).resolve()), True, uses, tuple(sys.path))
+    return UserCode(name, qualname, digest, file, True, uses, tuple(sys.path))
 
 
 def _has_class(file: str, qualname: str) -> bool:
@@ -130,7 +134,7 @@ def load_file(path: Path, name: str) -> ModuleType:
     Raises:
         CompileError: the file raised; the error is the cause.
     """
-    root = _root(path)
+    root = _root(path)  # as Python found it: a link stays a link
     relative = path.with_suffix("").relative_to(root)
     parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
     try:
@@ -138,7 +142,7 @@ def load_file(path: Path, name: str) -> ModuleType:
             if str(root) not in sys.path:
                 sys.path.append(str(root))
             module = importlib.import_module(name)
-            if Path(module.__file__ or "").resolve() == path.resolve():
+            if Path(module.__file__ or "") == path:
                 return module
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

@@ -291,6 +291,7 @@ def test_a_plan_needs_no_registration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_cuda_plan_holds_only_cubins() -> None:
     net = nrt.Network("net")
     x = net.input("x", (1, 8, 5, 5))

@@ -104,6 +104,35 @@ def test_floats(case: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
     assert error <= TOLERANCE
 
 
+number = np.float64(1.25)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: number + x,
+        lambda x: number - x,
+        lambda x: number * x,
+        lambda x: number / x,
+        lambda x: number // x,
+        lambda x: number % x,
+        lambda x: number**x,
+        lambda x: (number < x) * 1.0,
+        lambda x: (number <= x) * 1.0,
+        lambda x: (number > x) * 1.0,
+        lambda x: (number >= x) * 1.0,
+        lambda x: (number == x) * 1.0,
+        lambda x: (number != x) * 1.0,
+        lambda x: np.minimum(number, x),
+        lambda x: np.maximum(number, x),
+        lambda x: np.power(number, x),
+    ],
+)
+def test_a_number_of_numpy_on_the_left(function: Callable[..., Any]) -> None:
+    x = np.append(RNG.uniform(0.3, 3, 20), number)
+    np.testing.assert_allclose(made(function)(x), function(x), rtol=TOLERANCE)
+
+
 def test_closures_and_local_functions() -> None:
     limit, inner = 1.5, lambda x: min(x, 2.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from nrt.cuda_kernels.compile_pool import CompilePool
 from nrt.cuda_kernels.compiler import compile_kernel, kernel_key
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.variant import KernelSpec
-from nrt.errors import CompileError
+from nrt.errors import CompileError, ExtensionError
 from nrt.extensions.user_code import user_code
 
 SM80 = ARCHS["sm_80"]
@@ -65,7 +66,7 @@ def test_a_module_is_imported_by_the_workers(folder: Path, name: str) -> None:
     spec = KernelSpec.of(module.make, (3,), 32)
     assert spec.factory == f"{name}:make"
     assert spec.code is not None
-    assert spec.code.file == str(Path(str(module.__file__)).resolve())
+    assert spec.code.file == module.__file__
     assert "nrt.cuda_kernels.ptx" in spec.code.uses
     with CompilePool(SM80, 2) as pool:
         cubin = pool.submit(spec).result(SECONDS)
@@ -117,6 +118,17 @@ def test_a_file_that_changed_since_it_was_imported(folder: Path) -> None:
         pytest.raises(CompileError, match=r"my_kernels.py or a module beside it has changed since"),
     ):
         pool.submit(spec).result(SECONDS)
+
+
+def test_a_file_that_was_imported_again(folder: Path) -> None:
+    module = load("my_kernels")
+    first = KernelSpec.of(module.make, (3,), 32)
+    _edit(folder / "my_kernels.py")
+    assert KernelSpec.of(module.make, (4,), 32).code == first.code
+    second = KernelSpec.of(importlib.reload(module).make, (3,), 32)
+    assert second.code != first.code
+    with CompilePool(SM80, 2) as pool:
+        assert pool.submit(second).result(SECONDS).entry == "nrt_make"
 
 
 def test_a_module_that_a_worker_cannot_import(folder: Path) -> None:
@@ -190,8 +202,14 @@ def test_what_only_another_process_has() -> None:
         code.resolve()
 
 
+def test_what_is_no_function() -> None:
+    with pytest.raises(ExtensionError, match=r"KernelSpec.of: expected a function, got partial"):
+        KernelSpec.of(partial(local_factory, 1.0), (3,), 32)
+
+
 def test_a_string_that_names_no_module_of_nrt() -> None:
     with pytest.raises(
-        CompileError, match=r"kernel nope\(3,\): its factory .*write KernelSpec.of\(nope, params"
+        CompileError,
+        match=r"kernel nope\(3,\) does not compile since .*write KernelSpec.of\(nope, params",
     ):
         compile_kernel(KernelSpec("tests.no_module:nope", (3,), 32), SM80, cache=False)
