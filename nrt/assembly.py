@@ -221,7 +221,12 @@ def assemble(
             if isinstance(item.variant, HostVariant)
         ]
     schedule = schedule or serial_schedule([Work(item.seconds or 0.0) for item in bound])
-    layout = plan_layout([item.task for item in bound], workspaces, schedule)
+    layout = plan_layout(
+        [item.task for item in bound],
+        workspaces,
+        schedule,
+        [item.variant.in_place(item.task.problem, item.config) for item in bound],
+    )
     assembler = _Assembler(layout, workspaces)
     groups: list[list[Step]] = []
     binaries = _Binaries(binary)
@@ -314,8 +319,10 @@ class _Binaries:
 def _launch_step(
     assembler: _Assembler, item: Bound, index: int, launch: Launch, binaries: _Binaries
 ) -> LaunchStep:
+    # Its binary may read what it writes.
+    coherent = index in assembler.layout.overwrites
     return LaunchStep(
-        kernel=binaries.kernel(launch.kernel),
+        kernel=binaries.kernel(replace(launch.kernel, coherent=coherent)),
         grid=launch.grid,
         block=launch.block,
         args=tuple(_argument(assembler, item, index, arg) for arg in launch.args),

@@ -16,9 +16,17 @@ __all__ = ["resolve"]
 
 
 def resolve(
-    target: str, programmatic: bool | None
+    target: str, programmatic: bool | None = None
 ) -> tuple[str, DeviceSpec | None, CudaRunner | None]:
-    """Kind, device and, where the device is in this machine, the runner."""
+    """Kind, device and, where the device is in this machine, the runner.
+
+    Args:
+        target, programmatic: as of `nrt.builder.build`.
+
+    Raises:
+        BuildError: there is no such target, or it has no programmatic launches and they are wanted.
+        DeviceError: ``target="cuda"`` without a GPU.
+    """
     kind, device, runner = _target(target, programmatic)
     if programmatic and (device is None or device.cc < MINIMUM_CC):
         where = kind if device is None else device.arch

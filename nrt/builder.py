@@ -23,6 +23,7 @@ from nrt.fusion_choice import NOTE, Settled, settle_fusions
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
 from nrt.kernel_pins import KernelPin, pinned
+from nrt.memory_limit import check_limit, workspace_room
 from nrt.passes.base import Pass, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
@@ -31,6 +32,7 @@ from nrt.plan_clock import plan_clock
 from nrt.programmatic import decide
 from nrt.rewriting import Rewriter
 from nrt.settings import settings
+from nrt.sizes import parse_bytes
 from nrt.streams import MOST, check_wanted, decide_streams, parallel_schedule
 from nrt.timing_cache import TimingCache
 from nrt.tuner import Choice, Progress
@@ -54,6 +56,7 @@ class BuildRequest:
         kernels: layer of the plan -> the kernel that it must have, whatever is faster.
         target, opt_level, layers, io, disabled, extra_passes, tuning_seconds, timing_cache,
             programmatic, streams, snapshots: as of `build`.
+        memory_limit: in bytes.
     """
 
     graph: Graph
@@ -69,6 +72,7 @@ class BuildRequest:
     timing_cache: Path | None = None
     programmatic: bool | None = None
     streams: int | None = None
+    memory_limit: int | None = None
     snapshots: bool = False
 
     @property
@@ -126,6 +130,7 @@ def build(
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
     streams: int | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
     snapshots: bool = False,
 ) -> Build:
@@ -154,6 +159,9 @@ def build(
             it both ways; ``plan.notes`` says what was found.
         streams: on how many streams, at most, branches of the network run side by side. None:
             several (up to 4) where the plan, measured both ways, is faster for it.
+        memory_limit: bytes, or text such as ``"512 MiB"``, that weights, arena and one set of
+            inputs and outputs may take. Kernels whose workspace does not fit are refused, and so is
+            a plan that takes more, before its memory is allocated.
         progress: called with (stage, done, total).
         snapshots: keep a copy of the graph after every pass (constants are shared), for
             `Build.diff`.
@@ -176,6 +184,7 @@ def build(
         timing_cache=Path(timing_cache) if timing_cache else None,
         programmatic=programmatic,
         streams=streams,
+        memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
         snapshots=snapshots,
     )
     return build_request(request, progress)
@@ -287,14 +296,25 @@ def _build(
 _Outcome = tuple[Plan, Settled, dict[str, Choice]]
 
 
+def _settled(
+    request: BuildRequest, rewriter: Rewriter, bench: Any, tuning: dict[str, Any]
+) -> Settled:
+    limit = request.memory_limit
+    room = None if limit is None else partial(workspace_room, limit=limit)
+    return settle_fusions(rewriter, bench, room=room, **tuning)
+
+
 def _for_cpu(request: BuildRequest, rewriter: Rewriter, tuning: dict[str, Any]) -> _Outcome:
     from nrt.tuner_cpu import CpuBench
 
     bench = CpuBench()
-    settled = settle_fusions(rewriter, bench, **tuning)
+    settled = _settled(request, rewriter, bench, tuning)
     bound, choices = _bind(request, settled, bench, tuning)
     target = Target("cpu", platform.machine())
-    return _assembly(request, settled, bound, target)(), settled, choices
+    plan = _assembly(request, settled, bound, target)()
+    if request.memory_limit is not None:
+        check_limit(plan, request.memory_limit)
+    return plan, settled, choices
 
 
 def _for_cuda(
@@ -310,7 +330,7 @@ def _for_cuda(
     begun = time.monotonic()
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
-        settled = settle_fusions(rewriter, bench, **tuning)
+        settled = _settled(request, rewriter, bench, tuning)
         bench.prepare((c.variant, problem, c.config) for problem, c in settled.choices.items())
         bound, choices = _bind(request, settled, bench, tuning)
         make = partial(
@@ -321,9 +341,16 @@ def _for_cuda(
         )
         schedule = parallel_schedule(bound, device, request.streams or MOST)
         plan = make()
+        if request.memory_limit is not None:
+            check_limit(plan, request.memory_limit)
         trial = _trial(runner, tuning, time.monotonic() - begun)
         plan = decide_streams(
-            plan, partial(make, schedule=schedule), schedule, request.streams, **trial
+            plan,
+            partial(make, schedule=schedule),
+            schedule,
+            request.streams,
+            limit=request.memory_limit,
+            **trial,
         )
     if device.cc >= MINIMUM_CC:
         trial = _trial(runner, tuning, time.monotonic() - begun)

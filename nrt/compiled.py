@@ -117,6 +117,7 @@ def compile(
     timing_cache: str | os.PathLike[str] | None = None,
     programmatic: bool | None = None,
     streams: int | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress | None = None,
     snapshots: bool = False,
 ) -> CompiledEngine:
@@ -136,7 +137,8 @@ def compile(
         tuning_seconds: start no measurement after so many seconds of tuning.
         timing_cache: file of measured times, read and updated.
         programmatic: whether launches may overlap (Hopper and later); None: whichever is faster.
-        streams: most streams for branches side by side; None: as many as make it faster.
+        streams: on how many streams, at most, branches run side by side; None: as many as are faster.
+        memory_limit: bytes, or text such as ``"512 MiB"``, that all of the plan may take.
         progress: called with (stage, done, total).
         snapshots: keep the graph after every pass, for `CompiledEngine.diff`.
 
@@ -164,6 +166,7 @@ def compile(
         timing_cache=timing_cache,
         programmatic=programmatic,
         streams=streams,
+        memory_limit=memory_limit,
         progress=progress,
         snapshots=snapshots,
     )

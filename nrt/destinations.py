@@ -22,9 +22,9 @@ from nrt.ir.ops import (
 )
 from nrt.ir.pitch import home_concat, join_of, margins
 from nrt.ir.value import Node, Value
-from nrt.places import Buffer, Place, dense_spec, slice_place
+from nrt.places import Buffer, Place, dense_spec, settled, slice_place
 from nrt.problem import TensorSpec
-from nrt.strides import ALIGN, is_aligned, is_pitched, reshaped_strides, same_strides
+from nrt.strides import ALIGN, is_aligned, reshaped_strides
 
 __all__ = ["Destinations"]
 
@@ -66,8 +66,7 @@ class Destinations:
                 axis = _axis(node)
                 start = sum(v.shape[axis] for v in home.inputs[:slot])
                 part = slice_place(self.concat(home), value.shape, axis, start)
-                if _fits(value, part):
-                    place = part
+                place = _writable(value, part) or place
             self.reserved[value] = place or self._own(node)
         return self.reserved[value]
 
@@ -79,8 +78,8 @@ class Destinations:
         shape[axis] += before + after
         spec = TensorSpec.dense(tuple(shape), value.dtype, value.layout)
         whole = Place(Buffer("arena", spec.nbytes, label=value.name), 0, spec)
-        part = slice_place(whole, value.shape, axis, before)
-        if before + after and _fits(value, part):
+        part = _writable(value, slice_place(whole, value.shape, axis, before))
+        if before + after and part is not None:
             self._margins[node] = (before, after)
             return part
         spec = dense_spec(value)
@@ -95,8 +94,8 @@ class Destinations:
                 continue
             axis = _axis(node)
             start = sum(v.shape[axis] for v in node.inputs[:slot])
-            part = slice_place(self.concat(node), value.shape, axis, start)
-            if value.layout == node.output.layout and _fits(value, part):
+            part = _writable(value, slice_place(self.concat(node), value.shape, axis, start))
+            if value.layout == node.output.layout and part is not None:
                 return part
         return None
 
@@ -112,8 +111,9 @@ class Destinations:
             whole, axis = self.concat(home), _axis(home)
             before, after = self._margins.get(home, (0, 0))
             end = start + value.shape[axis]
-            part = slice_place(whole, value.shape, axis, start)
-            if -before <= start and end <= home.output.shape[axis] + after and _fits(value, part):
+            part = _writable(value, slice_place(whole, value.shape, axis, start))
+            inside = -before <= start and end <= home.output.shape[axis] + after
+            if inside and part is not None:
                 return part
         return None
 
@@ -138,7 +138,7 @@ class Destinations:
         if strides is None:
             return None
         part = Place(place.buffer, place.offset, TensorSpec(value.shape, place.spec.dtype, strides))
-        return part if _fits(value, part, in_order=True) else None
+        return settled(value, part)
 
 
 def _axis(node: Node) -> int:
@@ -147,13 +147,9 @@ def _axis(node: Node) -> int:
     return op.axis % len(node.inputs[0].shape)
 
 
-def _fits(value: Value, part: Place, in_order: bool = False) -> bool:
-    """Whether a kernel may write ``value`` to ``part``: type, order and alignment.
-
-    A dense part is no worse than a tensor of its own.
-    """
-    if value.dtype != part.spec.dtype or part.offset % ALIGN:
-        return False
-    if same_strides(part.spec, dense_spec(value)) or is_pitched(part.spec, value.layout):
-        return True
-    return not in_order and is_aligned(part.spec)
+def _writable(value: Value, part: Place) -> Place | None:
+    """``part``, a slice of a tensor in the value's layout, if a kernel may write there."""
+    place = settled(value, part)
+    if place is None and value.dtype == part.spec.dtype and part.offset % ALIGN == 0:
+        place = part if is_aligned(part.spec) else None
+    return place

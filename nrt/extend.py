@@ -123,6 +123,8 @@ def variant(family: str | type[Op]) -> Callable[[VariantType], VariantType]:
         ExtensionError: there is no such family, the class is no variant or lacks a method, or its
             name is taken, by nrt or by another definition.
     """
+    if registry.compiling:
+        return lambda cls: cls
     solved = _family(family)
     return lambda cls: _register_variant(cls, solved)
 
@@ -208,7 +210,7 @@ def _register_variant(cls: VariantType, op: type[Op]) -> VariantType:
         changed.ops = (op,)
     for method in _METHODS:
         if method in vars(cls):
-            setattr(cls, method, _named(vars(cls)[method], name))
+            setattr(cls, method, _named(vars(cls)[method], method, name))
     table = registry.host_variants if host else registry.cuda_variants
     try:
         instance = cls()
@@ -221,19 +223,19 @@ def _register_variant(cls: VariantType, op: type[Op]) -> VariantType:
     return cls
 
 
-def _named(method: Function, name: str) -> Function:
-    """``method``, with whatever it raises under the variant's name."""
+def _named(function: Function, method: str, name: str) -> Function:
+    """``function``, with whatever it raises under the names of the variant and the method."""
 
-    @wraps(method)
+    @wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
         try:
-            return method(*args, **keywords)
+            return function(*args, **keywords)
         except NrtError:
             raise
         except Exception as error:
             # A user's code may raise anything; it stays the cause.
             raise BuildError(
-                f"variant {name!r}: {method.__name__} raised {type(error).__name__}: {error}"
+                f"variant {name!r}: {method} raised {type(error).__name__}: {error}"
             ) from error
 
     return call

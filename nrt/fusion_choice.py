@@ -28,6 +28,9 @@ from nrt.tuner import Bench, Choice, Progress, best_estimate, tune
 
 __all__ = ["NOTE", "Settled", "settle_fusions"]
 
+Room = Callable[[Lowered], Mapping[Problem, int]]
+"""Bytes that a workspace may take, per problem of an outcome."""
+
 NOTE = "fusion"
 """Key of the decisions in `Plan.notes`."""
 
@@ -95,6 +98,7 @@ def settle_fusions(
     cache: TimingCache | None = None,
     progress: Progress | None = None,
     tuning_seconds: float | None = None,
+    room: Room | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Settled:
     """Tune the model and decide every rewrite with a choice.
@@ -105,12 +109,13 @@ def settle_fusions(
         opt_level, cache, progress: as of `nrt.tuner.tune`.
         tuning_seconds: bounds all tuning together; comparisons of what is not measured by then are
             made by estimates.
+        room: bytes that a workspace may take, per problem of an outcome.
         clock: seconds, for that limit.
 
     Raises:
         BuildError, TuningError: as of `nrt.tuner.tune`.
     """
-    prices = _Prices(bench, opt_level, cache, progress, tuning_seconds, clock)
+    prices = _Prices(bench, opt_level, cache, progress, tuning_seconds, room, clock)
     state = rewriter.first
     verdicts: dict[Offer, _Verdict] = {}
     decided: set[tuple[str, str]] = set()
@@ -197,6 +202,7 @@ class _Prices:
         cache: TimingCache | None,
         progress: Progress | None,
         tuning_seconds: float | None,
+        room: Room | None,
         clock: Callable[[], float],
     ) -> None:
         self._bench = bench
@@ -204,6 +210,7 @@ class _Prices:
         self._cache = cache
         self._progress = progress
         self._limit = tuning_seconds
+        self._room = room
         self._clock = clock
         self._begun = clock()
         self._timed = bench.can_measure and opt_level != 0
@@ -213,11 +220,11 @@ class _Prices:
     def learn(self, *outcomes: Rewritten) -> None:
         """Tune what is not known yet of all outcomes together; nothing where nothing is timed."""
         if self._timed:
-            self._tune([task for o in outcomes for task in o.lowered.tasks])
+            self._tune([o.lowered for o in outcomes])
 
     def choices(self, lowered: Lowered) -> dict[Problem, Choice]:
         """A choice for each problem of ``lowered``."""
-        self._tune(lowered.tasks)
+        self._tune([lowered])
         return {task.problem: self._found[task.problem] for task in lowered.tasks}
 
     def seconds(self, tasks: Sequence[Task]) -> float | None:
@@ -241,10 +248,16 @@ class _Prices:
             self._estimates[problem] = seconds
         return self._estimates[problem]
 
-    def _tune(self, tasks: Sequence[Task]) -> None:
+    def _tune(self, outcomes: Sequence[Lowered]) -> None:
+        tasks = [task for lowered in outcomes for task in lowered.tasks]
         new = [task for task in tasks if task.problem not in self._found]
         if not new and self._found:
             return
+        room: dict[Problem, int] = {}
+        rooms = [self._room(lowered) for lowered in outcomes] if self._room is not None else []
+        for found in rooms:
+            for problem, nbytes in found.items():
+                room[problem] = min(nbytes, room.get(problem, nbytes))
         before = len(self._found)
         progress = self._progress
 
@@ -261,6 +274,7 @@ class _Prices:
             # The first layer of those that share a problem.
             names={task.problem: task.name for task in reversed(new)},
             tuning_seconds=self._limit,
+            room=room or None,
             begun=self._begun,
             clock=self._clock,
         )

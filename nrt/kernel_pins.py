@@ -96,6 +96,9 @@ class _Only:
     def estimate(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> float:
         return self._bench.estimate(variant, problem, config)
 
+    def workspace(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> int:
+        return self._bench.workspace(variant, problem, config)
+
     def timing_key(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> str:
         return self._bench.timing_key(variant, problem, config)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from nrt.lowering import Buffer, Place, Task
 from nrt.memory import Arena, Lifetime, plan_arena
@@ -12,7 +13,10 @@ from nrt.plan_order import Access
 from nrt.schedule import Schedule, needs
 from nrt.strides import row_pitch
 
-__all__ = ["Layout", "dependencies", "place_in", "plan_layout"]
+__all__ = ["Layout", "dependencies", "live_bytes", "place_in", "plan_layout"]
+
+ALIGNMENT = 256
+"""Bytes: what cudaMalloc promises, and so of every block."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,14 @@ class Layout:
         arena: where its blocks lie.
         offsets: per buffer, in bytes.
         scratch: per task with a workspace, in bytes.
+        overwrites: the tasks that write over one of their inputs.
         peak: what is alive where the arena is fullest.
     """
 
     arena: Arena
     offsets: dict[Buffer, int]
     scratch: dict[int, int]
+    overwrites: frozenset[int]
     peak: Peak
 
 
@@ -67,30 +73,58 @@ def dependencies(tasks: Sequence[Task]) -> list[tuple[int, ...]]:
     return needs(touched)
 
 
-def plan_layout(tasks: Sequence[Task], workspaces: Sequence[int], schedule: Schedule) -> Layout:
+def live_bytes(tasks: Sequence[Task]) -> list[int]:
+    """Per task, the bytes of all buffers that are in use while it runs, one task after another."""
+    spans: dict[Buffer, tuple[int, int]] = {}
+    for index, task in enumerate(tasks):
+        for place in (*task.inputs, *task.outputs):
+            if place.buffer.space == "arena":
+                spans[place.buffer] = (spans.get(place.buffer, (index, index))[0], index)
+    changes = [0] * (len(tasks) + 1)
+    for buffer, (first, last) in spans.items():
+        size = -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
+        changes[first] += size
+        changes[last + 1] -= size
+    return list(accumulate(changes))[:-1]
+
+
+def plan_layout(
+    tasks: Sequence[Task],
+    workspaces: Sequence[int],
+    schedule: Schedule,
+    in_place: Sequence[Sequence[int]] = (),
+) -> Layout:
     """Lay out the arena.
 
     Args:
         tasks: in the order that computes the right thing.
         workspaces: per task, bytes.
         schedule: which of them are ordered.
+        in_place: per task, the inputs over which its kernel may write its output, element by
+            element; none by default.
     """
     users: dict[Buffer, list[int]] = {}
     for index, task in enumerate(tasks):
         for place in (*task.inputs, *task.outputs):
             if place.buffer.space == "arena":
                 users.setdefault(place.buffer, []).append(index)
+    over = _overwritten(tasks, users, schedule, in_place)
+    owner = {buffer: _owner(buffer, over) for buffer in users}
+    shared: dict[Buffer, list[int]] = {}
+    for buffer, by in users.items():
+        shared.setdefault(owner[buffer], []).extend(by)
     scratch = [index for index, nbytes in enumerate(workspaces) if nbytes]
-    blocks = [(b.nbytes, b.label, users[b]) for b in users]
+    blocks = [(b.nbytes, b.label, by) for b, by in shared.items()]
     blocks += [(workspaces[i], f"workspace of {tasks[i].name}", [i]) for i in scratch]
-    arena = plan_arena([_lifetime(n, by, schedule) for n, _, by in blocks])
-    offsets = list(arena.offsets)
+    arena = plan_arena([_lifetime(n, by, schedule) for n, _, by in blocks], ALIGNMENT)
+    offsets = dict(zip(shared, arena.offsets, strict=False))
     alive = [blocks[i] for i in arena.peak]
     begun = (min(by, key=schedule.start.__getitem__) for _, _, by in alive)
     return Layout(
         arena=arena,
-        offsets=dict(zip(users, offsets, strict=False)),
-        scratch=dict(zip(scratch, offsets[len(users) :], strict=True)),
+        offsets={buffer: offsets[owner[buffer]] for buffer in users},
+        scratch=dict(zip(scratch, arena.offsets[len(shared) :], strict=True)),
+        overwrites=frozenset(task for task, _ in over.values()),
         peak=Peak(
             arena.lower_bound,
             max(begun, key=lambda task: (schedule.start[task], task), default=0),
@@ -100,6 +134,63 @@ def plan_layout(tasks: Sequence[Task], workspaces: Sequence[int], schedule: Sche
             ),
         ),
     )
+
+
+def _owner(buffer: Buffer, over: Mapping[Buffer, tuple[int, Buffer]]) -> Buffer:
+    while buffer in over:
+        buffer = over[buffer][1]
+    return buffer
+
+
+def _overwritten(
+    tasks: Sequence[Task],
+    users: Mapping[Buffer, Sequence[int]],
+    schedule: Schedule,
+    in_place: Sequence[Sequence[int]],
+) -> dict[Buffer, tuple[int, Buffer]]:
+    """Per buffer that may lie over another one: the task that writes it, and that other one.
+
+    Both lie in the arena as a whole, element on element. The task begins the one and ends the
+    other: whatever else reads the input is over when it starts, and whatever else touches the
+    output starts when it is over.
+    """
+    found: dict[Buffer, tuple[int, Buffer]] = {}
+    taken: set[Buffer] = set()
+    for task, slots in enumerate(in_place):
+        if len(tasks[task].outputs) != 1 or not slots:
+            continue
+        out = tasks[task].outputs[0]
+        if out.buffer.space != "arena" or not _begins(task, users[out.buffer], schedule):
+            continue
+        for slot in slots:
+            place = tasks[task].inputs[slot]
+            same = [(s, p) for s, p in enumerate(tasks[task].inputs) if p.buffer is place.buffer]
+            if (
+                place.buffer.space == "arena"
+                and place.buffer is not out.buffer
+                and place.buffer not in taken
+                and place.buffer.nbytes == out.buffer.nbytes
+                and all(
+                    s in slots and (p.offset, p.spec) == (out.offset, out.spec) for s, p in same
+                )
+                and _ends(task, users[place.buffer], schedule)
+            ):
+                found[out.buffer] = (task, place.buffer)
+                taken.add(place.buffer)
+                break
+    return found
+
+
+def _begins(task: int, users: Sequence[int], schedule: Schedule) -> bool:
+    """Whether all others of ``users`` start after the end of ``task``."""
+    stream, count = schedule.stream[task], schedule.position[task] + 1
+    return all(u == task or schedule.before[u][stream] >= count for u in users)
+
+
+def _ends(task: int, users: Sequence[int], schedule: Schedule) -> bool:
+    """Whether all others of ``users`` have ended when ``task`` starts."""
+    before = schedule.before[task]
+    return all(u == task or before[schedule.stream[u]] > schedule.position[u] for u in users)
 
 
 def _lifetime(nbytes: int, users: Sequence[int], schedule: Schedule) -> Lifetime:

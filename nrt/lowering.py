@@ -35,9 +35,10 @@ from nrt.ir.ops import (
     kind_of,
 )
 from nrt.ir.value import NHWC, Node, Value
-from nrt.places import Buffer, Place, dense_spec, slice_place
+from nrt.places import Buffer, Place, dense_spec, settled, slice_place
 from nrt.problem import Problem, TensorSpec, dense_strides
-from nrt.strides import ALIGN, is_pitched, reshaped_strides, same_strides
+from nrt.strides import reshaped_strides, same_strides
+from nrt.views import views_of
 
 __all__ = ["Buffer", "Lowered", "Place", "Task", "lower"]
 
@@ -165,26 +166,13 @@ class _Lowering:
             self.places[node.output] = self._place(node.inputs[0])
         elif isinstance(op, Reshape):
             self._reshape(node)
-        elif isinstance(op, Transpose):
-            source = self._place(node.inputs[0])
-            shape = tuple(source.spec.shape[p] for p in op.perm)
-            strides = tuple(source.spec.strides[p] for p in op.perm)
-            self._view_or_copy(node, node.output, source, shape, strides, 0)
-        elif isinstance(op, Slice):
-            source = self._place(node.inputs[0])
-            offset = sum(s * t for s, t in zip(op.starts, source.spec.strides, strict=True))
-            steps = tuple(t * s for t, s in zip(source.spec.strides, op.steps, strict=True))
-            if min(op.steps, default=1) < 0:
-                self._task(node, node.op)
+        elif isinstance(op, Transpose | Slice | Split):
+            views = views_of(node, self._place(node.inputs[0]))
+            if views is None:  # a Slice backwards
+                self._task(node, op)
             else:
-                self._view_or_copy(node, node.output, source, node.output.shape, steps, offset)
-        elif isinstance(op, Split):
-            source = self._place(node.inputs[0])
-            start = 0
-            for value in node.outputs:
-                offset = start * source.spec.strides[op.axis]
-                self._view_or_copy(node, value, source, value.shape, source.spec.strides, offset)
-                start += value.shape[op.axis]
+                for value, view in zip(node.outputs, views, strict=True):
+                    self._view_or_copy(node, value, view)
         elif isinstance(op, Expand):
             source = self._place(node.inputs[0])
             pad = len(node.output.shape) - len(source.spec.shape)
@@ -271,28 +259,28 @@ class _Lowering:
         spec = TensorSpec(shape, source.spec.dtype, strides)
         self._alias(node.output, Place(source.buffer, source.offset, spec))
 
-    def _view_or_copy(
-        self,
-        node: Node,
-        value: Value,
-        source: Place,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        offset: int,
-    ) -> None:
-        """A view where it is aligned and in the value's order, gaps allowed; else a copy."""
-        spec = TensorSpec(shape, value.dtype, strides)
-        # An empty view may start behind the buffer's end: it has no first element.
-        start = source.offset + offset * value.dtype.itemsize if spec.size else 0
-        view = Place(source.buffer, start, spec)
-        want = dense_spec(value)
-        aligned = view.offset % ALIGN == 0
-        if aligned and same_strides(spec, want):
-            self._alias(value, replace(view, spec=want))
-        elif aligned and is_pitched(spec, value.layout):
+    def _view_or_copy(self, node: Node, value: Value, view: Place) -> None:
+        """A view that kernels can read, or that nobody but other views reads; else a copy."""
+        place = settled(value, view)
+        if place is not None:
+            self._alias(value, place)
+        elif self._is_free(value, view):
             self._alias(value, view)
         else:
             self._copy(node.name, node.origin, view, self._new_place(value))
+
+    def _is_free(self, value: Value, view: Place) -> bool:
+        """Whether all who read ``value`` at ``view``, through views of it, do so without a copy."""
+        if settled(value, view) is not None:
+            return True
+        readers = self.graph.consumers(value)
+        if self.graph.is_output(value) or not readers:
+            return False
+        for node, _ in readers:
+            views = views_of(node, view)
+            if views is None or not all(map(self._is_free, node.outputs, views)):
+                return False
+        return True
 
     def _concat(self, node: Node, axis: int) -> None:
         place = self.destinations.concat(node)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nrt.ir.op import Array
 from nrt.ir.value import Value
 from nrt.problem import TensorSpec
+from nrt.strides import ALIGN, pitched, same_strides
 
-__all__ = ["Buffer", "Place", "dense_spec", "slice_place"]
+__all__ = ["Buffer", "Place", "dense_spec", "settled", "slice_place"]
 
 
 @dataclass(eq=False)
@@ -55,3 +56,17 @@ def slice_place(whole: Place, shape: tuple[int, ...], axis: int, start: int) -> 
     offset = start * whole.spec.strides[axis] * whole.spec.dtype.itemsize
     spec = TensorSpec(shape, whole.spec.dtype, whole.spec.strides)
     return Place(whole.buffer, whole.offset + offset, spec)
+
+
+def settled(value: Value, place: Place) -> Place | None:
+    """``place`` if kernels may read or write ``value`` there: aligned, in the order of its layout.
+
+    Gaps between rows are allowed; see `nrt.strides.pitched`.
+    """
+    if place.offset % ALIGN or place.spec.dtype != value.dtype:
+        return None
+    dense = dense_spec(value)
+    if same_strides(place.spec, dense):
+        return replace(place, spec=dense)
+    spec = pitched(place.spec, value.layout)
+    return None if spec is None else replace(place, spec=spec)

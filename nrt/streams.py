@@ -15,6 +15,7 @@ from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Variant
 from nrt.errors import BuildError
 from nrt.liveness import dependencies
+from nrt.memory_limit import check_limit
 from nrt.plan import Plan
 from nrt.plan_clock import Clock, milliseconds, timed_pair
 from nrt.schedule import LEAST_GAIN, Schedule, Work, list_schedule
@@ -73,6 +74,7 @@ def decide_streams(
     schedule: Schedule,
     wanted: int | None,
     *,
+    limit: int | None = None,
     clock: Clock | None = None,
     cache: TimingCache | None = None,
     spent: str = "",
@@ -84,10 +86,14 @@ def decide_streams(
         parallel: makes the plan of ``schedule``.
         schedule: on several, where it finds a use for them.
         wanted: a number: as asked, without measuring; None: whichever is faster.
+        limit: bytes that a plan may take, if there is a limit.
         clock: measures; None where the device is not at hand or nothing is to be timed: then the
             plan stays on one stream.
         cache: of timings; updated in place.
         spent: why nothing more may be measured; empty where it may.
+
+    Raises:
+        BuildError: the plan that was asked for takes more than ``limit``.
     """
     count, gain = schedule.streams, f"{schedule.gain:.1%}"
     if wanted == 1:
@@ -95,13 +101,21 @@ def decide_streams(
     if count == 1:
         return serial if wanted is None else _noted(serial, "1: no two layers gain from more")
     if wanted is not None:
-        return _noted(parallel(), f"{count}, as asked")
+        made = parallel()
+        if limit is not None:
+            check_limit(made, limit)
+        return _noted(made, f"{count}, as asked")
     if schedule.gain < LEAST_GAIN:
         return _noted(serial, f"1: the schedule gains {gain} on {count}, not measured")
     promise = f"1, not measured; the schedule gains {gain} on {count}"
     if clock is None:
         return _noted(serial, promise)
     made = parallel()
+    if limit is not None:
+        try:
+            check_limit(made, limit)
+        except BuildError as error:
+            return _noted(serial, f"1; on {count}: {error}")
     times = timed_pair(NOTE, (made, serial), clock, cache, measure=not spent)
     if times is None:
         return _noted(serial, f"{promise}; {spent}")

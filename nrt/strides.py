@@ -8,7 +8,7 @@ from nrt.problem import TensorSpec, dense_strides
 __all__ = [
     "ALIGN",
     "is_aligned",
-    "is_pitched",
+    "pitched",
     "reshaped_strides",
     "row_pitch",
     "same_strides",
@@ -34,21 +34,23 @@ def same_strides(a: TensorSpec, b: TensorSpec) -> bool:
     )
 
 
-def is_pitched(spec: TensorSpec, order: tuple[int, ...] | None = None) -> bool:
-    """Whether ``spec`` is dense in ``order`` but for gaps between rows that keep them aligned.
+def pitched(spec: TensorSpec, order: tuple[int, ...] | None = None) -> TensorSpec | None:
+    """``spec`` if it is dense in ``order`` but for gaps between rows that keep them aligned.
 
-    Such is a piece of a larger tensor in that order; see `nrt.ir.pitch`.
+    Such is a piece of a larger tensor in that order; see `nrt.ir.pitch`. Dimensions of size 1 get
+    the strides that equal pieces have too, so that they are equal problems.
     """
+    strides = list(spec.strides)
     room = 1
     for dim in reversed(order or range(len(spec.shape))):
-        size, stride = spec.shape[dim], spec.strides[dim]
-        if size == 1:
+        if spec.shape[dim] == 1:
+            strides[dim] = room
             continue
-        gap = stride != room
-        if gap and (room == 1 or stride < room or stride * spec.dtype.itemsize % ALIGN):
-            return False
-        room = stride * size
-    return True
+        gap = strides[dim] != room
+        if gap and (room == 1 or strides[dim] < room or strides[dim] * spec.dtype.itemsize % ALIGN):
+            return None
+        room = strides[dim] * spec.shape[dim]
+    return TensorSpec(spec.shape, spec.dtype, tuple(strides))
 
 
 def reshaped_strides(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from nrt.errors import BuildError, TuningError
 from nrt.extensions.registry import registry
 from nrt.problem import Problem, Refusal
+from nrt.sizes import human_bytes
 from nrt.timing_cache import Timing, TimingCache
 
 __all__ = ["Bench", "Candidate", "Choice", "Progress", "best_estimate", "config_text", "tune"]
@@ -79,6 +80,9 @@ class Bench(Protocol):
     def estimate(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> float:
         """Expected seconds."""
 
+    def workspace(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> int:
+        """Bytes of scratch memory."""
+
     def timing_key(self, variant: Any, problem: Problem, config: tuple[Any, ...]) -> str:
         """Content address of the measurement: device, toolchain, sources, problem, config."""
 
@@ -123,6 +127,7 @@ def tune(
     names: Mapping[Problem, str] | None = None,
     tuning_seconds: float | None = None,
     begun: float | None = None,
+    room: Mapping[Problem, int] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Problem, Choice]:
     """A choice per distinct problem.
@@ -137,6 +142,7 @@ def tune(
         tuning_seconds: start no measurement after so many seconds; None: no limit. Known times cost
             none and always count.
         begun: reading of ``clock`` from which those seconds count; None: now.
+        room: per problem, bytes that a workspace may take; what takes more is refused.
         clock: seconds, for that limit.
 
     Raises:
@@ -148,7 +154,8 @@ def tune(
     _check_seconds(tuning_seconds)
     counts = Counter(problems)
     labels = {p: f"layer '{names[p]}', {p}" if names and p in names else str(p) for p in counts}
-    tables = {p: _rank(p, bench, opt_level, labels[p]) for p in counts}
+    room = room or {}
+    tables = {p: _rank(p, bench, opt_level, labels[p], room.get(p)) for p in counts}
     # Where the network spends its time comes first, in case that the budget ends.
     waiting = sorted(counts, key=lambda p: -tables[p][0][0].estimate * counts[p])
     budget = _Budget(tuning_seconds, clock, begun)
@@ -186,7 +193,7 @@ def best_estimate(problem: Problem, bench: Bench, label: str = "") -> float:
     Raises:
         BuildError: no variant supports the problem.
     """
-    ranked, _ = _rank(problem, bench, 0, label or str(problem))
+    ranked, _ = _rank(problem, bench, 0, label or str(problem), None)
     return ranked[0].estimate
 
 
@@ -220,9 +227,12 @@ def _check_seconds(seconds: float | None) -> None:
 
 
 def _rank(
-    problem: Problem, bench: Bench, opt_level: int, label: str
+    problem: Problem, bench: Bench, opt_level: int, label: str, room: int | None
 ) -> tuple[list[_Ranked], list[Candidate]]:
-    """Candidates to consider, best estimate first, and the refusals."""
+    """Candidates to consider, best estimate first, and the refusals.
+
+    With ``room``, those whose workspace is larger are refused.
+    """
     refused: list[Candidate] = []
     ranked: list[_Ranked] = []
     reference: list[_Ranked] = []
@@ -233,6 +243,14 @@ def _rank(
             refused.append(Candidate(variant.name, "", None, refusal.reason))
             continue
         known = list(bench.configs(variant, problem))
+        if room is not None:
+            sizes = [bench.workspace(variant, problem, c) for c in known]
+            large = [s for s in sizes if s > room]
+            if large:
+                note = f"needs a workspace of {_range(large)}, memory_limit leaves "
+                text = f"{len(large)} configuration(s)"
+                refused.append(Candidate(variant.name, text, None, note + human_bytes(room)))
+            known = [c for c, s in zip(known, sizes, strict=True) if s <= room]
         configs = known[: _PER_VARIANT[opt_level]]
         if not variant.reference:
             left_out[variant.name] = len(known) - len(configs)
@@ -265,6 +283,11 @@ def _no_kernels(problem: Problem) -> str:
             "it from nrt.ir.ops.Elementwise, or use nrt.pointwise), or build with target='cpu'"
         )
     return "its op has no kernels; if it is your own, register it (nrt.op)"
+
+
+def _range(sizes: Sequence[int]) -> str:
+    low, high = human_bytes(min(sizes)), human_bytes(max(sizes))
+    return low if low == high else f"{low} to {high}"
 
 
 def _choose(

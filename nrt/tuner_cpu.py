@@ -59,6 +59,9 @@ class CpuBench:
         del problem, config
         return float(variant.rank)
 
+    def workspace(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> int:
+        return variant.workspace(problem, config)
+
     def timing_key(self, variant: HostVariant, problem: Problem, config: tuple[Any, ...]) -> str:
         parts = [self._machine, _source_hash(), variant.name, repr(config), problem.key]
         if registry.is_users(variant):

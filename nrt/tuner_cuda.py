@@ -82,6 +82,9 @@ class CudaBench:
     def estimate(self, variant: Variant, problem: Problem, config: tuple[Any, ...]) -> float:
         return variant.estimate(problem, config, self.device)
 
+    def workspace(self, variant: Variant, problem: Problem, config: tuple[Any, ...]) -> int:
+        return variant.emit(problem, config, self.device).workspace
+
     def timing_key(self, variant: Variant, problem: Problem, config: tuple[Any, ...]) -> str:
         emission = variant.emit(problem, config, self.device)
         parts = [

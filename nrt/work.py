@@ -11,6 +11,7 @@ from nrt.ir.ops import (
     ConvTranspose,
     MatMul,
     MaxPool,
+    PooledMatMul,
     Reduce,
     Softmax,
 )
@@ -28,6 +29,11 @@ def flops_of(problem: Problem) -> int:
         before = op.prologue if isinstance(op, Conv) else None
         prologue = before.flops * problem.inputs[0].size if before else 0
         return _products(problem) * 2 + prologue + epilogue
+    if isinstance(op, PooledMatMul):
+        x = problem.inputs[0]
+        each = 1 + (op.prologue.flops if op.prologue else 0)
+        ends = op.epilogue.flops if op.epilogue else 0
+        return x.size * each + y.size * (2 * x.shape[1] + ends)
     if isinstance(op, Elementwise):
         return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
     if isinstance(op, MaxPool | AveragePool):

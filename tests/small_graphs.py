@@ -176,6 +176,33 @@ def _split(m: Maker, x: Value) -> None:
     m.add(Split(axis, (first, x.shape[axis] - first)), x)
 
 
+def _join(m: Maker, x: Value) -> None:
+    """A Split of something computed, of which some pieces are joined with others in a Concat."""
+    if not x.shape or 0 in x.shape:
+        return
+    source = m.op(Relu(), x)
+    axis = m.pick(len(x.shape))
+    first = m.pick(x.shape[axis] + 1)
+    second = m.pick(x.shape[axis] - first + 1)
+    pieces = list(m.add(Split(axis, (first, second, x.shape[axis] - first - second)), source))
+    shape = list(x.shape)
+    shape[axis] = (4, 8, 1, 3)[m.pick(4)]
+    other = m.op(Relu(), m.op(Expand(tuple(shape)), m.const(*(1 for _ in shape), dtype=x.dtype)))
+    if len(shape) == 4 and m.pick(2):
+        for value in (source, other, *pieces):
+            m.graph.set_layout(value, NHWC)
+    parts = [
+        [other, *pieces[2:]], [*pieces[1:], other], [*pieces, other], [other, *pieces[:2]],
+        [pieces[0], other], [other, *pieces[:1]],
+    ][m.pick(6)]  # fmt: skip
+    y = m.op(Concat(axis), *parts)
+    m.graph.set_layout(y, source.layout)
+    m.op(Relu(), y)
+    for value in pieces:
+        if m.pick(2):
+            m.op(Relu(), value)
+
+
 def _transpose(m: Maker, x: Value) -> None:
     rest = list(range(len(x.shape)))
     m.op(Transpose(tuple(rest.pop(m.pick(len(rest))) for _ in x.shape)), x)
@@ -255,6 +282,7 @@ STEPS: dict[str, Callable[[Maker, Value], None]] = {
     "constant": _constant,
     "conv": _conv,
     "expand": _expand,
+    "join": _join,
     "layout": _layout,
     "matmul": _matmul,
     "pool": _pool,

@@ -40,9 +40,10 @@ def test_without_any_one_pass_the_outputs_stay(net: Any, precision: str) -> None
     asked = PipelineOptions(frozenset({precision}))
     assert len(found.effects) == len(pass_names()) - len(required_passes(pipeline(asked)))
     assert found.bare is not None
-    networks = [found.full, found.bare, *(e.network for e in (*found.effects, *found.steps))]
+    effects = (found.bare, *found.effects, *found.steps)
+    networks = [found.full, *(effect.network for effect in effects)]
     assert all(0 < n.error <= LIMIT[precision] for n in networks)
-    assert found.steps[-1].network.launches == found.full.launches < found.bare.launches
+    assert found.steps[-1].network.launches == found.full.launches < found.bare.network.launches
 
 
 def test_the_full_row_is_what_the_benchmark_says(net: Any, tmp_path: Path) -> None:

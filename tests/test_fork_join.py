@@ -24,6 +24,7 @@ from nrt.plan import (
     ScalarArg,
     SetStep,
     Step,
+    StepArg,
     Target,
 )
 from nrt.plan_check import check_plan
@@ -144,7 +145,12 @@ def sum_plan(tasks: list[Work], schedule: Schedule) -> Plan:
     x, y = BufferRef("input", 0, BYTES), BufferRef("output", 0, BYTES)
 
     def launch(sources: list[BufferRef], target: BufferRef, add: int, stream: int) -> LaunchStep:
-        args = (*sources, target, ScalarArg(add, "u32"), ScalarArg(len(sources), "u32"))
+        args: tuple[StepArg, ...] = (
+            *sources,
+            target,
+            ScalarArg(add, "u32"),
+            ScalarArg(len(sources), "u32"),
+        )
         read_only = tuple(range(len(sources)))
         return LaunchStep(0, (1, 1, 1), (32, 1, 1), args, stream=stream, read_only=read_only)
 

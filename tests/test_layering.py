@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nrt"
 
 # Part -> the parts it may import, besides itself. A file or folder directly under nrt/ is a part.
-_BASE = {"errors", "settings", "dtypes"}
+_BASE = {"errors", "settings", "dtypes", "sizes"}
 _PLAN = _BASE | {
     "plan",
     "plan_view",
@@ -31,6 +31,7 @@ _KERNELS = _EXTENDED | {"problem"}
 # What ties graph, kernels and plan together; among themselves they must not form a cycle.
 _TIES = {
     "places",
+    "views",
     "destinations",
     "lowering",
     "dataflow",
@@ -49,7 +50,9 @@ _TIES = {
     "plan_clock",
     "programmatic",
     "kernel_pins",
+    "build_target",
     "streams",
+    "memory_limit",
     "precision",
     "rewriting",
     "fusion_choice",
@@ -65,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
     "dtypes": {"errors"},
+    "sizes": {"errors"},
     "drawing": {"errors"},
     "ir": _BASE | {"drawing"},
     "extensions": _IR,

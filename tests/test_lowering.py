@@ -458,6 +458,102 @@ def test_nested_concats() -> None:
     lowered(m)
 
 
+def inception(order: tuple[int, ...] = (8, 4, 16), *, first: bool = True) -> tuple[Maker, Value]:
+    """A product whose last piece (or first) is the first (or last) input of a Concat."""
+    m = Maker()
+    x = m.nhwc(m.input("x", 2, 8, 3, 3))
+    source = m.nhwc(m.op(Conv(), x, m.const(sum(order), 8, 1, 1)))
+    pieces = [m.nhwc(v) for v in m.add(Split(1, order), source)]
+    joined = pieces.pop() if first else pieces.pop(0)
+    others = [m.nhwc(m.op(Conv(pads=(1,) * 4), v, m.const(8, v.shape[1], 3, 3))) for v in pieces]
+    both = m.nhwc(m.op(Concat(1), *((joined, *others) if first else (*others, joined))))
+    return m, both
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_beside_a_concat_lies_in_its_buffer(first: bool) -> None:
+    """The 1x1 convolutions of an inception block as one: nothing is copied."""
+    m, both = inception((8, 4, 16) if first else (16, 8, 4), first=first)
+    m.out("y", m.op(Relu(), both))
+    result = lowered(m)
+    assert ops(result) == ["Conv", "Conv", "Conv", "Relu"]
+    assert {t.outputs[0].buffer for t in result.tasks[:3]} == {result.tasks[3].inputs[0].buffer}
+    assert result.tasks[0].outputs[0].buffer.nbytes == 4 * 2 * 9 * (12 + 32)
+    at = [t.outputs[0].offset // 4 for t in result.tasks[:3]]
+    assert at == ([0, 12 + 16, 12 + 24] if first else [16, 0, 8])
+    assert result.tasks[3].inputs[0].offset == (4 * 12 if first else 0)
+    assert all(t.outputs[0].spec.strides == (9 * 44, 1, 3 * 44, 44) for t in result.tasks[:3])
+
+
+def test_an_output_has_nothing_beside_it() -> None:
+    m, both = inception()
+    m.out("y", both)
+    result = lowered(m)
+    assert ops(result) == ["Conv", "Conv", "Conv", "Reformat"]
+    assert result.tasks[3].inputs[0].spec.shape[1] == 16
+    assert result.tasks[3].outputs[0].buffer.space == "output"
+
+
+def test_a_reshape_of_a_concat_keeps_it_dense() -> None:
+    m, both = inception()
+    m.out("y", m.op(Relu(), m.op(Reshape((2, 32 * 9)), both)))
+    assert ops(lowered(m)) == ["Conv", "Conv", "Conv", "Reformat", "Reformat", "Relu"]
+
+
+def test_misaligned_room_beside_a_concat_is_not_taken() -> None:
+    m, both = inception((8, 2, 16))
+    m.out("y", m.op(Relu(), both))
+    result = lowered(m)
+    assert ops(result).count("Reformat") > 0
+    assert result.tasks[-1].inputs[0].buffer.nbytes == 4 * 2 * 9 * 32
+
+
+def test_a_whole_split_inside_a_concat_is_written_there() -> None:
+    m = Maker()
+    x = m.input("x", 4, 8)
+    source = m.op(MatMul(), x, m.const(8, 12))
+    a, b = m.add(Split(1, (8, 4)), source)
+    m.out("y", m.op(Concat(-1), m.op(Relu(), x), a, b, m.op(Relu(), a)))
+    result = lowered(m)
+    assert ops(result) == ["MatMul", "Relu", "Relu"]
+    assert {t.outputs[0].buffer.space for t in result.tasks} == {"output"}
+    assert task_of(result, source).outputs[0].offset == 32
+
+
+def test_the_inner_of_two_concats_is_a_slice_of_the_outer() -> None:
+    m = Maker()
+    x = m.input("x", 4, 8)
+    a, b, c, d = (m.op(Relu(), x) for _ in range(4))
+    inner = m.op(Concat(1), b, c)
+    m.out("z", m.op(Relu(), inner))
+    m.out("y", m.op(Relu(), m.op(Concat(1), a, b, c, d)))
+    result = lowered(m)
+    assert ops(result) == ["Relu"] * 6
+    assert task_of(result, m.graph.outputs["z"]).inputs[0].offset == 32
+
+
+def test_views_of_views_are_free_if_what_reads_them_is() -> None:
+    """A vision transformer's heads: transposed to [3, tokens, …], of which slices are dense."""
+    m = Maker()
+    x = m.op(Relu(), m.input("x", 5, 3, 8))
+    turned = m.op(Transpose((1, 0, 2)), x)
+    for index in range(3):
+        piece = m.op(Slice((index, 0, 0), (index + 1, 5, 8), (1, 1, 1)), turned)
+        m.out(f"y{index}", m.op(Relu(), m.op(Reshape((5, 8)), piece)))
+    result = lowered(m)
+    assert ops(result) == ["Relu"] * 4
+    assert [t.inputs[0].offset for t in result.tasks[1:]] == [0, 32, 64]
+    assert all(t.inputs[0].spec.strides == (24, 1) for t in result.tasks[1:])
+
+
+def test_one_reader_that_wants_elements_moved_gets_one_copy_for_all() -> None:
+    m = Maker()
+    turned = m.op(Transpose((1, 0, 2)), m.op(Relu(), m.input("x", 5, 3, 8)))
+    m.out("y", m.op(Relu(), m.op(Slice((1, 0, 0), (2, 5, 8), (1, 1, 1)), turned)))
+    m.out("z", m.op(Relu(), turned))
+    assert ops(lowered(m)) == ["Relu", "Reformat", "Relu", "Relu"]
+
+
 # -- graph outputs ---------------------------------------------------------------------------------
 
 

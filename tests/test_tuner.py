@@ -38,6 +38,10 @@ class FakeBench:
     can_measure: bool = True
     measured: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     prepared: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    scratch: dict[tuple[str, tuple[Any, ...]], int] = field(default_factory=dict)
+
+    def workspace(self, variant: Fake, problem: Problem, config: tuple[Any, ...]) -> int:
+        return self.scratch.get((variant.name, config), 0)
 
     def variants(self, problem: Problem) -> Sequence[tuple[Fake, Refusal | None]]:
         return [(f, Refusal(f.refusal) if f.refusal else None) for f in self.fakes]
@@ -298,3 +302,32 @@ def test_errors_name_the_layer() -> None:
     bench = FakeBench([reference(WRONG)])
     with pytest.raises(TuningError, match=r"right result for layer 'layer1\.0\.act', Relu\(fp32"):
         tune([problem()], bench, names=names)
+
+
+# -- workspaces ------------------------------------------------------------------------------------
+
+
+def test_a_workspace_that_does_not_fit_is_refused() -> None:
+    bench = FakeBench([grid("split", 6), grid("plain", 2, 5.0), reference()])
+    bench.scratch = {("split", (i,)): 1 << (20 + i) for i in range(4)}
+    first, second = problem(5), problem(6)
+    found = tune([first, second], bench, room={first: 3 << 19})
+    assert (found[first].variant.name, found[first].config) == ("split", (0,))
+    rows = {(c.variant, c.config): c.note for c in found[first].candidates}
+    assert rows["split", "3 configuration(s)"] == (
+        "needs a workspace of 2.0 MiB to 8.0 MiB, memory_limit leaves 1.5 MiB"
+    )
+    # What is left counts as if the others had never been there.
+    assert {c for v, c in bench.measured if v == "split"} == {(i,) for i in range(6)}
+    assert not any("memory_limit" in c.note for c in found[second].candidates)
+    none = tune([first], FakeBench(bench.fakes, scratch=bench.scratch), room={first: 0})[first]
+    assert (none.variant.name, none.config) == ("split", (4,))
+
+
+def test_no_kernel_fits() -> None:
+    bench = FakeBench([grid("split", 1)], scratch={("split", (0,)): 4096})
+    with pytest.raises(
+        BuildError,
+        match=r"no kernel solves .*: split: needs a workspace of 4\.0 KiB, memory_limit leaves 1",
+    ):
+        tune([problem()], bench, room={problem(): 1024})

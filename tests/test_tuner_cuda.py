@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from runtime.simulated import SimulatedDevice, view
 
+import nrt
 from nrt.cuda_kernels.compiler import Cubin
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_runner import CudaRunner, Operands
 from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
-from nrt.ir.op import Array
+from nrt.errors import TuningError
+from nrt.extensions.registry import registry
+from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops import MatMul, Relu
 from nrt.problem import Problem, Refusal, TensorSpec
+from nrt.timing_cache import Timing
 from nrt.tuner_cuda import CudaBench, tolerance
 
 N = 29
@@ -300,3 +304,61 @@ def test_tolerance_is_that_of_the_output(op: MatMul, factor: DType, limit: float
     (y,) = op.infer(a.type, b.type)
     task = Problem(op, (a, b), (TensorSpec.dense(y.shape, y.dtype),), (False, False))
     assert tolerance(task, task.y) == limit
+
+
+def test_kernels_of_a_registered_op_are_checked_with_numpy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has no reference variant; the reference of the op says what is right."""
+
+    class Rectify(Op):
+        def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+            return (x,)
+
+        def reference(self, x: Array) -> tuple[Array, ...]:
+            return (np.maximum(x, 0),)
+
+    right, wrong = Plain("right", 3e-5), Plain("wrong", 1e-5, entry="wrong")
+    setup = Setup(monkeypatch, right, wrong)
+    found = [(right, None), (wrong, None)]
+    monkeypatch.setattr("nrt.tuner_cuda.variants_for", lambda problem, device: found)
+    spec = TensorSpec.dense((N,), FP32)
+    with registry.scope():
+        op = nrt.op("my.domain", "Rectify")(Rectify)
+        of = Problem(op(), (spec,), (spec,), (False,))
+        setup.bench.prepare([(right, of, ()), (wrong, of, ())], check=True)
+        assert setup.bench.next_ready([of], None) == 0
+        assert setup.measure(right, of) == Timing(3e-5, "")
+        note = setup.measure(wrong, of)
+        assert note.seconds is None
+        assert note.note.startswith("wrong result: relative error")
+    with pytest.raises(TuningError, match="no reference variant supports it"):
+        setup.bench._reference_kernel(problem())
+
+
+def test_the_source_of_a_users_variant_is_part_of_what_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(seconds: float) -> Plain:
+        class Mine(Plain):
+            name = "mine"
+
+            def __init__(self) -> None:
+                super().__init__("mine", seconds)
+
+            def emit(
+                self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec
+            ) -> Emission:
+                spec = KernelSpec("nrt.cuda_kernels.pointwise:_none", (), 32)
+                return Emission((Launch(spec, ONE, (32, 1, 1), ()),))
+
+        return nrt.variant("Relu")(Mine)()
+
+    with registry.scope():
+        keys = []
+        for _ in range(2):
+            made(1.0)
+            mine = registry.cuda_variants.get("mine")
+            bench = Setup(monkeypatch).bench
+            keys.append([bench.timing_key(mine, problem(), ()) for _ in range(2)])
+    assert keys[0][0] == keys[0][1] != keys[1][0]

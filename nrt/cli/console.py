@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from nrt.sizes import human_bytes
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -130,16 +132,6 @@ def working(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
-
-
-def human_bytes(count: int) -> str:
-    """``1536`` -> ``1.5 KiB``."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def human_time(seconds: float | None) -> str:

@@ -16,6 +16,9 @@ from nrt.insight.report import plan_report
 
 __all__ = ["run", "show_candidates", "show_launches"]
 
+SHOWN = 4
+"""Blocks that are named."""
+
 WIDE = 140
 """Columns of a terminal that has room for the configurations."""
 
@@ -38,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     console.print(
         f"weights {human_bytes(report['weights_bytes'])}, "
         f"arena {human_bytes(report['arena_bytes'])}, {len(report['layers'])} launches"
+        + (f" on {report['streams']} streams" if report["streams"] > 1 else "")
     )
+    if report["peak"] is not None:
+        console.print(_peak(report))
     for what, text in report["notes"].items():
         console.print(f"{what}: {text}")
     _show_ops(report["ops_before"], report["ops_after"])
@@ -92,6 +98,18 @@ def show_candidates(entries: list[dict[str, Any]]) -> None:
             time, note = human_time(row["seconds"]), cut_cell(row["note"])
             table.add_row(row["variant"], cut_cell(row["config"]), time, note)
         console.print(table)
+
+
+def _peak(report: Mapping[str, Any]) -> str:
+    """Where the arena is fullest, how near it comes to that, and the largest blocks alive then."""
+    peak = report["peak"]
+    alive = [f"{b['name']} {human_bytes(b['bytes'])}" for b in peak["alive"][:SHOWN]]
+    if len(peak["alive"]) > SHOWN:
+        alive.append(f"{len(peak['alive']) - SHOWN} more")
+    return (
+        f"arena at its fullest: {human_bytes(peak['bytes'])} at {peak['layer']} "
+        f"({', '.join(alive)}); the arena is {report['arena_ratio']:.3f} times that"
+    )
 
 
 def _binding(spec: Mapping[str, Any]) -> str:

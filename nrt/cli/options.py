@@ -7,20 +7,29 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nrt.errors import BuildError
+from nrt.sizes import parse_bytes
+
 __all__ = [
+    "AUTO",
     "Merge",
     "input_file",
     "io_format",
     "layers",
     "names",
+    "memory",
     "positive",
     "precision",
     "seconds",
     "shapes",
     "tensors",
+    "streams",
     "tolerance",
 ]
 
+
+AUTO = 0
+"""What `streams` makes of ``auto``: the builder decides."""
 
 _FLOATS = ("fp32", "fp16", "bf16", "fp64")
 _LAYOUTS = ("nchw", "nhwc")
@@ -147,6 +156,25 @@ def positive(text: str) -> int:
     if not _is_positive(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return int(text)
+
+
+def streams(text: str) -> int:
+    """A number of streams, or ``auto``."""
+    if text.lower() == "auto":
+        return AUTO
+    if not _is_positive(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a whole number of at least 1, or auto"
+        )
+    return int(text)
+
+
+def memory(text: str) -> int:
+    """Bytes: ``512MiB``, ``2 GB`` or a plain number."""
+    try:
+        return parse_bytes(text)
+    except BuildError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _is_positive(text: str) -> bool:

@@ -20,6 +20,8 @@ BUILD_OPTIONS = (
     "tuning_seconds",
     "timing_cache",
     "programmatic_launch",
+    "streams",
+    "memory_limit",
 )
 """Options that say how a model is compiled; None when they were not given."""
 
@@ -323,4 +325,17 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "on", "off"),
         help="let kernels start before the ones before them have ended (Hopper and later); auto "
         "(default): whichever measures faster",
+    )
+    group.add_argument(
+        "--streams",
+        type=options.streams,
+        metavar="N",
+        help="run branches side by side on at most N streams; auto (default): whichever measures "
+        "faster",
+    )
+    group.add_argument(
+        "--memory-limit",
+        type=options.memory,
+        metavar="SIZE",
+        help="refuse a plan that takes more: weights, arena, inputs and outputs; 512MiB, 2GB",
     )

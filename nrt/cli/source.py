@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrt.cli.console import note, progress_bar
+from nrt.cli.options import AUTO
 from nrt.cli.parser import BUILD_OPTIONS, GRAPH_OPTIONS
 from nrt.errors import BuildError, InputError, PlanError
 from nrt.insight.inputs import check_inputs, random_inputs
@@ -163,6 +164,8 @@ def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
     launch = chosen.pop("programmatic_launch", "auto")
     if launch != "auto":
         chosen["programmatic"] = launch == "on"
+    if chosen.get("streams") == AUTO:
+        del chosen["streams"]
     given = {what: chosen.pop(f"{what}_format", {}) for what in ("input", "output")}
     if any(given.values()):
         from nrt.passes.bind_io import ONLY_INPUT, ONLY_OUTPUT, IOFormat

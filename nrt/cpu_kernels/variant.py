@@ -56,6 +56,11 @@ class HostVariant(ABC):
         del problem, config
         return 0
 
+    def in_place(self, problem: Problem, config: Config) -> tuple[int, ...]:
+        """Inputs over which the output may be written, if they lie as it does."""
+        del problem, config
+        return ()
+
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         """What to store for constant input ``slot``; ``array`` is row-major, logical shape.
 

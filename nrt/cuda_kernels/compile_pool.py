@@ -21,6 +21,7 @@ from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.errors import CompileError
+from nrt.extensions.registry import registry
 
 __all__ = ["CompilePool"]
 
@@ -65,8 +66,7 @@ class CompilePool:
         return [self.submit(spec) for spec in specs]
 
     def _compile(self, spec: KernelSpec) -> Cubin:
-        if self.workers == 1 or (spec.code is not None and spec.code.file is None):
-            # Code that is in no file (a notebook, __main__) no worker could import.
+        if self.workers == 1 or spec.local is not None:
             return compile_kernel(spec, self.device)
         process = self._process()
         assert process.stdin is not None
@@ -132,6 +132,7 @@ def _receive(stream: IO[bytes]) -> Any:
 def _serve() -> None:
     """Answer requests on standard input until it closes."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    registry.compiling = True
     sys.stdout = sys.stderr  # whatever a library prints must not enter the protocol
     while True:
         try:

@@ -216,6 +216,8 @@ def _label(spec: KernelSpec) -> str:
 
 
 def _factory(spec: KernelSpec) -> Any:
+    if spec.local is not None:
+        return spec.local
     if spec.code is not None:
         return spec.code.resolve()
     module, _, function = spec.factory.partition(":")
@@ -252,6 +254,8 @@ def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
     function = spec.factory.partition(":")[2]
     entry = f"nrt_{re.sub(r'[^0-9A-Za-z_]', '_', function).lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
+    if spec.coherent:
+        text = text.replace("ld.global.nc.", "ld.global.")
     return (with_dependent_launch(text) if device.cc >= MINIMUM_CC else text), entry
 
 

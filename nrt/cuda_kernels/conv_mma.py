@@ -94,8 +94,8 @@ class ConvMma(Variant):
         width = store_width(epilogue, problem.y, 1, 8)
         gemm = self._gemm(problem)
         return mma_tile.emission(
-            gemm, Tile(*config), epilogue, width, (In(0), In(1)), Out(), extra_args(problem), device,
-            prologue_args(problem),
+            gemm, Tile(*config), epilogue, width, (In(0), In(1)), Out(), extra_args(problem),
+            device, prologue_args(problem),
         )  # fmt: skip
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:

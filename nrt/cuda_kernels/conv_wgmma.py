@@ -16,11 +16,14 @@ from nrt.cuda_kernels.conv_common import (
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
+from nrt.cuda_kernels.prologue import channel_table, conv_prologue, refuse_tables
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, TensorMap, Variant
 from nrt.cuda_kernels.wgmma_layout import HopperTile, depth
 from nrt.cuda_kernels.wgmma_tile import HopperGemm
+from nrt.dtypes import BF16, FP16
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "ConvWgmma"]
@@ -43,10 +46,10 @@ class ConvWgmma(Variant):
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         refusal = wgmma_tile.refuse_device(device) or refuse_conv(
-            problem, device, dtypes=wgmma_tile.OPERANDS
+            problem, device, dtypes=wgmma_tile.OPERANDS, prologue=True
         )
         if refusal is None:
-            refusal = wgmma_tile.refuse_operands(problem)
+            refusal = wgmma_tile.refuse_operands(problem) or _refuse_prologue(problem)
         if refusal is not None:
             return refusal
         s = ConvShape.of(problem)
@@ -70,7 +73,10 @@ class ConvWgmma(Variant):
             return Refusal(f"corners {low} and {high} of the pixels do not fit 8 bits")
         if max(s.dilation[0] * (s.r - 1), s.dilation[1] * (s.s - 1)) > 255:
             return Refusal(f"filter offsets of dilation {s.dilation} do not fit 8 bits")
-        return mma_tile.refuse_rows(problem, 1)
+        refusal = mma_tile.refuse_rows(problem, 1)
+        if refusal is None and not self.configs(problem, device):
+            return Refusal(f"tables of {s.c} channels do not fit {device.arch}'s shared memory")
+        return refusal
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         return wgmma_tile.ranked(_gemm(problem), device)
@@ -84,10 +90,12 @@ class ConvWgmma(Variant):
         )
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
-        if slot != 1:
-            return array
         s = ConvShape.of(problem)
         channels = rounded(_set_channels(s), depth(HopperTile(*config), s.dtype))
+        if 1 < slot < epilogue_slot(problem.op):
+            return channel_table(problem, array, channels)
+        if slot != 1:
+            return array
         packed = np.zeros((s.k, s.r, s.s, channels), array.dtype)
         taps = array.transpose(0, 2, 3, 1)
         # Columns that share a set of input channels: their own group's stand at its place there.
@@ -96,6 +104,16 @@ class ConvWgmma(Variant):
             rows = (np.arange(s.k) // s.kg) % per_set == member
             packed[rows, :, :, member * s.cg : (member + 1) * s.cg] = taps[rows]
         return packed
+
+
+def _refuse_prologue(problem: Problem) -> Refusal | None:
+    """`refuse_tables`, or why the program's result cannot be multiplied from registers."""
+    dtype = problem.inputs[0].dtype
+    if conv_prologue(problem) is None:
+        return None
+    if dtype not in (FP16, BF16):
+        return Refusal(f"a prologue on {dtype}, expected fp16 or bf16")
+    return refuse_tables(problem)
 
 
 _COLUMNS = 64
@@ -152,6 +170,7 @@ def _gemm(problem: Problem) -> HopperGemm:
         filter_w=s.s, out_h=s.p, out_w=s.q, stride=s.stride, pad=s.pad, dilation=s.dilation,
         group_k=_group_columns(s) if s.groups > 1 else 0,
         group_c=_set_channels(s) if s.groups > 1 else 0,
+        prologue=conv_prologue(problem),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "kernel_namespace",
     "load_lines",
     "store_lines",
+    "unpack_text",
     "uses_double",
 ]
 
@@ -127,7 +128,7 @@ def convert_text(value: str, kind: str, dtype: DType) -> str:
     return f"{target}({value})"
 
 
-def _unpack(dtype: DType, word: str, part: int) -> str:
+def unpack_text(dtype: DType, word: str, part: int) -> str:
     """Expression of element ``part`` of a 32-bit ``word``."""
     if dtype.name == "fp32":
         return f"bits_float({word})"
@@ -188,7 +189,7 @@ def load_lines(
             lines.append(f"{', '.join(parts)}, = {load}(at({pointer}, {place}))")
             done += size
     for j, name in enumerate(names):
-        lines.append(f"{name} = {_unpack(dtype, f'{target}w{j // per_word}', j % per_word)}")
+        lines.append(f"{name} = {unpack_text(dtype, f'{target}w{j // per_word}', j % per_word)}")
     return lines, names
 
 

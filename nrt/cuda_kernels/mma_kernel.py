@@ -23,9 +23,9 @@ channels, whose start depends on the tile's column alone.
 
 A convolution's prologue runs on the fragments of X, between ldmatrix and the products; the numbers
 of its channels come from tables in shared memory, loaded as far ahead as the fragments. Each of the
-warps that share rows computes it again, so that for scale, shift and ReLU (about 4.5 instructions
-an element) a warp of 32x64 issues 70 more per step of 32 bytes to its 16 HMMA and 6 LDSM: fine where
-memory is the limit, as in a 1x1 with activations before it.
+warps that share rows computes it again: for scale, shift and ReLU (about 4.5 instructions an
+element) a warp of 32x64 issues 72 more per step of 32 bytes to its 16 HMMA and 6 LDSM. That is fine
+where memory is the limit, as in a 1x1 with activations before it.
 
 The results go through a private stretch of shared memory per warp, 16 rows at a time, so that the
 epilogue sees 8 neighbouring channels and stores 16 bytes.

@@ -284,9 +284,8 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     epilogue = tile.bm * tile.bn * resident / 4e9
     prologue = 0.0
     if gemm.prologue is not None:
-        # Unpack, compute, pack: instructions of every warp that shares the rows, on cores that
-        # start 4 x 32 of them a clock.
-        each = 2 + 2 * len(gemm.prologue.program.instrs)
+        # Every warp that shares the rows, on cores that start 4 x 32 instructions a clock.
+        each = gemm.prologue.instructions
         prologue = tile.bm * tile.bk * tile.wn * steps * resident * each / (128 * 1.5e9)
     seconds = rounds * (max(compute, loads, latency, prologue) + epilogue) + 2e-6
     if tile.split > 1:

@@ -78,7 +78,17 @@ def _dtypes(problem: Problem) -> tuple[DType, ...]:
     return tuple(x.dtype for x in problem.inputs)
 
 
-class PointwiseStrided(Variant):
+class _Pointwise(Variant):
+    """What both have in common: a thread reads an element of each input, then writes one."""
+
+    def in_place(self, problem: Problem, config: tuple[Any, ...]) -> tuple[int, ...]:
+        # A thread of the vector kernel that is past the end reads the last vector, which another
+        # one may be writing; it then stores nothing.
+        del config
+        return tuple(range(len(problem.inputs)))
+
+
+class PointwiseStrided(_Pointwise):
     """Any strides, one element at a time."""
 
     name = "pointwise_strided"
@@ -109,7 +119,7 @@ class PointwiseStrided(Variant):
         return 3 * problem.nbytes / device.bandwidth + 3e-6
 
 
-class PointwiseVector(Variant):
+class PointwiseVector(_Pointwise):
     """16 bytes a thread where all inputs follow the output's innermost memory dimension."""
 
     name = "pointwise_vector"

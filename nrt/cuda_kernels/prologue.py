@@ -47,6 +47,11 @@ class Prologue:
     operands: tuple[Extra, ...]
 
     @property
+    def instructions(self) -> float:
+        """Instructions per element of a fragment, about: unpack, compute, half a pack."""
+        return 1.5 + self.program.flops
+
+    @property
     def padding(self) -> float | None:
         """What operands may be behind the last channel, where the input is 0; None if nothing.
 
@@ -113,7 +118,8 @@ def refuse_tables(problem: Problem) -> Refusal | None:
 def channel_table(problem: Problem, array: Array, channels: int) -> Array:
     """A prologue's operand as float32 ``[channels]``, padded behind the input's last channel."""
     prologue = conv_prologue(problem)
-    assert prologue is not None and prologue.padding is not None
+    assert prologue is not None
+    assert prologue.padding is not None
     count = problem.inputs[0].shape[1]
     table = np.full(channels, prologue.padding, np.float32)
     table[:count] = np.broadcast_to(array.reshape(-1), count)

@@ -41,6 +41,7 @@ __all__ = [
     "tma_load_im2col",
     "tma_store_2d",
     "wgmma_loop",
+    "wgmma_registers",
 ]
 
 u16 = types.uint16
@@ -328,3 +329,68 @@ def wgmma_loop(
 
     name = f"wgmma_loop_m64n{n}k{kind.k}_{dtype}"
     return with_arity(impl, name, 9, "``wgmma.mma_async``; see `wgmma_loop`.")
+
+
+def wgmma_registers(dtype: str, n: int) -> Any:
+    """An intrinsic: one block of 128 bytes along K, its left operand in registers.
+
+    ``(acc, a0, a1, a2, a3, b)`` adds four products ``wgmma.mma_async.m64nN``, of 32 bytes along K
+    each, to ``acc``, a local float32 array of ``n / 2`` elements, and waits for them. ``a0 … a3``
+    are local arrays of four words, of this warp's 16 rows as ``ldmatrix`` gives them; ``b`` is the
+    shared address of the right operand, swizzled. One statement, as in `wgmma_loop`.
+
+    Args:
+        dtype: ``fp16`` or ``bf16``.
+        n: columns, a multiple of 8 up to 256.
+    """
+    kind = _PRODUCTS[dtype]
+    count, steps = n // 2, 4
+    registers = ", ".join(f"${i}" for i in range(count))
+    products = []
+    for step in range(steps):
+        words = ", ".join(f"${count + 4 * step + i}" for i in range(4))
+        # A left operand in registers has no transposition.
+        products.append(
+            f"wgmma.mma_async.sync.aligned.m64n{n}k{kind.k}.{kind.types} "
+            f"{{{registers}}}, {{{words}}}, db, one, 1, 1, 0;"
+        )
+    text = " ".join(
+        [
+            "{ .reg .pred one; .reg .b32 at; .reg .b64 db; setp.eq.b32 one, 0, 0;",
+            f"shr.u32 at, ${count + 4 * steps}, 4; and.b32 at, at, 0x3FFF; cvt.u64.u32 db, at;",
+            f"or.b64 db, db, 0x{matrix_descriptor(128):016X}U;",
+            "wgmma.fence.sync.aligned;",
+            "add.s64 db, db, 2;".join(products),
+            "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }",
+        ]
+    )
+    tied = [str(i) for i in range(count)]
+    constraints = [*["=f"] * count, *["r"] * (4 * steps + 1), *tied, "~{memory}"]
+    element, word = ir.FloatType(), ir.IntType(32)
+
+    def impl(typingctx: Any, acc: Any, a0: Any, a1: Any, a2: Any, a3: Any, b: Any) -> Any:
+        del typingctx, b
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            def cells(slot: int, size: int) -> list[Any]:
+                data = context.make_array(sig.args[slot])(context, builder, args[slot]).data
+                return [builder.gep(data, [ir.Constant(word, k)]) for k in range(size)]
+
+            sums = cells(0, count)
+            words = [cell for slot in range(1, 1 + steps) for cell in cells(slot, 4)]
+            operands = [
+                *(builder.load(cell) for cell in words), args[5],
+                *(builder.load(cell) for cell in sums),
+            ]  # fmt: skip
+            results = ir.LiteralStructType([element] * count)
+            shape = ir.FunctionType(results, [v.type for v in operands])
+            code = ir.InlineAsm(shape, text, ",".join(constraints), side_effect=True)
+            out = builder.call(code, operands)
+            for k, cell in enumerate(sums):
+                builder.store(builder.extract_value(out, k), cell)
+            return context.get_dummy_value()
+
+        return types.void(acc, a0, a1, a2, a3, u32), codegen
+
+    name = f"wgmma_registers_m64n{n}_{dtype}"
+    return with_arity(impl, name, 6, "``wgmma.mma_async``; see `wgmma_registers`.")

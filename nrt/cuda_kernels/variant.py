@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nrt.cuda_kernels.device import DeviceSpec
@@ -46,6 +46,9 @@ class KernelSpec:
         threads: threads per block (for launch bounds).
         min_blocks: blocks per SM that the compiler must leave registers for.
         code: where a factory outside nrt comes from; see `of`.
+        local: that factory itself, where no other process could import it.
+        coherent: the kernel may write over what it reads: no load takes the path for memory that
+            nobody writes (``ld.global.nc``).
     """
 
     factory: str
@@ -53,6 +56,8 @@ class KernelSpec:
     threads: int
     min_blocks: int = 1
     code: UserCode | None = None
+    coherent: bool = False
+    local: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -65,10 +70,13 @@ class KernelSpec:
         """A kernel of a user's own: ``factory`` is the function itself, of any module.
 
         Worker processes import its module from its file. What is defined in ``__main__``, in a
-        notebook or inside another function is compiled in this process, one kernel at a time.
+        notebook or inside another function is compiled in this process, one kernel at a time; a
+        function that is defined anew makes another kernel.
         """
         name = f"{factory.__module__}:{factory.__qualname__}"
-        return cls(name, params, threads, min_blocks, user_code(factory))
+        code = user_code(factory)
+        local = factory if code.file is None else None
+        return cls(name, params, threads, min_blocks, code, local)
 
 
 @dataclass(frozen=True)
@@ -197,6 +205,15 @@ class Variant(ABC):
         """Seconds that the analytic model expects; used to rank variants against each other."""
         del config
         return problem.nbytes / device.bandwidth + 2e-6
+
+    def in_place(self, problem: Problem, config: Config) -> tuple[int, ...]:
+        """Inputs over which the output may be written, if they lie as it does.
+
+        Of such an input every element must be read by the thread that writes the output's element
+        in its place, and before that; what other threads read there must not count.
+        """
+        del problem, config
+        return ()
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         """The bytes to keep on the device for constant input ``slot``.

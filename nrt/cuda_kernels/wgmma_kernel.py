@@ -11,6 +11,8 @@ frees their buffer on the empty-barrier. Bytes per step (BM + BN) * 128, of 2-by
 8.5 TB/s. Two ways to read less: the blocks of a cluster each load a part of W and multicast it, and
 where all of W for a block's columns fits, it stays (``resident``).
 
+With a prologue the left operand goes through registers: see `wgmma_prologue`.
+
 The accumulators (BN / 2 registers a thread) leave as boxes where the output has 16-bit rows: the
 epilogue runs in registers, ``stmatrix`` puts the halves into the warp's staging, and the engine
 stores them while the next tile is multiplied; a residual is fetched into the same staging while
@@ -34,6 +36,7 @@ from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
 from nrt.cuda_kernels.epilogue import Extra
 from nrt.cuda_kernels.epilogue_pair import boxed_operand
+from nrt.cuda_kernels.prologue import Prologue, fill_tables
 from nrt.cuda_kernels.tile_order import tile_position
 from nrt.cuda_kernels.wgmma_epilogue import (
     box_drains,
@@ -52,6 +55,7 @@ from nrt.cuda_kernels.wgmma_layout import (
     staged_columns,
     sum_pitch,
 )
+from nrt.cuda_kernels.wgmma_prologue import lane_rows, prologue_products
 from nrt.dtypes import INT8, UINT8, DType
 from nrt.ir.pointwise import Program
 
@@ -107,6 +111,7 @@ def _hopper_kernel(
     width: int,
     im2col: bool,
     boxed: bool,
+    prologue: Prologue | None = None,
 ) -> tuple[Any, Any]:
     """The kernel; see the module's text.
 
@@ -119,6 +124,7 @@ def _hopper_kernel(
         width: channels of one store, where the output leaves row by row.
         im2col: x is read as patches.
         boxed: the output leaves through the copy engine.
+        prologue: what x goes through; the pointers to its tables follow those of ``extras``.
     """
     consumers, bn, stages, _, split, cluster, resident, row_bytes = tile
     held = boxed and boxed_operand(extras) is not None
@@ -126,6 +132,7 @@ def _hopper_kernel(
     bm, bk = consumers * 64, depth(tile, dtype)
     whole = dtype == INT8
     acc_size, acc_type = bn // 2, types.int32 if whole else types.float32
+    table_at = layout.table
     stage_bytes, a_bytes, w_bytes = layout.stage, layout.a, bn * row_bytes
     producer, arrivals = consumers * 4, consumers * 4 * cluster
     # Whether the second half of the columns takes the first one's place in the staging.
@@ -134,6 +141,12 @@ def _hopper_kernel(
         dtype.name, bn, stages=stages, stage_bytes=stage_bytes,
         row=row_bytes, resident_bytes=w_bytes if resident else 0, cluster=cluster > 1,
     )  # fmt: skip
+    starts = prologue is not None
+    fill: Any = None
+    changed: Any = None
+    if prologue is not None:
+        changed = prologue_products(tile, dtype, prologue, stage_bytes, w_bytes)
+        fill = fill_tables(len(prologue.operands), len(extras), consumers * 128)
     following = next_slot(stages)
     load_w = _weights_loader(tile, bk)
     load_residual = _residual_loader(bn)
@@ -285,6 +298,14 @@ def _hopper_kernel(
                         slot, parity = following(slot, parity)
                     t = u32(t + step)
         else:
+            if starts:
+                table = u32(ring + u32(table_at))
+                fill(table, u32(blocks * u32(bk)), tid, extra0, extra1, extra2, extra3)
+                # A lane's first two channels; its other two are 8 further on.
+                table_lane = u32(
+                    table + u32(u32(u32(first * u32(bk)) + u32((lane & u32(3)) * 2)) * u32(4))
+                )
+                ptx_hopper.bar_sync(u32(1), u32(consumers * 128))
             ptx_hopper.grid_wait()
             ptx_hopper.grid_launch()
             # This warpgroup's rows in a buffer.
@@ -314,7 +335,15 @@ def _hopper_kernel(
                     load_residual(staging, map_r, fetched, n0, m)
                 for i in range(acc_size):
                     acc[i] = acc_type(0)
-                slot, parity = products(acc, rows, there, full, freed, frees, slot, parity, count)
+                if starts:
+                    slot, parity = changed(
+                        acc, u32(rows + lane_rows(warp, lane)), there, full, freed, frees,
+                        table_lane, u32(blocks * u32(bk * 4)), slot, parity, count,
+                    )  # fmt: skip
+                else:
+                    slot, parity = products(
+                        acc, rows, there, full, freed, frees, slot, parity, count
+                    )
                 if split > 1:
                     # The other warpgroups may still read the ring.
                     ptx_hopper.bar_sync(u32(1), u32(consumers * 128))

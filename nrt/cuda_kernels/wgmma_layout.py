@@ -8,6 +8,7 @@ resident w            all of w's blocks for this block's columns
 staging               per consumer warp, its 16 rows of the output
 inbox                 of a split reduction: the other blocks' sums of this block's rows
 barriers              full and empty per buffer, one for w or the inbox, one per consumer warp
+tables                of a prologue's operands, float32 per channel
 ====================  ==================================================================
 
 A row of an operand is 128 bytes in a buffer, whatever its type: 64 halves, 32 floats, 128 int8.
@@ -157,9 +158,13 @@ class Layout(NamedTuple):
         )  # fmt: skip
 
     @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory to ask for: room to align included."""
-        return self.total + 1024
+    def table(self) -> int:
+        """Where the tables are."""
+        return -(-self.total // 128) * 128
+
+    def shared_bytes(self, tables: int = 0) -> int:
+        """Dynamic shared memory to ask for: ``tables`` bytes of them, and room to align."""
+        return (self.table + tables if tables else self.total) + 1024
 
 
 def next_slot(stages: int) -> Any:

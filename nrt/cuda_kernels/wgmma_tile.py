@@ -10,6 +10,7 @@ from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra
 from nrt.cuda_kernels.epilogue_pair import boxed_operand, refuse_pairs
+from nrt.cuda_kernels.prologue import Prologue
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Null, Scalar, TensorMap
 from nrt.cuda_kernels.wgmma_layout import (
     ROWS,
@@ -65,6 +66,8 @@ _SHAPES = (
 _STAGES = {1: 12, 2: 8, 3: 8, 4: 8}
 """Buffers of a ring at most, by warpgroups. A load takes about 1 us from L2; one warpgroup is done
 with 16 KB in 0.07 us."""
+_PROLOGUE_REGISTERS = 66
+"""Of a thread with a prologue, besides its sums: two blocks of 128x96 an SM have 65 and spill."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class HopperGemm:
         filter_w, out_h, out_w, stride, pad, dilation: geometry, for im2col.
         group_k: columns that share their input channels; 0: all. A tile lies inside of one.
         group_c: channels from one such set of columns to the next.
+        prologue: what x goes through.
     """
 
     m: int
@@ -106,6 +110,15 @@ class HopperGemm:
     dilation: tuple[int, int] = (1, 1)
     group_k: int = 0
     group_c: int = 0
+    prologue: Prologue | None = None
+
+    @property
+    def tables(self) -> int:
+        """Bytes of the prologue's tables, which go with rows of 128 bytes."""
+        if self.prologue is None:
+            return 0
+        block = 128 // self.dtype.itemsize
+        return len(self.prologue.operands) * self.blocks(128) * block * 4
 
     def blocks_c(self, row: int) -> int:
         """Blocks of ``row`` bytes of channels per filter position."""
@@ -118,6 +131,8 @@ class HopperGemm:
     @property
     def rows(self) -> tuple[int, ...]:
         """Bytes of a row worth trying: less than 128 where that pads the channels less."""
+        if self.prologue is not None:
+            return (128,)
         padded = {row: self.blocks_c(row) * row for row in ROWS}
         found = [128]
         for row in ROWS[1:]:
@@ -181,7 +196,7 @@ def _with_stages(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> Hopp
     found = None
     for stages in range(2, _STAGES[tile.consumers] + 1):
         candidate = tile._replace(stages=stages)
-        if _layout(gemm, candidate).shared_bytes <= limit:
+        if _layout(gemm, candidate).shared_bytes(gemm.tables) <= limit:
             found = candidate
     return found
 
@@ -203,6 +218,9 @@ def _candidates(gemm: HopperGemm, device: DeviceSpec) -> Iterator[HopperTile]:
     for consumers, bn, per_sm in _SHAPES:
         if gemm.group_k % bn:
             continue
+        registers = 65536 // ((consumers * 128 + 32) * per_sm)
+        if gemm.prologue is not None and registers < bn // 2 + _PROLOGUE_REGISTERS:
+            continue
         if gemm.dtype == INT8 and bn % 16:
             continue
         for row in gemm.rows:
@@ -216,7 +234,8 @@ def _forms(gemm: HopperGemm, base: HopperTile, device: DeviceSpec) -> Iterator[H
     yield base
     # Where both operands stay in the second-level cache, reading w once for two blocks gains
     # nothing and their meeting costs 2 to 8 percent; an 8192 product gains 10.
-    if gemm.nbytes > device.l2_bytes and tiles >= device.multiprocessors and rows > 1:
+    large = gemm.nbytes > device.l2_bytes and gemm.prologue is None
+    if large and tiles >= device.multiprocessors and rows > 1:
         yield base._replace(cluster=2)
     stays = blocks * base.bn * base.row <= 1024 * 128
     if stays and tiles > device.multiprocessors * base.per_sm:
@@ -255,7 +274,15 @@ def _bare_estimate(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> fl
     loads = (bm * tile.row + w_bytes / tile.cluster) * steps * min(count, slots) / _Model.L2_RATE
     if gemm.im2col:
         loads *= _Model.PATCHES  # neighbouring filter positions meet in the cache
-    latency = _Model.FILL + steps * max(_Model.STEP, _Model.LOAD / tile.stages)
+    step = _Model.STEP
+    if gemm.prologue is not None:
+        # A warpgroup's program and its products wait for each other; those of others fill in.
+        each = gemm.prologue.instructions
+        program = bm * depth(tile, gemm.dtype) * steps * resident * each / (128 * 1.5e9)
+        alone = tile.consumers * resident == 1
+        compute = compute + program if alone else max(compute, program)
+        step = 0.3e-6
+    latency = _Model.FILL + steps * max(step, _Model.LOAD / tile.stages)
     longest = max(compute, loads, latency)
     body = longest + _Model.BESIDE * (compute + loads + latency - longest)
     seconds = rounds * (body + bm * tile.bn * resident / _epilogue_rate(gemm, tile))
@@ -328,6 +355,7 @@ def emission(
         (
             tile, gemm.dtype, gemm.out_dtype, epilogue.program, operands,
             8 if boxed else gemm.width, gemm.im2col, boxed,
+            *([] if gemm.prologue is None else [gemm.prologue]),
         ),
         threads(tile),
         tile.per_sm,
@@ -364,7 +392,7 @@ def emission(
             _boxes(gemm.x_map, bk, tile), w_map, y_map, r_map, out, *extras,
             *(Scalar(v) for v in numbers),
         ),
-        _layout(gemm, tile).shared_bytes,
+        _layout(gemm, tile).shared_bytes(gemm.tables),
         (tile.cluster, tile.split, 1),
     )  # fmt: skip
     return Emission((launch,))

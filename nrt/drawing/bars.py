@@ -122,7 +122,8 @@ def _chart(chart: Chart, left: float, top: float) -> str:
         parts.append(_line(x, rows, x, bottom + 3, _SOFT, 1.2 if tick == 0 else 0.4))
         parts.append(_text(f"{tick:g}", x, bottom + 16, anchor="middle", color=_SOFT))
     end = left + PLOT + GAP
-    parts.append(_text(chart.unit, end, bottom + 16, color=_SOFT))
+    behind = axis.x(axis.ticks[-1]) + CHARACTER * (len(f"{axis.ticks[-1]:g}") / 2 + 1)
+    parts.append(_text(chart.unit, behind, bottom + 16, color=_SOFT))
     for index, bar in enumerate(chart.bars):
         middle = rows + ROW * (index + 0.5)
         parts.append(f"<g>{_tooltip(bar)}")

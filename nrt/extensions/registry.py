@@ -93,6 +93,8 @@ class Registry:
         pointwise: by ``domain::name``, or by name alone where any domain will do.
         cuda_variants: instances of `nrt.cuda_kernels.variant.Variant`, by name.
         host_variants: instances of `nrt.cpu_kernels.variant.HostVariant`, by name.
+        compiling: whether the process is a compile worker. It imports a user's file for a kernel's
+            sake: variants in it, whose ops may be of other files, are of no use there.
     """
 
     def __init__(self) -> None:
@@ -100,6 +102,7 @@ class Registry:
         self.pointwise: Table[PointwiseFunction] = Table("pointwise function")
         self.cuda_variants: Table[Any] = Table("variant")
         self.host_variants: Table[Any] = Table("variant")
+        self.compiling = False
 
     @property
     def tables(self) -> tuple[Table[Any], ...]:

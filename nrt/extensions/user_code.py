@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from nrt.errors import CompileError
 
@@ -55,14 +55,11 @@ class UserCode:
     search: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def resolve(self) -> Any:
-        """The function or class itself: this process's own, or imported from the file.
+        """The function or class itself, imported from the file.
 
         Raises:
             CompileError: the file cannot be imported, has changed, or lacks the name.
         """
-        live = _LIVE.get(self)
-        if live is not None:
-            return live
         if self.file is None:
             raise CompileError(
                 f"{self.module}.{self.name} exists only in the process that defined it"
@@ -84,7 +81,6 @@ class UserCode:
 
 # Caches: what was found out of an object lives as long as the object.
 _KNOWN: WeakKeyDictionary[Any, UserCode] = WeakKeyDictionary()
-_LIVE: WeakValueDictionary[UserCode, Any] = WeakValueDictionary()
 _AT_IMPORT: dict[str, tuple[str, tuple[str, ...]]] = {}
 """File -> what `_sources` said when a class of it was last registered, which is at its import."""
 
@@ -92,9 +88,7 @@ _AT_IMPORT: dict[str, tuple[str, tuple[str, ...]]] = {}
 def user_code(thing: Callable[..., Any]) -> UserCode:
     """Where a function or class comes from; the same object always gives the same answer."""
     if thing not in _KNOWN:
-        code = _found(thing)
-        _KNOWN[thing] = code
-        _LIVE[code] = thing
+        _KNOWN[thing] = _found(thing)
     return _KNOWN[thing]
 
 
@@ -111,12 +105,23 @@ def _found(thing: Any) -> UserCode:
     for part in qualname.split("."):
         found = getattr(found, part, None)
     # A decorator runs before its class has its name in the module.
-    reachable = "<locals>" not in qualname and (found is thing or isinstance(thing, type))
+    reachable = found is thing or (isinstance(thing, type) and _has_class(file, qualname))
     if name == "__main__" or not reachable:
-        # Several functions of one file may share a name: the digest tells them apart.
-        unique = uuid.uuid4().hex if "<" in qualname else digest
-        return UserCode(name, qualname, unique, None, unique == digest, uses)
+        # Several things of one file may share a name that is none of the module's.
+        unique = digest if reachable else uuid.uuid4().hex
+        return UserCode(name, qualname, unique, None, reachable, uses)
     return UserCode(name, qualname, digest, str(Path(file).resolve()), True, uses, tuple(sys.path))
+
+
+def _has_class(file: str, qualname: str) -> bool:
+    """Whether the source defines a class of this name."""
+    body: list[ast.stmt] = ast.parse(Path(file).read_bytes()).body
+    for part in qualname.split("."):
+        found = [n for n in body if isinstance(n, ast.ClassDef) and n.name == part]
+        if not found:
+            return False
+        body = found[-1].body
+    return True
 
 
 def load_file(path: Path, name: str) -> ModuleType:

@@ -312,6 +312,7 @@ CONVERTERS: dict[type[Op], Converter] = {
     ops.MatMul: _matmul,
     ops.MaxPool: _pool,
     ops.Pad: _pad,
+    ops.PooledMatMul: rows.pooled_matmul,
     ops.Reduce: rows.reduce,
     ops.Reformat: _identity,
     ops.Reshape: _reshape,

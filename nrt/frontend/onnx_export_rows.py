@@ -13,7 +13,7 @@ from nrt.ir.op import TensorType
 from nrt.ir.ops.common import normalize_axes, normalize_axis
 from nrt.ir.value import Node
 
-__all__ = ["layer_normalization", "reduce", "spread"]
+__all__ = ["layer_normalization", "pooled_matmul", "reduce", "spread"]
 
 _REDUCTIONS = {
     "mean": "ReduceMean",
@@ -78,6 +78,27 @@ def _integers(w: Writer, kind: str, x: Tensor, axes: tuple[int, ...], result: Te
     elif kind == "l2":
         root = w.emit("Sqrt", [w.cast(total, FP64)], TensorType(total.shape, FP64))
         total = w.cast(root, INT64)
+    w.finish(total, result)
+
+
+def pooled_matmul(w: Writer, node: Node) -> None:
+    """PooledMatMul: its programs, a reduction of the spatial dimensions, and a product."""
+    op: Any = node.op
+    x, factor, before, after = op.parts([w.tensor(v) for v in node.inputs])
+    result = w.tensor(node.output)
+    dtype: DType = wide(x.dtype)
+    element, matrix = w.cast(x, dtype), w.cast(factor, dtype)
+    if op.prologue is not None:
+        element = spread(w, write_program(w, op.prologue, [element, *before])[0], x.shape)
+    axes = w.constant(range(2, len(x.shape)))
+    type_ = TensorType(x.shape[:2], dtype)
+    pooled = w.emit(_REDUCTIONS[op.kind], [element, axes], type_, keepdims=0)
+    if op.trans_b:
+        type_ = TensorType(factor.shape[::-1], dtype)
+        matrix = w.emit("Transpose", [matrix], type_, perm=[1, 0])
+    total = w.emit("MatMul", [pooled, matrix], TensorType(result.shape, dtype))
+    if op.epilogue is not None:
+        (total,) = write_program(w, op.epilogue, [total, *after])
     w.finish(total, result)
 
 

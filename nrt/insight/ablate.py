@@ -25,7 +25,6 @@ from nrt.passes.pipeline import (
     pipeline,
     required_passes,
 )
-from nrt.plan import Plan
 from nrt.runtime.timing import measure
 from nrt.tuner import Progress
 
@@ -140,27 +139,34 @@ class _Study:
         self.progress = progress
         self.done, self.total = 0, total
         self.reference = Reference(full.request.graph, full.plan)
-        self.full = self._subject(full)
+        opened = self._subject(full)
+        # Alone, as `nrt bench` does.
+        found = measure(opened.watch.context, duration, warm_up)
+        device = found.device_seconds
+        latency = estimate(found.host_seconds if device is None else device)
+        self.full = replace(opened, figures=replace(opened.figures, latency=latency))
 
     def left_out(self, name: str) -> PassEffect:
         """The network without pass ``name``, beside the full one."""
         self._report()
+        fired = _fired(self.full.build, name)
+        if not any(r.changed for r in self.full.build.passes.records if r.name == name):
+            return _identical(name, fired, self.full.figures)
+        return self._beside_full(name, fired, self._build({name}))[1]
+
+    def _beside_full(self, name: str, fired: int, made: Build) -> tuple[_Subject, PassEffect]:
         full = self.full
-        fired = _fired(full.build, name)
-        plan: Plan | None = None
-        if any(r.changed for r in full.build.passes.records if r.name == name):
-            without = self._build({name})
-            plan = without.plan
-        if plan is None or same_program(plan, full.build.plan):
-            return _identical(name, fired, full.figures)
-        other = self._subject(without, timed=False)
+        if same_program(made.plan, full.build.plan):
+            return full, _identical(name, fired, full.figures)
+        other = self._subject(made)
         pair = interleave(full.watch, other.watch, self.duration)
         figures = replace(other.figures, latency=pair.second)
-        return PassEffect(name, fired, figures, pair.first, pair.difference)
+        effect = PassEffect(name, fired, figures, pair.first, pair.difference)
+        return replace(other, figures=figures), effect
 
-    def added(self, names: Sequence[str]) -> tuple[Figures, tuple[PassEffect, ...]]:
+    def added(self, names: Sequence[str]) -> tuple[PassEffect, tuple[PassEffect, ...]]:
         """The network without any of ``names``, and then with one more at a time."""
-        last = bare = self._subject(self._build(set(names)))
+        last, bare = self._beside_full("none of them", 0, self._build(set(names)))
         steps = []
         for index, name in enumerate(names):
             self._report()
@@ -170,12 +176,12 @@ class _Study:
             if same_program(made.plan, last.build.plan):
                 steps.append(_identical(name, fired, last.figures))
                 continue
-            now = self._subject(made, timed=False)
+            now = self._subject(made) if rest else self.full
             pair = interleave(now.watch, last.watch, self.duration)
             now = replace(now, figures=replace(now.figures, latency=pair.first))
             steps.append(PassEffect(name, fired, now.figures, pair.second, pair.difference))
             last = now
-        return bare.figures, tuple(steps)
+        return bare, tuple(steps)
 
     def _build(self, without: set[str]) -> Build:
         request = self.full.build.request
@@ -183,18 +189,13 @@ class _Study:
             replace(request, disabled=request.disabled | without), progress=self.progress
         )
 
-    def _subject(self, made: Build, timed: bool = True) -> _Subject:
-        """Open it; ``timed``: measure its latency alone, just as ``nrt bench`` does."""
+    def _subject(self, made: Build) -> _Subject:
+        """Open it, check it and warm it up; its latency is yet to be measured."""
         context = open_engine(made.plan).create_context()
         error = self.reference.error(context)
         watch = Stopwatch(context, self.warm_up)
-        latency = _NOTHING
-        if timed:
-            found = measure(context, self.duration, self.warm_up)
-            device = found.device_seconds
-            latency = estimate(found.host_seconds if device is None else device)
-        plan = made.plan
-        return _Subject(made, watch, Figures(latency, launches_of(plan), plan.arena_bytes, error))
+        figures = Figures(_NOTHING, launches_of(made.plan), made.plan.arena_bytes, error)
+        return _Subject(made, watch, figures)
 
     def _report(self) -> None:
         if self.progress is not None:

@@ -66,8 +66,9 @@ class Ablation:
         precision: the permitted types.
         full: the network with all passes.
         effects: one per pass, in the order of the pipeline: the network without it.
-        bare: without any of those passes; None unless they were added one at a time.
-        steps: the passes added one at a time to ``bare``.
+        bare: what all of them do together: the network without any, beside the full one; None
+            unless they were added one at a time.
+        steps: the passes added one at a time, to the network of ``bare``.
         required: passes that cannot be left out -> why.
     """
 
@@ -77,7 +78,7 @@ class Ablation:
     precision: tuple[str, ...]
     full: Figures
     effects: tuple[PassEffect, ...]
-    bare: Figures | None = None
+    bare: PassEffect | None = None
     steps: tuple[PassEffect, ...] = ()
     required: Mapping[str, str] = field(default_factory=dict)
 
@@ -115,18 +116,19 @@ class Ablation:
                 saves = effect.saves
                 cells = (
                     *map(time, both),
-                    f"{saves.median / scale:+.3g} {unit} {_interval(saves, scale, '+')} "
+                    f"{_number(saves.median / scale, '+')} {unit} {_interval(saves, scale, '+')} "
                     f"{share:+.1%}",
                 )
-            return (effect.name, str(effect.fired), *cells, *_size(effect.network))
+            fired = str(effect.fired) if effect is not self.bare else ""
+            return (effect.name, fired, *cells, *_size(effect.network))
 
         full = ("all passes", "", time(self.full.latency, True), "", "", *_size(self.full))
         left_out = [row(e, (e.beside, e.network.latency)) for e in self.effects]
         yield "each pass left out", [full, *left_out]
         if self.bare is not None:
-            bare = ("none of them", "", "", time(self.bare.latency, True), "", *_size(self.bare))
+            none = row(self.bare, (self.bare.beside, self.bare.network.latency))
             added = [row(e, (e.network.latency, e.beside)) for e in self.steps]
-            yield "added one at a time", [bare, *added]
+            yield "added one at a time", [none, *added]
 
     def to_data(self) -> dict[str, Any]:
         """Plain data: the schema of ``nrt ablate --json``; times in seconds."""
@@ -161,7 +163,7 @@ class Ablation:
             )
         ]
         if self.bare is not None:
-            bars = [_latency("none of them", self.bare, scale)]
+            bars = [_latency(self.bare.name, self.bare.network, scale)]
             bars += [_latency(f"+ {e.name}", e.network, scale) for e in self.steps]
             note = f"{self.title}; whiskers: {percent} confidence"
             charts.append(Chart("Latency, passes added one at a time", unit, tuple(bars), note))
@@ -224,8 +226,13 @@ def _size(figures: Figures) -> tuple[str, str, str]:
     return str(figures.launches), memory, f"{figures.error:.1e}"
 
 
+def _number(value: float, sign: str = "") -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:{sign}.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
+
+
 def _interval(value: Estimate, scale: float, sign: str = "") -> str:
-    return f"[{value.low / scale:{sign}.3g}, {value.high / scale:{sign}.3g}]"
+    return f"[{_number(value.low / scale, sign)}, {_number(value.high / scale, sign)}]"
 
 
 def _scale(seconds: float) -> tuple[float, str]:
@@ -239,7 +246,7 @@ def _saving(effect: PassEffect, scale: float) -> Bar:
         return Bar(effect.name, None, text="same plan", tooltip=tooltip)
     median, low, high = (v / scale for v in _ends(effect.saves))
     kind = "good" if low > 0 else "bad" if high < 0 else "plain"
-    text = f"{median:+.3g}"
+    text = _number(median, "+")
     without = effect.network
     tooltip = f"fired {effect.fired} times; without it {without.launches} launches"
     return Bar(effect.name, median, low, high, text, kind, tooltip)
@@ -247,7 +254,7 @@ def _saving(effect: PassEffect, scale: float) -> Bar:
 
 def _latency(label: str, figures: Figures, scale: float) -> Bar:
     median, low, high = (v / scale for v in _ends(figures.latency))
-    return Bar(label, median, low, high, f"{median:.4g}", tooltip=f"{figures.launches} launches")
+    return Bar(label, median, low, high, _number(median), tooltip=f"{figures.launches} launches")
 
 
 def _ends(value: Estimate) -> tuple[float, float, float]:

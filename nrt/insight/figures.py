@@ -89,7 +89,7 @@ class Reference:
 
 def require_device(target: str) -> None:
     """Raises DeviceError before anything is built for a device that cannot be measured here."""
-    kind, device, runner = resolve(target, None)
+    kind, device, runner = resolve(target)
     if kind == "cuda" and runner is None:
         arch = target if device is None else device.arch
         raise DeviceError(

@@ -51,11 +51,27 @@ def plan_report(plan: Plan, choices: Mapping[str, Choice] | None = None) -> dict
         "ops_after": dict(plan.ops_after),
         "layers": layers,
         "arena_bytes": plan.arena_bytes,
+        "arena_lower_bound": plan.peak.nbytes,
+        "arena_ratio": plan.arena_bytes / plan.peak.nbytes if plan.peak.nbytes else None,
+        "peak": _peak(plan),
         "weights_bytes": len(plan.weights),
         "streams": plan.streams,
         "tolerance": plan.tolerance,
         "versions": dict(plan.versions),
         "notes": dict(plan.notes),
+    }
+
+
+def _peak(plan: Plan) -> dict[str, Any] | None:
+    """Where the arena is fullest, and with what; None for an arena of nothing."""
+    peak = plan.peak
+    if not peak.alive:
+        return None
+    return {
+        "layer": plan.layers[peak.layer].name,
+        "index": peak.layer,
+        "bytes": peak.nbytes,
+        "alive": [{"name": block.name, "bytes": block.nbytes} for block in peak.alive],
     }
 
 

@@ -175,7 +175,7 @@ def join_of(graph: Graph, split: Node) -> tuple[Node, int] | None:
                 continue
             home, _ = home_concat(graph, node)
             place = _overlap(split.outputs, home.inputs, axis)
-            if place is not None and (place[1] or _may_grow(graph, split, home)):
+            if place is not None and (not place[1] or _may_grow(graph, home, place[1])):
                 return home, place[0]
     return None
 
@@ -186,8 +186,8 @@ def _alike(source: Value, concat: Node) -> bool:
 
 def _overlap(
     pieces: tuple[Value, ...], inputs: tuple[Value, ...], axis: int
-) -> tuple[int, bool] | None:
-    """(position of the pieces from the first input on, whether all of them are inputs)."""
+) -> tuple[int, int] | None:
+    """(position of the pieces from the first input on, how much of them lies beside the inputs)."""
 
     def length(values: tuple[Value, ...]) -> int:
         return sum(v.shape[axis] for v in values)
@@ -196,24 +196,22 @@ def _overlap(
         return None
     start = _find(pieces, inputs)
     if start is not None:
-        return length(inputs[:start]), True
+        return length(inputs[:start]), 0
     for count in range(min(len(pieces) - 1, len(inputs)), 0, -1):
         if pieces[-count:] == inputs[:count]:
-            return -length(pieces[:-count]), False
+            return -length(pieces[:-count]), length(pieces[:-count])
         if pieces[:count] == inputs[-count:]:
-            return length(inputs[:-count]), False
+            return length(inputs[:-count]), length(pieces[count:])
     return None
 
 
-def _may_grow(graph: Graph, split: Node, concat: Node) -> bool:
-    """Whether other pieces of ``split`` may lie beside the elements of ``concat``.
+def _may_grow(graph: Graph, concat: Node, beside: int) -> bool:
+    """Whether as much as ``beside`` may lie beside the elements of ``concat``.
 
-    They occupy memory as long as the Concat does, though they are read before it is complete. That
+    It occupies memory as long as the Concat does, though it is read before that is complete. This
     is worth a copy less, but not a buffer of more than twice the size.
     """
-    axis = _axis(split)
-    inside = set(concat.inputs)
-    beside = sum(v.shape[axis] for v in split.outputs if v not in inside)
+    axis = _axis(concat)
     return beside <= concat.output.shape[axis] and reads_pieces(graph, concat.output, axis)
 
 

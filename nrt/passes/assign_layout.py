@@ -48,6 +48,7 @@ from nrt.ir.ops import (
     MatMul,
     MaxPool,
     Pad,
+    PooledMatMul,
     Reduce,
     Reformat,
     Reshape,
@@ -146,6 +147,8 @@ class _Walk:
             self.reshape(node)
         elif isinstance(node.op, MatMul):
             self.product(node)
+        elif isinstance(node.op, PooledMatMul):
+            self.pooled_product(node)
         elif _follows(node):
             self.follow(node)
         else:
@@ -178,6 +181,12 @@ class _Walk:
             if slot > 1 or not _is_matrix_layout(value.shape, value.layout):
                 self.feed(node, slot, None)
         self.set_layout(node.output, self.transposed_by_all(node.output))
+
+    def pooled_product(self, node: Node) -> None:
+        for slot, value in enumerate(node.inputs):
+            if slot > 0 or value.layout != NHWC:
+                self.feed(node, slot, None)
+        self.set_layout(node.output, None)
 
     def transposed_by_all(self, value: Value) -> Layout | None:
         """The layout that makes row-major what every reader transposes ``value`` to, if one does.
@@ -226,6 +235,8 @@ class _Walk:
             return slot == 0 and layout == NHWC
         if isinstance(node.op, MatMul):
             return slot < 2 and _is_matrix_layout(value.shape, layout)
+        if isinstance(node.op, PooledMatMul):
+            return slot == 0 and layout == NHWC
         if _orders_output(self.graph, node):
             return True
         if isinstance(node.op, Transpose):

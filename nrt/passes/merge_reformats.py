@@ -29,6 +29,7 @@ from nrt.ir.ops import (
     Elementwise,
     MatMul,
     Pointwise,
+    PooledMatMul,
     Reduce,
     Reformat,
     Reshape,
@@ -42,7 +43,14 @@ from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass, Var
 
 __all__ = ["MergeReformats"]
 
-_CASTS: tuple[type[Op], ...] = (Conv, ConvTranspose, MatMul, Reduce, Elementwise)
+_CASTS: tuple[type[Op], ...] = (
+    Conv,
+    ConvTranspose,
+    MatMul,
+    PooledMatMul,
+    Reduce,
+    Elementwise,
+)
 """Ops whose result may be stored as another type than they read."""
 
 

@@ -24,6 +24,7 @@ from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
+from nrt.passes.fuse_pool_classifier import FusePoolClassifier
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
@@ -57,6 +58,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseMatMulEpilogue,
     FuseReduce,
     FuseConvPrologue,
+    FusePoolClassifier,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -177,10 +179,11 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "not once per step.",
         ),
         Phase(
-            "prologues",
-            (FuseConvPrologue(), DeadCode()),
-            "After the epilogues, which cost less and take what they can: what is left follows a "
-            "Concat, a pool or an input.",
+            "choose",
+            (FuseConvPrologue(), FusePoolClassifier(), DeadCode()),
+            "Fusions that do not always pay: the builder compares the network with and without "
+            "them. After the others, which cost less and take what they can; and in a phase of "
+            "their own, so that only what follows is run again.",
         ),
         Phase(
             "bindings",

@@ -1,6 +1,7 @@
 """remove-identities: what changes nothing is not computed.
 
     f(x) = x    reshape(reshape(x)) = reshape(x)    transpose_q(transpose_p(x)) = transpose_pq(x)
+    concat(concat(x, y), z) = concat(x, y, z)
 
 ::
 
@@ -45,7 +46,7 @@ from nrt.ir.ops import (
     Transpose,
 )
 from nrt.ir.value import Node, Value
-from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass, Var
+from nrt.passes.pattern import Anywhere, Match, Pat, Rest, Rule, RulePass, Var
 
 __all__ = ["RemoveIdentities"]
 
@@ -188,6 +189,38 @@ class _UnitTranspose(Rule):
         return "moves only dimensions of size 1: became a Reshape"
 
 
+class _MergeConcats(Rule):
+    """``concat(concat(x, y), z) = concat(x, y, z)`` along one dimension: x and y are written once.
+
+    The inner one may live on for other users: it then is a piece of the outer one's memory.
+    """
+
+    pattern = Pat(Concat, Anywhere(Pat(Concat, Rest("parts"), name="inner")))
+
+    def check(self, graph: Graph, match: Match) -> str | None:
+        outer, inner = match.root, match.nodes["inner"]
+        value = inner.output
+        rank = len(value.shape)
+        axes = match.op("inner").axis % rank, outer.op.axis % rank  # type: ignore[attr-defined]
+        if axes[0] != axes[1]:
+            return f"{inner} before it joins along dimension {axes[0]}, it along {axes[1]}"
+        if graph.is_output(value):
+            return f"the result of {inner} is an output of the graph, with memory of its own"
+        if outer.inputs.count(value) > 1:
+            return f"it joins the result of {inner} with itself"
+        if not same_memory(value.shape, value.layout, outer.output.layout):
+            return f"{inner} before it has another layout"
+        return None
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        inner = match.nodes["inner"]
+        inputs: list[Value] = []
+        for value in match.root.inputs:
+            inputs += inner.inputs if value is inner.output else (value,)
+        graph.replace_node(match.root, match.root.op, inputs, also=[inner])
+        return f"merged with {inner} before it"
+
+
 def _bypass(graph: Graph, node: Node, value: Value) -> str:
     graph.replace_value(node.output, value)
     graph.remove_node(node)
@@ -206,5 +239,6 @@ class RemoveIdentities(RulePass):
             _NeutralOperand(),
             _MergeReshapes(),
             _MergeTransposes(),
+            _MergeConcats(),
             _UnitTranspose(),
         )

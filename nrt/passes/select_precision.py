@@ -43,6 +43,7 @@ from nrt.ir.ops import (
     MatMul,
     Pad,
     Pointwise,
+    PooledMatMul,
     Reformat,
     Reshape,
     Slice,
@@ -73,7 +74,7 @@ _MOVES: tuple[type[Op], ...] = (
     Transpose,
 )
 
-_ANCHORS = (Conv, ConvTranspose, MatMul)
+_ANCHORS = (Conv, ConvTranspose, MatMul, PooledMatMul)
 _LIMITS = {FP16: 65504.0, BF16: 3.3895e38}
 """Largest finite value of the narrow types."""
 

@@ -9,7 +9,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nrt.cli import main
-from nrt.plan import BufferRef, HostStep, HostTensor, IoSpec, Layer, Plan, Target
+from nrt.plan import (
+    BufferRef,
+    HostStep,
+    HostTensor,
+    IoSpec,
+    Layer,
+    LiveBlock,
+    Peak,
+    Plan,
+    Target,
+)
 
 from .support import Cli, Result, weights
 
@@ -82,6 +92,7 @@ def plan() -> Plan:
         inputs=(IoSpec("x", (2, 8), "fp32"),),
         outputs=(IoSpec("y", (2, 8), "fp32"),),
         arena_bytes=96,
+        peak=Peak(80, 0, tuple(LiveBlock(f"v{i}", 20 - i) for i in range(4))),
         weights=b"\0" * 256,
         cubins=(),
         kernels=(),

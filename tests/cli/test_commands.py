@@ -137,6 +137,9 @@ def test_inspect_json(cli: Cli, loaded: FakeEngine) -> None:
     assert data["ops_before"] == {"Conv": 1, "Relu": 2}
     assert data["ops_after"] == {"Conv": 1, "Pointwise": 1}
     assert (data["arena_bytes"], data["weights_bytes"]) == (96, 256)
+    assert (data["arena_lower_bound"], data["arena_ratio"], data["streams"]) == (80, 1.2, 1)
+    assert (data["peak"]["layer"], data["peak"]["index"], data["peak"]["bytes"]) == ("conv", 0, 80)
+    assert data["peak"]["alive"][1] == {"name": "v1", "bytes": 19}
     assert data["inputs"] == [X]
     assert data["target"]["kind"] == "cpu"
     assert [(e["name"], e["part"], e["parts"]) for e in data["layers"]] == [
@@ -155,7 +158,11 @@ def test_inspect_json(cli: Cli, loaded: FakeEngine) -> None:
 def test_inspect_table(cli: Cli, loaded: FakeEngine) -> None:
     text = cli("inspect", "p").out
     assert "tiny: built for cpu x86_64" in text
-    assert "weights 256 B, arena 96 B, 3 launches" in text
+    assert "weights 256 B, arena 96 B, 3 launches\n" in text
+    assert (
+        "arena at its fullest: 80 B at conv (v0 20 B, v1 19 B, v2 18 B, v3 17 B); the arena is "
+        "1.200 times that\n"
+    ) in text
     assert "programmatic launch: on: 1.0000 ms, 1.1000 ms without" in text
     assert "conv, relu[0]" in text  # brackets are no markup
     assert "cpu_conv 1/2" in text
@@ -315,6 +322,14 @@ def test_options_reach_the_builder(
         seen.clear()
         assert cli("inspect", any_file, "--programmatic-launch", word).code == 0
         assert seen == {"model": str(any_file), "progress": None, **wanted}
+    for line, chosen in (
+        ("--streams 3", {"streams": 3}),
+        ("--streams auto", {}),
+        ("--memory-limit 1.5MiB", {"memory_limit": 3 << 19}),
+    ):
+        seen.clear()
+        assert cli("inspect", any_file, *line.split()).code == 0
+        assert seen == {"model": str(any_file), "progress": None, **chosen}
     seen.clear()
     assert cli("inspect", any_file, "--programmatic-launch", "auto").code == 0
     assert seen == {"model": str(any_file), "progress": None}

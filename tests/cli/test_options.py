@@ -78,3 +78,20 @@ def test_bad_seconds_and_tolerance(text: str) -> None:
 def test_bad_positive(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="a whole number of at least 1"):
         options.positive(text)
+
+
+def test_streams() -> None:
+    assert options.streams("4") == 4
+    assert options.streams("AUTO") == options.AUTO
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "", "many", "1.5"])
+def test_bad_streams(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="whole number of at least 1, or auto"):
+        options.streams(text)
+
+
+def test_memory() -> None:
+    assert options.memory("2GB") == 2_000_000_000
+    with pytest.raises(argparse.ArgumentTypeError, match="'much' is no size of memory; expected"):
+        options.memory("much")

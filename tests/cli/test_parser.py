@@ -23,7 +23,7 @@ def test_all_build_options() -> None:
             *("build", "m", "-o", "p", "--target", "cpu", "--opt-level", "5"),
             *("--shapes", "a:1x2,b:3", "--shapes", "c:4", "--precision", "fp16,fp32"),
             *("--layers", "head*=fp32", "--layers", "stem=fp16", "--timing-cache", "t"),
-            *("--programmatic-launch", "off"),
+            *("--programmatic-launch", "off", "--streams", "2", "--memory-limit", "512 MiB"),
         ]
     )
     assert args.shapes == {"a": (1, 2), "b": (3,), "c": (4,)}
@@ -31,6 +31,7 @@ def test_all_build_options() -> None:
     assert (args.target, args.opt_level, args.timing_cache) == ("cpu", 5, "t")
     assert args.layers == {"head*": "fp32", "stem": "fp16"}
     assert args.programmatic_launch == "off"
+    assert (args.streams, args.memory_limit) == (2, 512 << 20)
 
 
 def test_defaults_of_the_others() -> None:

@@ -19,6 +19,7 @@ from nrt.cuda_kernels.device import ARCHS, device_for_arch
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.dtypes import BF16, FP16, FP32
 from nrt.errors import BuildError, CompileError
+from nrt.ir.pointwise import Builder
 
 from .tiny_kernels import spec
 
@@ -36,6 +37,21 @@ def files(cache: Path) -> list[Path]:
 
 
 # -- compiling -------------------------------------------------------------------------------------
+
+
+def test_a_coherent_kernel_takes_no_path_for_read_only_memory() -> None:
+    """A vector kernel that may write over its input."""
+    b = Builder("f")
+    program = b.build(b("max", 0, b.const(0.0)))
+    params = (program, (FP16,), FP16, ("v",), 1, 8, 1, True, False)
+    plain = KernelSpec("nrt.cuda_kernels.pointwise_kernels:_vector_kernel", params, 256)
+    coherent = replace(plain, coherent=True)
+    before, after = (compiler._ptx(spec_, SM80)[0] for spec_ in (plain, coherent))
+    assert before.count("ld.global.nc.v4.u32") == 1
+    assert after.count("ld.global.v4.u32") == 1
+    assert "ld.global.nc" not in after
+    assert kernel_key(plain, SM80) != kernel_key(coherent, SM80)
+    assert compile_kernel(coherent, SM80).code != compile_kernel(plain, SM80).code
 
 
 def test_a_cubin_tells_its_entry_and_resources() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,25 @@ import pytest
 from nrt.cuda_kernels.conv_direct import ConvDirect
 from nrt.cuda_kernels.conv_mma import ConvMma
 from nrt.cuda_kernels.conv_simt import ConvSimt
+from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.mma_kernel import Tile
 from nrt.cuda_kernels.mma_tile import PROLOGUE_TILES
 from nrt.cuda_kernels.prologue import channel_table, conv_prologue
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.simt_tile import Tile as SimtTile
+from nrt.cuda_kernels.wgmma_prologue import lane_rows
 from nrt.dtypes import BF16, FP16, FP32, FP64, DType
 from nrt.ir.ops import Conv
 from nrt.ir.pointwise import Builder, Program
 from nrt.ir.value import NHWC
 from nrt.problem import Problem, TensorSpec
 
+from .emulated_mma import ldmatrix
 from .harness import assert_right, compiled, problem
+from .kernel_emulator import KernelEmulator
 from .plain_cases import assert_emulated
+from .test_wgmma import forms
 
 LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12}
 TF32 = {"fp32": 1e-3}
@@ -133,7 +139,8 @@ def test_the_order_of_pointers() -> None:
 def test_tables_are_padded_with_what_keeps_zeros_finite() -> None:
     log = CASES[5]
     prologue = conv_prologue(log)
-    assert prologue is not None and prologue.padding == 1.0
+    assert prologue is not None
+    assert prologue.padding == 1.0
     numbers = np.arange(104, dtype=np.float32).reshape(104, 1, 1)
     table = channel_table(log, numbers, 128)
     assert table.tolist() == [*range(104), *[1.0] * 24]
@@ -141,7 +148,7 @@ def test_tables_are_padded_with_what_keeps_zeros_finite() -> None:
     assert one.tolist() == [7.0] * 8 + [0.0] * 56
 
 
-RECIPROCAL = _program("f", ("log", 0))
+LOG_ALONE = _program("f", ("log", 0))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +158,7 @@ RECIPROCAL = _program("f", ("log", 0))
         (ConvMma(), conv((1, 16, 5, 5), 16, pads=(1, 1, 1, 1)), "a filter, padding or groups"),
         (ConvSimt(), conv((1, 16, 5, 5), 16, groups=2), "a filter, padding or groups"),
         (ConvMma(), conv((1, 16, 5, 5), 16, constants=False), "an operand of the prologue is comp"),
-        (ConvMma(), conv((1, 16, 5, 5), 16, RECIPROCAL), "makes no finite number of zeros"),
+        (ConvMma(), conv((1, 16, 5, 5), 16, LOG_ALONE), "makes no finite number of zeros"),
         (ConvMma(), conv((1, 20, 5, 5), 16), "are not multiples of 8 with channels innermost"),
         (
             ConvMma(),
@@ -164,23 +171,56 @@ RECIPROCAL = _program("f", ("log", 0))
             conv((1, 18, 5, 5), 16),
             "a prologue on 18 input channels with strides",
         ),
+        (ConvWgmma(), conv((1, 16, 5, 5), 16, LOG_ALONE), "makes no finite number of zeros"),
+        (
+            ConvWgmma(),
+            conv((1, 16, 5, 5), 16, dtype=FP32, tf32=True),
+            "a prologue on fp32, expected fp16 or bf16",
+        ),
+        (
+            ConvWgmma(),
+            conv((1, 60000, 1, 1), 16, GATE),
+            "tables of 60000 channels do not fit sm_90a's shared memory",
+        ),
     ],
     ids=str,
 )  # fmt: skip
 def test_refusals(variant: Any, task: Problem, reason: str) -> None:
-    refusal = variant.supports(task, ARCHS["sm_80"])
-    assert refusal is not None and reason in refusal.reason
+    device = ARCHS["sm_90a" if isinstance(variant, ConvWgmma) else "sm_80"]
+    refusal = variant.supports(task, device)
+    assert refusal is not None
+    assert reason in refusal.reason
 
 
 def test_other_kernels_refuse_a_prologue() -> None:
     task = conv((1, 16, 9, 9), 16)
     answers = {v.name: r for v, r in variants_for(task, ARCHS["sm_90a"])}
     taken = {name for name, refusal in answers.items() if refusal is None}
-    assert taken == {"conv_direct", "conv_simt", "conv_mma"}
+    assert taken == {"conv_direct", "conv_simt", "conv_mma", "conv_wgmma"}
     for name, refusal in answers.items():
         if name not in taken:
             assert refusal is not None
             assert refusal.reason == "the input has a prologue, this kernel multiplies it as it is"
+
+
+def test_hopper_lanes_load_their_rows_and_numbers() -> None:
+    """From a buffer as the copy engine swizzles it: 16-byte pieces exchanged by the row."""
+    rng = np.random.default_rng()
+    block = rng.integers(0, 1 << 16, (64, 64)).astype(np.uint16)
+    pieces = block.reshape(64, 8, 8)
+    swizzled = np.empty_like(pieces)
+    for row in range(64):
+        for piece in range(8):
+            swizzled[row, piece ^ (row & 7)] = pieces[row, piece]
+    memory = swizzled.reshape(-1).view(np.uint8)
+    offset = KernelEmulator()._device(lane_rows.py_func)
+    for warp, step in itertools.product(range(4), range(4)):
+        addresses = [offset(np.uint32(warp + 4), np.uint32(lane)) ^ 32 * step for lane in range(32)]
+        words = ldmatrix([memory[a : a + 16] for a in addresses])
+        for lane, i, element in itertools.product(range(32), range(4), range(2)):
+            row = 16 * warp + lane // 4 + 8 * (i % 2)
+            column = 16 * step + lane % 4 * 2 + 8 * (i // 2) + element
+            assert words[lane][i] >> 16 * element & 0xFFFF == block[row, column]
 
 
 def test_too_many_operands() -> None:
@@ -198,6 +238,26 @@ def test_it_compiles_without_spills(arch: str) -> None:
             assert cubin.spills == 0
 
 
+def test_hopper_compiles_without_spills() -> None:
+    task, variant = conv((2, 264, 7, 7), 128), ConvWgmma()
+    configs = variant.configs(task, ARCHS["sm_90a"])
+    whole = next(c for c in configs if (c.consumers, c.bn, c.split) == (2, 128, 1))
+    split = next(c for c in configs if c.split > 1)
+    for config in (whole, split):
+        for cubin in compiled(variant, task, "sm_90a", config):
+            assert cubin.spills == 0
+
+
+@pytest.mark.slow
+def test_every_hopper_tile_compiles_without_spills() -> None:
+    task, variant = conv((32, 256, 28, 28), 512), ConvWgmma()
+    shapes = {(c.consumers, c.bn, c.per_sm): c for c in variant.configs(task, ARCHS["sm_90a"])}
+    assert len(shapes) > 10
+    for config in shapes.values():
+        for cubin in compiled(variant, task, "sm_90a", config):
+            assert cubin.spills == 0, config
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
 @pytest.mark.parametrize("dtype", [FP16, BF16, FP32], ids=str)
@@ -205,7 +265,8 @@ def test_every_tile_compiles_without_spills(arch: str, dtype: DType) -> None:
     task = conv((2, 136, 7, 7), 128, dtype=dtype, tf32=dtype is FP32)
     device = ARCHS[arch]
     if ConvMma().supports(task, device) is not None:
-        assert arch == "sm_75" and dtype is not FP16
+        assert arch == "sm_75"
+        assert dtype is not FP16
         return
     for tile in ConvMma._gemm(task).tiles(device):
         for cubin in compiled(ConvMma(), task, arch, tile):
@@ -241,6 +302,24 @@ def test_tensor_cores_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 @pytest.mark.parametrize("tile", PROLOGUE_TILES, ids=str)
 def test_every_tile_on_the_gpu(cuda_runner: Any, tile: Tile) -> None:
     assert_right(cuda_runner, ConvMma(), conv((3, 136, 13, 11), 136), LIMIT, [tile])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*GPU, conv((6, 72, 56, 57), 200)], ids=str)
+def test_hopper_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    assert_right(cuda_runner, ConvWgmma(), task, LIMIT, forms(ConvWgmma(), task))
+
+
+@pytest.mark.gpu
+def test_every_hopper_tile_on_the_gpu(cuda_runner: Any) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    task = conv((3, 136, 13, 11), 264)
+    configs = ConvWgmma().configs(task, cuda_runner.device)
+    shapes = {(c.consumers, c.bn, c.per_sm): c for c in configs if c.split == 1}
+    assert_right(cuda_runner, ConvWgmma(), task, LIMIT, list(shapes.values()))
 
 
 @pytest.mark.gpu

@@ -299,6 +299,19 @@ def test_reductions_with_prologue_and_epilogue(dtype) -> None:
     check(ops.Reduce("sum", (0, 2), prologue=b.build(b.const(2.0))), normal(2, 3, 4))
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_pooled_products(dtype) -> None:
+    b = Builder("ff")
+    first = b.build(b("max", b("mul", 0, 1), b.const(0.0)))
+    b = Builder("ff")
+    last = b.build(b("add", b("mul", 0, 0), 1))
+    x, w = normal(2, 3, 4, 5, dtype=dtype), normal(3, 7, dtype=dtype)
+    scale, bias = normal(3, 1, 1), normal(7)
+    check(ops.PooledMatMul(), x, w)
+    check(ops.PooledMatMul("max", True), x, np.ascontiguousarray(w.T))
+    check(ops.PooledMatMul("sum", False, first, last, FP32), x, w, scale, bias)
+
+
 def test_pools() -> None:
     x = normal(2, 3, 9, 10)
     for ceil in (False, True):

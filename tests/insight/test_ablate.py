@@ -99,12 +99,15 @@ def test_each_pass_is_worth_the_launches_that_it_saves() -> None:
 
     bare = build(net, target="cpu", opt_level=0, disabled=pass_names()).plan
     assert found.bare is not None
-    assert (found.bare.launches, found.bare.arena_bytes) == (launches_of(bare), bare.arena_bytes)
+    assert found.bare.network.launches == launches_of(bare)
+    assert found.bare.network.arena_bytes == bare.arena_bytes
+    assert found.bare.beside.median == found.full.launches
+    assert found.bare.saves.median == launches_of(bare) - found.full.launches
     assert [s.name for s in found.steps] == list(pass_names())
     assert found.steps[-1].network.launches == found.full.launches
     total = sum(step.saves.median for step in found.steps)
-    assert total == found.bare.launches - found.full.launches
-    before = found.bare
+    assert total == found.bare.saves.median
+    before = found.bare.network
     for step in found.steps:
         assert step.beside.median == before.launches
         assert step.network.error <= TOLERANCE["fp32"]
@@ -169,7 +172,7 @@ def test_as_data(sample: Ablation) -> None:
     assert [e["pass"] for e in data["effects"]] == ["fold-pad", "fuse-conv-epilogue"]
     assert data["effects"][0]["identical"]
     assert data["full"]["latency"]["median"] == sample.full.latency.median
-    assert data["bare"]["launches"] == data["steps"][0]["network"]["launches"]
+    assert data["bare"]["network"]["launches"] == data["steps"][0]["network"]["launches"]
     assert data["confidence"] == 0.95
 
 

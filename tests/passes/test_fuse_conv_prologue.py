@@ -123,8 +123,8 @@ def test_other_convolutions_would_compute_it_more_often(op: Conv, filters: tuple
     net.out(net.op(op, single(net, net.input(1, 6, 5, 5)), net.weight(*filters), name="c"))
     result = apply(net, PASS)
     assert refusals(result.notes) == [
-        "Conv 'c' has a filter, padding, groups or a prologue: only a plain 1x1 convolution computes "
-        "a prologue once per element"
+        "Conv 'c' has a filter, padding, groups or a prologue: only a plain 1x1 convolution "
+        "computes a prologue once per element"
     ]
 
 
@@ -219,7 +219,8 @@ def test_a_dense_block_has_no_pointwise_node_left(precision: str) -> None:
     first = [n for n in nodes if isinstance(n.op, Conv) and n.inputs[1].shape[2:] == (1, 1)]
     assert len(first) == 3
     for node in first:
-        assert node.op.prologue is not None and node.op.epilogue is not None
+        assert node.op.prologue is not None
+        assert node.op.epilogue is not None
         # Operands keep fp32: they are numbers per channel.
         assert {v.dtype for v in node.inputs[2 : epilogue_slot(node.op)]} == {FP32}
 
@@ -259,5 +260,6 @@ def test_it_saturates_where_an_operand_is_beyond_fp16() -> None:
     assert any("its prologue saturates: it holds a number beyond the range" in t for t in notes)
     # Sums of a few times 65504 do not fit either; what goes into them does.
     op = sole(report.graph, Conv).op
-    assert isinstance(op, Conv) and op.prologue is not None
+    assert isinstance(op, Conv)
+    assert op.prologue is not None
     assert op.prologue.evaluate(np.float32(0), np.float32(1e6))[0] == 65504

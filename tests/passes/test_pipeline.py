@@ -48,20 +48,17 @@ class TestNetworks:
     def test_residual_blocks_are_their_convolutions(self, options: PipelineOptions) -> None:
         # 1 stem, 4 blocks of 2, 2 downsamples; the input's Reformat casts and reorders in one.
         found = Counter(through(resnet_like(), options, self.tolerance(options)))
-        assert found == {"Reformat": 1, "Conv": 11, "MaxPool": 1, "Reduce": 1, "MatMul": 1}
+        assert found == {"Reformat": 1, "Conv": 11, "MaxPool": 1, "PooledMatMul": 1}
 
-    def test_a_norm_before_a_conv_is_one_pointwise(self, options: PipelineOptions) -> None:
-        # The second norm of each layer folds into the conv before it, the last one of all is part
+    def test_a_norm_before_a_1x1_is_its_prologue(self, options: PipelineOptions) -> None:
+        # The second norm of each layer folds into the conv before it; the last one of all is part
         # of the pooling.
         found = Counter(through(densenet_like(), options, self.tolerance(options)))
-        assert found == {
-            "Reformat": 1,
-            "Conv": 7,
-            "Pointwise": 3,
-            "Concat": 3,
-            "Reduce": 1,
-            "MatMul": 1,
-        }
+        others = {"Reformat": 1, "Conv": 7, "Concat": 3, "PooledMatMul": 1}
+        assert found == others
+        options = replace(options, disabled=frozenset({"fuse-conv-prologue"}))
+        found = Counter(through(densenet_like(), options, self.tolerance(options)))
+        assert found == {"Pointwise": 3, **others}
 
     def test_flattening_channels_last_costs_nothing(self, options: PipelineOptions) -> None:
         found = Counter(through(vgg_like(), options, self.tolerance(options)))
@@ -69,7 +66,7 @@ class TestNetworks:
 
     def test_inverted_residuals(self, options: PipelineOptions) -> None:
         found = Counter(through(mobilenet_like(), options, self.tolerance(options)))
-        assert found == {"Reformat": 1, "Conv": 10, "Reduce": 1, "MatMul": 1}
+        assert found == {"Reformat": 1, "Conv": 10, "PooledMatMul": 1}
 
 
 def test_row_major_if_asked() -> None:

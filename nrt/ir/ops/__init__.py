@@ -63,6 +63,7 @@ from nrt.ir.ops.norm import (
     Softmax,
 )
 from nrt.ir.ops.pool import AveragePool, MaxPool
+from nrt.ir.ops.pooled_matmul import PooledMatMul
 from nrt.ir.ops.reduce import Reduce
 from nrt.ir.ops.reformat import Reformat
 from nrt.ir.ops.resize import Resize
@@ -142,6 +143,7 @@ __all__ = [
     "PRelu",
     "Pad",
     "Pointwise",
+    "PooledMatMul",
     "Pow",
     "Reciprocal",
     "Reduce",
@@ -222,6 +224,7 @@ OPS: tuple[type[Op], ...] = (
     PRelu,
     Pad,
     Pointwise,
+    PooledMatMul,
     Pow,
     Reciprocal,
     Reduce,
