@@ -76,7 +76,7 @@ def test_build_without_a_pass(cli: Cli, model_file: Path, tmp_path: Path) -> Non
     [
         (
             ("--passes", "fuse-conv-epilog"),
-            "pass 'fuse-conv-epilog' is unknown; did you mean 'fuse-conv-epilogue'",
+            "'fuse-conv-epilog' is unknown; did you mean 'fuse-conv-epilogue'",
         ),
         (("--passes", "a,,b"), "'a,,b': expected names separated by commas"),
         (("--disable", "dead_code"), "pass 'dead_code' is unknown; did you mean 'dead-code'?"),

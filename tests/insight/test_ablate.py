@@ -136,7 +136,7 @@ def test_single_passes_in_the_order_of_the_pipeline() -> None:
 
 def test_what_cannot_be_ablated() -> None:
     with pytest.raises(
-        BuildError, match="pass 'fuse-conv-epilog' is unknown; did you mean 'fuse-conv-epilogue'"
+        BuildError, match="'fuse-conv-epilog' is unknown; did you mean 'fuse-conv-epilogue'"
     ):
         quickly(network(), ["fuse-conv-epilog"])
     with pytest.raises(BuildError, match="pass 'select-precision' cannot be left out: precision f"):
