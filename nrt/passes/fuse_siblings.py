@@ -108,14 +108,17 @@ class FuseSiblings(ChoicePass):
             alike, differ = self._alike(left)
             best = arrange(graph, alike, _axis(left[0]))
             reasons.update((*differ.items(), *best.refused))
+            # Those that find nobody are done with; where none is like another, so are all.
+            done = alike or left
             if len(best.nodes) > 1:
                 ending = self._unified(list(best.nodes))
-                assert isinstance(ending, Ending)
-                first = next(n for n in left if n in best.nodes)
-                key = _key(best.nodes, ending, best.where)
-                groups.append(_Group(best.nodes, first, ending, key))
-            # Those that found nobody are done with; where none is like another, so are all.
-            done = best.nodes if len(best.nodes) > 1 else alike or left
+                if isinstance(ending, Ending):
+                    first = next(n for n in left if n in best.nodes)
+                    key = _key(best.nodes, ending, best.where)
+                    groups.append(_Group(best.nodes, first, ending, key))
+                    done = list(best.nodes)
+                else:  # steps may align otherwise in another order, and need more tensors
+                    reasons.update(dict.fromkeys(best.nodes, ending))
             left = [n for n in left if n not in done]
         grouped = {n for g in groups for n in g.nodes}
         notes += [self.refused(n, reasons[n]) for n in nodes if n in reasons and n not in grouped]

@@ -8,8 +8,9 @@ import pytest
 
 from nrt.dtypes import FP16, FP32
 from nrt.errors import BuildError
-from nrt.ir.ops import Add, Conv, Mul, Reformat, Relu, Sigmoid, Transpose
+from nrt.ir.ops import Add, Concat, Conv, Mul, Reformat, Relu, Sigmoid, Transpose
 from nrt.ir.value import NHWC
+from nrt.lowering import lower
 from nrt.passes.base import run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PASSES, PipelineOptions, pass_names, pipeline, required_passes
@@ -162,6 +163,24 @@ def test_siblings_become_one_when_all_else_is_settled() -> None:
     (note,) = [n for n in report.notes_about("/a") if n.pass_name == "fuse-siblings"]
     assert (note.kind, note.text) == ("fired", "is 'a', 'b': channels 8 + 16")
     assert_same(net.graph, report.graph, feeds(net), FOLDED_TOLERANCE)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dense_blocks_have_no_copy(nested: bool) -> None:
+    """Each layer's result joins all before it, in one Concat or one by one."""
+    net = Net()
+    parts = [net.conv(net.input(2, 8, 6, 5), 16)]
+    joined = parts[0]
+    for _ in range(4):
+        y = net.conv(net.op(Relu(), net.norm(joined)), 16, 1)
+        parts.append(net.conv(net.op(Relu(), net.norm(y)), 8))
+        joined = net.op(Concat(1), *((joined, parts[-1]) if nested else parts))
+    net.head(net.op(Relu(), net.norm(joined)))
+    graph = run_pipeline(net.graph, pipeline(FP16_OPTIONS), verify=True).graph
+    assert_same(net.graph, graph, feeds(net), FP16_TOLERANCE)
+    found = Counter(t.problem.op.name for t in lower(graph).tasks)
+    assert found["Reformat"] == 1  # the input's
+    assert found["Conv"] == 9
 
 
 def test_every_phase_states_its_reason() -> None:
