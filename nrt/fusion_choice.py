@@ -83,8 +83,8 @@ class _Verdict:
                 else (f"left apart: {times} fused{places}")
             )
         ratio = self.on / self.off if self.off else 1.0
-        what = "fused" if self.fused else "left apart"
-        return f"{what}: fused, it is estimated at {ratio:.2f} of the separate kernels' time"
+        text = f"estimated at {ratio:.2f} of the separate kernels' time"
+        return f"fused: {text}" if self.fused else f"left apart: {text} if fused"
 
 
 def settle_fusions(

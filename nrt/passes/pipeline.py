@@ -24,6 +24,7 @@ from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
 from nrt.passes.fuse_pool_classifier import FusePoolClassifier
+from nrt.passes.fuse_pool_epilogue import FusePoolEpilogue
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
@@ -48,6 +49,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseConvEpilogue,
     FuseMatMulEpilogue,
     FuseReduce,
+    FusePoolEpilogue,
     FusePoolClassifier,
     BindIo,
     SelectPrecision,
@@ -119,13 +121,14 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
                 FuseConvEpilogue(),
                 FuseMatMulEpilogue(),
                 FuseReduce(),
+                FusePoolEpilogue(),
                 RemoveIdentities(),
                 DeadCode(),
             ),
             "Pointwise before epilogues: x · sigmoid(x) reads x twice, and only as one node is it "
-            "the single user that an epilogue may take in; products before reductions, which take "
-            "what is left. All of it before precision, which then casts once per fused layer and "
-            "not once per step.",
+            "the single user that an epilogue may take in; products before reductions and pools, "
+            "which take what is left. All of it before precision, which then casts once per fused "
+            "layer and not once per step.",
         ),
         Phase(
             "choose",
