@@ -15,6 +15,7 @@ from nrt.passes.assign_layout import AssignLayout
 from nrt.passes.base import Pass, Phase
 from nrt.passes.bind_io import BindIo, IOFormat
 from nrt.passes.common_subexpressions import CommonSubexpressions
+from nrt.passes.copy_pointwise import CopyPointwise
 from nrt.passes.dead_code import DeadCode
 from nrt.passes.fold_batch_norm import FoldBatchNorm
 from nrt.passes.fold_constants import FoldConstants
@@ -51,6 +52,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseReduce,
     FusePoolEpilogue,
     FusePoolClassifier,
+    CopyPointwise,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -132,7 +134,7 @@ def pipeline(options: PipelineOptions | None = None) -> tuple[Phase, ...]:
         ),
         Phase(
             "choose",
-            (FusePoolClassifier(), DeadCode()),
+            (FusePoolClassifier(), CopyPointwise(), FusePointwise(), DeadCode()),
             "Fusions that do not always pay: the builder compares the network with and without "
             "them. After the others, so that what is compared is what would be built, and in a "
             "phase of their own, so that only what follows is run again.",
