@@ -32,6 +32,7 @@ _TIES = {
     "precision",
     "rewriting",
     "fusion_choice",
+    "fusion_prices",
 }
 _BELOW_BUILDER = (
     _KERNELS
