@@ -19,17 +19,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nrt.lowering import Lowered, Task
+from nrt.fusion_prices import Prices, Room
+from nrt.lowering import Task
 from nrt.passes.base import Note, PipelineReport
 from nrt.problem import Problem
 from nrt.rewriting import Offer, Rewriter, Rewritten, Skips
 from nrt.timing_cache import TimingCache
-from nrt.tuner import Bench, Choice, Progress, best_estimate, tune
+from nrt.tuner import Bench, Choice, Progress
 
 __all__ = ["NOTE", "Settled", "settle_fusions"]
-
-Room = Callable[[Lowered], Mapping[Problem, int]]
-"""Bytes that a workspace may take, per problem of an outcome."""
 
 NOTE = "fusion"
 """Key of the decisions in `Plan.notes`."""
@@ -86,8 +84,8 @@ class _Verdict:
                 else (f"left apart: {times} fused{places}")
             )
         ratio = self.on / self.off if self.off else 1.0
-        what = "fused" if self.fused else "left apart"
-        return f"{what}: fused, it is estimated at {ratio:.2f} of the separate kernels' time"
+        text = f"estimated at {ratio:.2f} of the separate kernels' time"
+        return f"fused: {text}" if self.fused else f"left apart: {text} if fused"
 
 
 def settle_fusions(
@@ -115,7 +113,7 @@ def settle_fusions(
     Raises:
         BuildError, TuningError: as of `nrt.tuner.tune`.
     """
-    prices = _Prices(bench, opt_level, cache, progress, tuning_seconds, room, clock)
+    prices = Prices(bench, opt_level, cache, progress, tuning_seconds, room, clock)
     state = rewriter.first
     verdicts: dict[Offer, _Verdict] = {}
     decided: set[tuple[str, str]] = set()
@@ -184,102 +182,6 @@ def _without(rewriter: Rewriter, state: Rewritten, choices: Iterable[tuple[str, 
     return off
 
 
-# -- prices ----------------------------------------------------------------------------------------
-
-
-class _Prices:
-    """Seconds per task, of all outcomes that were looked at.
-
-    A measured time stands for the task's whole share of the network: it is taken in a graph of
-    launches that each wait for the one before, so that what one more dependent launch costs (0.8 us
-    on an H200) is in it, as are 1.5 to 3 us in every estimate. Nothing is added per launch.
-    """
-
-    def __init__(
-        self,
-        bench: Bench,
-        opt_level: int,
-        cache: TimingCache | None,
-        progress: Progress | None,
-        tuning_seconds: float | None,
-        room: Room | None,
-        clock: Callable[[], float],
-    ) -> None:
-        self._bench = bench
-        self._opt_level = opt_level
-        self._cache = cache
-        self._progress = progress
-        self._limit = tuning_seconds
-        self._room = room
-        self._clock = clock
-        self._begun = clock()
-        self._timed = bench.can_measure and opt_level != 0
-        self._found: dict[Problem, Choice] = {}
-        self._estimates: dict[Problem, float] = {}
-
-    def learn(self, *outcomes: Rewritten) -> None:
-        """Tune what is not known yet of all outcomes together; nothing where nothing is timed."""
-        if self._timed:
-            self._tune([o.lowered for o in outcomes])
-
-    def choices(self, lowered: Lowered) -> dict[Problem, Choice]:
-        """A choice for each problem of ``lowered``."""
-        self._tune([lowered])
-        return {task.problem: self._found[task.problem] for task in lowered.tasks}
-
-    def seconds(self, tasks: Sequence[Task]) -> float | None:
-        """Measured time of ``tasks``; None unless all of them were."""
-        times = [self._found[t.problem].seconds if self._timed else None for t in tasks]
-        known = [seconds for seconds in times if seconds is not None]
-        return sum(known) if len(known) == len(times) else None
-
-    def estimate(self, tasks: Sequence[Task]) -> float:
-        """Estimated time of ``tasks``."""
-        return sum(self._estimate(task) for task in tasks)
-
-    def _estimate(self, task: Task) -> float:
-        problem = task.problem
-        if problem not in self._estimates:
-            if problem in self._found:
-                choice = self._found[problem]
-                seconds = self._bench.estimate(choice.variant, problem, choice.config)
-            else:
-                seconds = best_estimate(problem, self._bench, f"layer '{task.name}', {problem}")
-            self._estimates[problem] = seconds
-        return self._estimates[problem]
-
-    def _tune(self, outcomes: Sequence[Lowered]) -> None:
-        tasks = [task for lowered in outcomes for task in lowered.tasks]
-        new = [task for task in tasks if task.problem not in self._found]
-        if not new and self._found:
-            return
-        room: dict[Problem, int] = {}
-        rooms = [self._room(lowered) for lowered in outcomes] if self._room is not None else []
-        for found in rooms:
-            for problem, nbytes in found.items():
-                room[problem] = min(nbytes, room.get(problem, nbytes))
-        before = len(self._found)
-        progress = self._progress
-
-        def further(stage: str, done: int, total: int) -> None:
-            assert progress is not None
-            progress(stage, before + done, before + total)
-
-        self._found |= tune(
-            [task.problem for task in new],
-            self._bench,
-            opt_level=self._opt_level,
-            cache=self._cache,
-            progress=None if progress is None else further,
-            # The first layer of those that share a problem.
-            names={task.problem: task.name for task in reversed(new)},
-            tuning_seconds=self._limit,
-            room=room or None,
-            begun=self._begun,
-            clock=self._clock,
-        )
-
-
 # -- comparison ------------------------------------------------------------------------------------
 
 
@@ -302,7 +204,7 @@ class _Sets:
 
 
 def _verdicts(
-    on: Rewritten, off: Rewritten, turn: Sequence[Offer], prices: _Prices
+    on: Rewritten, off: Rewritten, turn: Sequence[Offer], prices: Prices
 ) -> Iterator[tuple[Offer, _Verdict]]:
     """A verdict per site; those that are decided together share one."""
     sides = (on.lowered.tasks, off.lowered.tasks)
@@ -331,7 +233,7 @@ def _verdicts(
         yield offer, found[sets.find(offer)]
 
 
-def _verdict(on: list[Task], off: list[Task], prices: _Prices, places: int) -> _Verdict:
+def _verdict(on: list[Task], off: list[Task], prices: Prices, places: int) -> _Verdict:
     first, second = prices.seconds(on), prices.seconds(off)
     measured = first is not None and second is not None
     if first is None or second is None:

@@ -37,7 +37,7 @@ def flops_of(problem: Problem) -> int:
     if isinstance(op, Elementwise):
         return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
     if isinstance(op, MaxPool | AveragePool):
-        return y.size * math.prod(op.kernel)
+        return y.size * (math.prod(op.kernel) + (op.epilogue.flops if op.epilogue else 0))
     if isinstance(op, Softmax):
         return 12 * y.size
     if not problem.inputs[0].dtype.is_float:

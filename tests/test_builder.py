@@ -159,6 +159,24 @@ def test_one_timing_cache_gives_one_plan(tmp_path: Path) -> None:
     assert all(layer.seconds for layer in first.plan.layers)
 
 
+def test_a_fusion_with_a_choice_is_decided_and_reported(tmp_path: Path) -> None:
+    """The classifier behind the pooling: whichever is faster here, and the same once more."""
+    net = network()
+    first, second = (
+        build(net, target="cpu", opt_level=1, timing_cache=tmp_path / "times.json")
+        for _ in range(2)
+    )
+    (note,) = [n for n in first.passes.notes if " against " in n.text]
+    assert note.pass_name == "fuse-pool-classifier"
+    assert "head" in note.origin
+    fused = note.kind == "fired"
+    assert note.text.startswith("fused: " if fused else "left apart: ")
+    assert any("PooledMatMul" in layer.op for layer in first.plan.layers) == fused
+    assert first.plan.notes["fusion"].startswith(f"fuse-pool-classifier: {int(fused)} of 1 fused")
+    assert second.plan.notes == first.plan.notes
+    assert sum(first.plan.ops_after.values()) == len(first.graph)
+
+
 def test_times_are_kept_under_the_cache_folder(cache_dir: Path) -> None:
     build(open_model(), shapes={"x": (3, 5)}, target="cpu", opt_level=1)
     assert (cache_dir / "timings-cpu.json").exists()

@@ -337,7 +337,7 @@ def test_where_nothing_is_measured_estimates_decide(options: dict[str, Any]) -> 
     assert bench.measured == []
     assert [p.op.name for p in bench.prepared] == ["Pointwise"]
     (note,) = [n for n in settled.rewritten.report.notes if "estimated" in n.text]
-    assert note.text == "fused: fused, it is estimated at 0.30 of the separate kernels' time"
+    assert note.text == "fused: estimated at 0.30 of the separate kernels' time"
     assert settled.note == "join-relu-tanh: 1 of 1 fused; by estimates"
 
 
@@ -347,6 +347,8 @@ def test_a_spent_budget_leaves_estimates() -> None:
     assert bench.measured == []
     # 1 / 1 against 1 / 2 + 1 / 3
     assert tasks(settled) == ["Relu", "Tanh"]
+    (note,) = [n for n in settled.rewritten.report.notes if "estimated" in n.text]
+    assert note.text == "left apart: estimated at 1.20 of the separate kernels' time if fused"
     assert {c.seconds for c in settled.choices.values()} == {None}
 
 

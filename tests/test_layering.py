@@ -55,6 +55,7 @@ _TIES = {
     "precision",
     "rewriting",
     "fusion_choice",
+    "fusion_prices",
 }
 _BELOW_BUILDER = (
     _KERNELS

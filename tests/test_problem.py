@@ -68,6 +68,25 @@ CASES: list[tuple[Op, list[TensorType]]] = [
     (ir.MaxPool((3, 2), (2, 2), (1, 0, 1, 1), (1, 2), True), [X]),
     (ir.AveragePool((3, 3), (2, 2), (1, 1, 1, 1), count_include_pad=True), [X]),
     (ir.Reduce("l2", (1, -1), False), [X]),
+    (
+        ir.Reduce("max", (2, 3), True, _program(), _program(), FP16),
+        [X, _tensor(FP32, 5), _tensor(FP32), _tensor(FP32), _tensor(FP16, 6, 1, 1)],
+    ),
+    (
+        ir.PooledMatMul("max", True, _program(), _program(), FP16),
+        [
+            X,
+            _tensor(FP32, 9, 6),
+            _tensor(FP32),
+            _tensor(BF16, 6, 1, 1),
+            _tensor(FP32, 9),
+            _tensor(FP32),
+        ],
+    ),
+    (
+        ir.AveragePool((2, 2), (1, 1), (0,) * 4, epilogue=_program(), out_dtype=FP16),
+        [X, _tensor(FP16, 6, 1, 1), _tensor(FP32)],
+    ),
     (ir.BatchNormalization(3e-4), [X, C, C, C, C]),
     (ir.LayerNormalization(-2, 1e-6), [X, _tensor(FP32, 7, 5), _tensor(FP32, 7, 5)]),
     (ir.InstanceNormalization(1e-3), [X, C, C]),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nrt.cpu_kernels.pointwise import bind_strided, refuse_types
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.dtypes import FP32
 from nrt.ir.op import Array
@@ -27,12 +28,19 @@ class Pool(HostVariant):
     rank = 10
 
     def supports(self, problem: Problem) -> Refusal | None:
-        (x,) = problem.inputs
+        op: Any = problem.op
+        x = problem.inputs[0]
         if len(x.shape) != 4:
             return Refusal(f"rank {len(x.shape)}: only two spatial dimensions are fast")
         if x.dtype is not FP32:
             return Refusal(f"the input is {x.dtype}; only fp32 is fast here")
-        return Refusal("an empty tensor") if problem.y.size == 0 else None
+        if problem.y.dtype is not FP32:
+            return Refusal(f"the output is {problem.y.dtype}; only fp32 is fast here")
+        if problem.y.size == 0:
+            return Refusal("an empty tensor")
+        if op.epilogue is None:
+            return None
+        return refuse_types(op.epilogue, [FP32, FP32, *(t.dtype for t in problem.inputs[1:])])
 
     def bind(self, problem: Problem, config: Config) -> HostCall:
         del config
@@ -42,7 +50,9 @@ class Pool(HostVariant):
         from nrt.cpu_kernels.simd import address_of
 
         op: Any = problem.op
-        (x,) = problem.inputs
+        x, *extras = problem.inputs
+        # In place: what was just stored is still in the cache, as a rule.
+        end = bind_strided(op.epilogue, (problem.y, problem.y, *extras)) if op.epilogue else None
         n, c, p, q = problem.y.shape
         height, width = x.shape[2:]
         xn, xc, xh, xw = (4 * s for s in x.strides)
@@ -70,6 +80,8 @@ class Pool(HostVariant):
                 kernel(params_at, source, target, first, last)
 
             parallel(work, chunks)
+            if end is not None:
+                end([target, target, *(address_of(a) for a in inputs[1:])])
 
         call.__dict__["keep"] = params
         return call

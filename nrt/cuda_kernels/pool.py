@@ -10,9 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from numba.cuda import types
-
-from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.elements import (
     convert_text,
@@ -22,6 +19,7 @@ from nrt.cuda_kernels.elements import (
     store_lines,
     uses_double,
 )
+from nrt.cuda_kernels.pool_end import PoolEnd, pool_args, pool_end, pool_signature, refuse_end
 from nrt.cuda_kernels.pool_strips import PoolStrips
 from nrt.cuda_kernels.strided import (
     index_lines,
@@ -31,7 +29,7 @@ from nrt.cuda_kernels.strided import (
     scalars,
     waves,
 )
-from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
+from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Scalar, Variant
 from nrt.dtypes import DType
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.ir.ops.common import kind_of
@@ -73,11 +71,7 @@ def _divisor_lines(
     return lines
 
 
-def _kernel(
-    op: _Pool,
-    dtype: DType,
-    width: int,
-) -> tuple[Any, Any]:
+def _kernel(op: _Pool, dtype: DType, width: int, end: PoolEnd | None = None) -> tuple[Any, Any]:
     """One output pixel and ``width`` neighbouring channels per thread and step.
 
     Threads run over channels fastest (``width`` > 1: NHWC) or over the last spatial dimension.
@@ -85,15 +79,16 @@ def _kernel(
     window's loads are all in flight. An input element is read from memory once; what windows share
     comes from cache.
 
-    Kernel parameters: x, y, count of threads' items, channel groups, then per spatial dimension:
-    output size, input size, padding before, padding after; strides of x for N, C, S..., of y.
+    Kernel parameters: x, y, with an ``end`` its four operands, count of threads' items, channel
+    groups, then per spatial dimension: output size, input size, padding before, padding after;
+    strides of x for N, C, S..., of y.
     """
     rank = len(op.kernel)
     average = isinstance(op, AveragePool)
     double = uses_double(dtype)
     kind = kind_of(dtype)
     spatial = range(rank)
-    params = ["x", "y", "n", "groups"]
+    params = ["x", "y", *(end.pointers if end else ()), "n", "groups"]
     params += [f"{name}{r}" for r in spatial for name in ("p", "h", "pb", "pe")]
     params += ["xn", "xc", *(f"xs{r}" for r in spatial), "yn", "yc", *(f"ys{r}" for r in spatial)]
     body: list[str] = []
@@ -155,8 +150,14 @@ def _kernel(
         body += [f"{a} = {a} / count" for a in accs]
     terms = [(batch, "yn"), ("ch", "yc"), *((places[r], f"ys{r}") for r in spatial)]
     body.append(f"yo = {offset_text(terms)}")
-    results = [convert_text(a, "f" if average else kind, dtype) for a in accs]
-    body += store_lines("y", "yo", dtype, results)
+    if end is None:
+        results = [convert_text(a, "f" if average else kind, dtype) for a in accs]
+        body += store_lines("y", "yo", dtype, results)
+    else:
+        row = batch
+        for r in spatial:
+            row = f"u32(u32({row} * p{r}) + {places[r]})"
+        body.append(end.store(accs, row, "ch", "yo"))
     text = "".join(
         f"{line}\n"
         for line in [
@@ -168,8 +169,8 @@ def _kernel(
             "        i = u32(i + step)",
         ]
     )
-    kernel = kernel_function(text, kernel_namespace(dtype))
-    return kernel, types.void(pointer(dtype), pointer(dtype), *[types.uint32] * (len(params) - 2))
+    namespace = kernel_namespace(dtype) | (end.namespace(width) if end else {})
+    return kernel_function(text, namespace), pool_signature(dtype, end, params)
 
 
 def _binary_op(op: _Pool) -> _Pool:
@@ -194,10 +195,10 @@ def _emission(problem: Problem, width: int, device: DeviceSpec) -> Emission:
     numbers = [y.shape[1] // width]
     for r in range(rank):
         numbers += [y.shape[2 + r], x.shape[2 + r], op.pads[r], op.pads[rank + r]]
-    spec = KernelSpec(f"{__name__}:_kernel", (_binary_op(op), x.dtype, width), _THREADS)
+    end = pool_end(problem)
+    spec = KernelSpec(f"{__name__}:_kernel", (_binary_op(op), x.dtype, width, end), _THREADS)
     args: tuple[Arg, ...] = (
-        In(0),
-        Out(),
+        *pool_args(problem, end),
         Scalar(count),
         *scalars([*numbers, *x.strides, *y.strides]),
     )
@@ -215,7 +216,7 @@ class PoolStrided(Variant):
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         del device
-        return refuse_fp8(problem) or refuse_large(problem)
+        return refuse_fp8(problem) or refuse_large(problem) or refuse_end(problem)
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[Any, ...]]:
         del problem, device
@@ -246,7 +247,7 @@ class PoolNhwc(Variant):
         for name, spec in (("input", problem.inputs[0]), ("output", problem.y)):
             if spec.strides[1] != 1:
                 return Refusal(f"{name} has channel stride {spec.strides[1]}, expected 1 (NHWC)")
-        refusal = refuse_fp8(problem) or refuse_large(problem)
+        refusal = refuse_fp8(problem) or refuse_large(problem) or refuse_end(problem)
         if refusal is None and not self._widths(problem):
             refusal = Refusal(
                 f"{problem.y.shape[1]} channels with strides {problem.inputs[0].strides} and "

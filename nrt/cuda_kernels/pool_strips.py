@@ -11,10 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from numba.cuda import types
-
 from nrt.cuda_kernels import ptx
-from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.elements import (
     convert_text,
@@ -23,8 +20,9 @@ from nrt.cuda_kernels.elements import (
     load_lines,
     store_lines,
 )
-from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_large, scalars
-from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
+from nrt.cuda_kernels.pool_end import PoolEnd, pool_args, pool_end, pool_signature, refuse_end
+from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_fp8, refuse_large, scalars
+from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Scalar, Variant
 from nrt.dtypes import BF16, FP16, FP32, DType
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.problem import Problem, Refusal
@@ -44,7 +42,13 @@ def _row_offsets(rows: int, kernel: int, stride: int) -> list[int]:
 
 
 def _kernel(
-    op: _Pool, dtype: DType, width: int, rows: int, packed: bool, ragged: bool
+    op: _Pool,
+    dtype: DType,
+    width: int,
+    rows: int,
+    packed: bool,
+    ragged: bool,
+    end: PoolEnd | None = None,
 ) -> tuple[Any, Any]:
     """``rows`` output pixels below each other and ``width`` channels per thread.
 
@@ -59,14 +63,15 @@ def _kernel(
 
     ``packed``: maxima of 16-bit floats are taken two at a time (sm_80), else in float32.
 
-    Kernel parameters: x, y, threads' items, channel groups, strips, output height and width, input
-    height and width, padding before, padding after, (rows, columns each), strides of x for N, H, W,
-    of y.
+    Kernel parameters: x, y, with an ``end`` its four operands, threads' items, channel groups,
+    strips, output height and width, input height and width, padding before, padding after (rows,
+    columns each), strides of x for N, H, W, of y.
     """
     average = isinstance(op, AveragePool)
     include = isinstance(op, AveragePool) and op.count_include_pad
     (kernel_h, kernel_w), (stride_h, stride_w) = op.kernel, op.strides
-    params = ["x", "y", "n", "groups", "strips", "p0", "p1", "h0", "h1", "pb0", "pb1", "pe0", "pe1"]
+    params = ["x", "y", *(end.pointers if end else ()), "n", "groups", "strips"]
+    params += ["p0", "p1", "h0", "h1", "pb0", "pb1", "pe0", "pe1"]
     params += ["xn", "xs0", "xs1", "yn", "ys0", "ys1"]
     lines = index_lines(4, "i", "c", ["batch", "strips", "p1", "groups"])
     lines += [
@@ -140,7 +145,12 @@ def _kernel(
             store += [f"{v} = {v} * scale" for v in values]
         elif average:
             store += [f"{v} = {v} * F({1 / (kernel_h * kernel_w)!r})" for v in values]
-        if packed:
+        if end is not None:
+            if packed:
+                values = [f"{dtype}_{half}({v})" for v in values for half in (0, 1)]
+            pixel = f"u32(u32(u32(u32(c0 * p0) + u32(row + u32({r}))) * p1) + c2)"
+            store.append(end.store(values, pixel, "ch", f"yo{r}"))
+        elif packed:
             store.append(f"st{parts}(at(y, yo{r}), {', '.join(values)})")
         else:
             results = [convert_text(v, "f", dtype) for v in values]
@@ -160,8 +170,9 @@ def _kernel(
         "max_bf16": ptx.max_bf16x2,
         "rcp": ptx.rcp,
     }
-    kernel = kernel_function(text, namespace)
-    return kernel, types.void(pointer(dtype), pointer(dtype), *[types.uint32] * (len(params) - 2))
+    if end is not None:
+        namespace |= end.namespace(width)
+    return kernel_function(text, namespace), pool_signature(dtype, end, params)
 
 
 def _count_lines(axis: str, first: str, kernel: int, include: bool) -> list[str]:
@@ -198,7 +209,7 @@ class PoolStrips(Variant):
             last = (y.shape[2 + axis] - 1) * op.strides[axis] - op.pads[axis]
             if op.pads[axis] >= op.kernel[axis] or last >= x.shape[2 + axis]:
                 return Refusal("a window has nothing of the input")
-        refusal = refuse_large(problem)
+        refusal = refuse_fp8(problem) or refuse_large(problem) or refuse_end(problem)
         if refusal is None and not self._width(problem):
             refusal = Refusal(
                 f"{y.shape[1]} channels with strides {x.strides} and {y.strides} do not fit "
@@ -243,12 +254,13 @@ class PoolStrips(Variant):
         ends = [(y.shape[2 + a] - 1) * op.strides[a] - op.pads[a] + op.kernel[a] for a in range(2)]
         ragged = any(op.pads[:2]) or any(e > s for e, s in zip(ends, x.shape[2:], strict=True))
         packed = isinstance(op, MaxPool) and x.dtype.itemsize == 2 and device.cc >= (8, 0)
-        params = (_binary_op(op), x.dtype, width, rows, packed, ragged)
+        end = pool_end(problem)
+        params = (_binary_op(op), x.dtype, width, rows, packed, ragged, end)
         spec = KernelSpec(f"{__name__}:_kernel", params, _THREADS)
         numbers = [groups, strips, *y.shape[2:], *x.shape[2:], *op.pads]
         for tensor in (x, y):
             numbers += [tensor.strides[0], *tensor.strides[2:]]
-        args: tuple[Arg, ...] = (In(0), Out(), Scalar(count), *scalars(numbers))
+        args: tuple[Arg, ...] = (*pool_args(problem, end), Scalar(count), *scalars(numbers))
         grid = (-(-count // _THREADS), 1, 1)
         return Emission((Launch(spec, grid, (_THREADS, 1, 1), args),))
 

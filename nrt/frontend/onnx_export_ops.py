@@ -234,7 +234,16 @@ def _pool(w: Writer, node: Node) -> None:
     attributes = {**_windowed(op, op.kernel), **_rounding(node)}
     if isinstance(op, ops.AveragePool):
         attributes["count_include_pad"] = int(op.count_include_pad)
-    _computed(w, node, op.name, **attributes)
+    if op.epilogue is None:
+        _computed(w, node, op.name, **attributes)
+        return
+    x, *extras = (w.tensor(v) for v in node.inputs)
+    result = w.tensor(node.output)
+    dtype = wide(x.dtype)
+    type_ = TensorType(result.shape, dtype)
+    pooled = w.emit(op.name, [w.cast(x, dtype)], type_, **attributes)
+    (y,) = write_program(w, op.epilogue, [pooled, *extras])
+    w.finish(y, result)
 
 
 def _rounding(node: Node) -> dict[str, Any]:

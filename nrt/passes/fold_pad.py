@@ -61,7 +61,7 @@ def never_negative(value: Value, depth: int = 16) -> bool:
         return True
     if isinstance(op, Clip):
         return op.min is not None and op.min >= 0
-    if isinstance(op, _KEEPS_SIGN):
+    if isinstance(op, _KEEPS_SIGN) and getattr(op, "epilogue", None) is None:
         return all(never_negative(v, depth - 1) for v in value.producer.inputs)
     return False
 
@@ -132,7 +132,7 @@ class _IntoPool(_IntoWindow):
         if any(p >= e for p, e in zip(folded.pads, (*extents, *extents), strict=True)):
             return "a window would lie in the padding alone"
         try:
-            (type_,) = folded.infer(match.values["x"].type)
+            (type_,) = folded.infer(match.values["x"].type, *(v.type for v in match.rest["others"]))
         except ShapeError as error:
             return str(error)
         if type_ != match.root.output.type:

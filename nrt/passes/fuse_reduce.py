@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Elementwise, Reduce
@@ -25,6 +25,7 @@ from nrt.ir.ops.common import normalize_axes
 from nrt.ir.pointwise import Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.fusion import (
+    FuseAfter,
     FusionLimits,
     joined,
     own_program,
@@ -119,56 +120,10 @@ class _Prologue(Rule):
         return f"took in {inner} before it: {own_program(inner).text()}"
 
 
-class _Epilogue(Rule):
-    """``f(reduce(x), e)``, of the reduction's own size."""
-
+class _Epilogue(FuseAfter):
     pattern = Pat(
         Elementwise, Anywhere(Pat(Reduce, Rest("operands"), name="anchor", only_use=True))
     )
-
-    def __init__(self, limits: FusionLimits) -> None:
-        self.limits = limits
-
-    def check(self, graph: Graph, match: Match) -> str | None:
-        outer, anchor = match.root, match.nodes["anchor"]
-        for node in (anchor, outer):
-            if not node.output.dtype.is_float:
-                return f"the result of {node} is {node.output.dtype}, an epilogue computes floats"
-        if outer.output.shape != anchor.output.shape:
-            return (
-                f"broadcasting enlarges the output of {anchor} from {list(anchor.output.shape)} "
-                f"to {list(outer.output.shape)}"
-            )
-        program, after = self._joined(match)
-        _, before, _ = match.op("anchor").parts(anchor.inputs)
-        involved = [v.dtype for v in (*outer.inputs, *anchor.inputs, outer.output)]
-        return unsafe_intermediate(anchor.output.dtype, involved) or too_large(
-            self.limits, program, len(before) + len(after)
-        )
-
-    @staticmethod
-    def _joined(match: Match) -> tuple[Program, tuple[Value, ...]]:
-        outer, anchor = match.root, match.nodes["anchor"]
-        op: Any = anchor.op
-        _, _, after = op.parts(anchor.inputs)
-        return joined(
-            op.epilogue or identity(),
-            (None, *after),
-            own_program(outer),
-            outer.inputs,
-            hole=anchor.output,
-        )
-
-    def rewrite(self, graph: Graph, match: Match) -> str:
-        outer, anchor = match.root, match.nodes["anchor"]
-        program, after = self._joined(match)
-        op: Any = anchor.op
-        x, before, _ = op.parts(anchor.inputs)
-        dtype = outer.output.dtype
-        op = replace(op, epilogue=program, out_dtype=None if dtype is x.dtype else dtype)
-        inputs = [x, *before, *(trimmed(graph, v) for v in after)]
-        graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
-        return f"took in {outer}: {own_program(outer).text()}"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nrt.passes.pattern import Match, Rule, RulePass
 
 __all__ = [
     "BiasIntoEpilogue",
+    "FuseAfter",
     "FuseEpilogue",
     "FusionLimits",
     "depth",
@@ -210,6 +211,58 @@ class FuseEpilogue(Rule):
         op = replace(op, epilogue=program, out_dtype=None if dtype is own else dtype)
         operands = anchor.inputs[: epilogue_slot(anchor.op)]
         inputs = [*operands, *(trimmed(graph, v) for v in extras)]
+        graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
+        return f"took in {outer}: {own_program(outer).text()}"
+
+
+class FuseAfter(Rule):
+    """``g(anchor(x; e), extras) = anchor(x, extras; g ∘ e)``, of the anchor's own size.
+
+    The same for ops of one operand, whose ``parts`` tell it from those of their programs. The
+    pattern calls the anchor ``anchor`` and states that only the root reads it.
+    """
+
+    def __init__(self, limits: FusionLimits) -> None:
+        self.limits = limits
+
+    def check(self, graph: Graph, match: Match) -> str | None:
+        outer, anchor = match.root, match.nodes["anchor"]
+        for node in (anchor, outer):
+            if not node.output.dtype.is_float:
+                return f"the result of {node} is {node.output.dtype}, an epilogue computes floats"
+        if outer.output.shape != anchor.output.shape:
+            return (
+                f"broadcasting enlarges the output of {anchor} from {list(anchor.output.shape)} "
+                f"to {list(outer.output.shape)}"
+            )
+        program, after = self._joined(match)
+        _, before, _ = match.op("anchor").parts(anchor.inputs)
+        involved = [v.dtype for v in (*outer.inputs, *anchor.inputs, outer.output)]
+        return unsafe_intermediate(anchor.output.dtype, involved) or too_large(
+            self.limits, program, len(before) + len(after)
+        )
+
+    @staticmethod
+    def _joined(match: Match) -> tuple[Program, tuple[Value, ...]]:
+        outer, anchor = match.root, match.nodes["anchor"]
+        op: Any = anchor.op
+        _, _, after = op.parts(anchor.inputs)
+        return joined(
+            op.epilogue or identity(),
+            (None, *after),
+            own_program(outer),
+            outer.inputs,
+            hole=anchor.output,
+        )
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        outer, anchor = match.root, match.nodes["anchor"]
+        program, after = self._joined(match)
+        op: Any = anchor.op
+        x, before, _ = op.parts(anchor.inputs)
+        dtype = outer.output.dtype
+        op = replace(op, epilogue=program, out_dtype=None if dtype is x.dtype else dtype)
+        inputs = [x, *before, *(trimmed(graph, v) for v in after)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
         return f"took in {outer}: {own_program(outer).text()}"
 

@@ -24,10 +24,12 @@ from nrt.ir.graph import Graph
 from nrt.ir.layout import is_view, same_memory
 from nrt.ir.op import Op
 from nrt.ir.ops import (
+    AveragePool,
     Conv,
     ConvTranspose,
     Elementwise,
     MatMul,
+    MaxPool,
     Pointwise,
     PooledMatMul,
     Reduce,
@@ -44,12 +46,14 @@ from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass, Var
 __all__ = ["MergeReformats"]
 
 _CASTS: tuple[type[Op], ...] = (
+    AveragePool,
     Conv,
     ConvTranspose,
+    Elementwise,
     MatMul,
+    MaxPool,
     PooledMatMul,
     Reduce,
-    Elementwise,
 )
 """Ops whose result may be stored as another type than they read."""
 

@@ -15,6 +15,7 @@ from nrt.passes.assign_layout import AssignLayout
 from nrt.passes.base import Pass, Phase
 from nrt.passes.bind_io import BindIo, IOFormat
 from nrt.passes.common_subexpressions import CommonSubexpressions
+from nrt.passes.copy_pointwise import CopyPointwise
 from nrt.passes.dead_code import DeadCode
 from nrt.passes.fold_batch_norm import FoldBatchNorm
 from nrt.passes.fold_constants import FoldConstants
@@ -25,6 +26,7 @@ from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
 from nrt.passes.fuse_pool_classifier import FusePoolClassifier
+from nrt.passes.fuse_pool_epilogue import FusePoolEpilogue
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
@@ -57,8 +59,10 @@ PASSES: tuple[type[Pass], ...] = (
     FuseConvEpilogue,
     FuseMatMulEpilogue,
     FuseReduce,
+    FusePoolEpilogue,
     FuseConvPrologue,
     FusePoolClassifier,
+    CopyPointwise,
     BindIo,
     SelectPrecision,
     AssignLayout,
@@ -170,17 +174,24 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
                 FuseConvEpilogue(),
                 FuseMatMulEpilogue(),
                 FuseReduce(),
+                FusePoolEpilogue(),
                 RemoveIdentities(),
                 DeadCode(),
             ),
             "Pointwise before epilogues: x · sigmoid(x) reads x twice, and only as one node is it "
-            "the single user that an epilogue may take in; products before reductions, which take "
-            "what is left. All of it before precision, which then casts once per fused layer and "
-            "not once per step.",
+            "the single user that an epilogue may take in; products before reductions and pools, "
+            "which take what is left. All of it before precision, which then casts once per fused "
+            "layer and not once per step.",
         ),
         Phase(
             "choose",
-            (FuseConvPrologue(), FusePoolClassifier(), DeadCode()),
+            (
+                FuseConvPrologue(),
+                FusePoolClassifier(),
+                CopyPointwise(),
+                FusePointwise(),
+                DeadCode(),
+            ),
             "Fusions that do not always pay: the builder compares the network with and without "
             "them. After the others, which cost less and take what they can; and in a phase of "
             "their own, so that only what follows is run again.",

@@ -71,7 +71,7 @@ def _does_nothing(node: Node) -> bool:
         case Pad():
             return not any(op.pads)
         case MaxPool() | AveragePool():
-            return _unit_window(op)
+            return _unit_window(op) and op.epilogue is None
         case Resize():
             return all(s == 1.0 for s in op.scales)
         case Reduce():

@@ -32,6 +32,21 @@ def test_pools(attributes, layout, rng) -> None:
         check("cpu_pool", problem(op, [x], [out], ()), rng)
 
 
+@pytest.mark.parametrize("op", [ops.MaxPool, ops.AveragePool])
+def test_pools_with_an_epilogue(op, rng) -> None:
+    b = Builder("fff")
+    program = b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+    pool = op((3, 3), (2, 2), (1, 1, 1, 1), epilogue=program)
+    inputs = [nhwc(2, 19, 10, 12), spec((19, 1, 1)), nhwc(2, 19, 5, 6)]
+    check("cpu_pool", problem(pool, inputs, ["nhwc"], (1,)), rng)
+
+
+def test_pools_that_store_halves_are_refused() -> None:
+    pool = ops.MaxPool((2, 2), (2, 2), (0, 0, 0, 0), out_dtype=FP16)
+    p = problem(pool, [nhwc(1, 4, 4, 4)], ["nhwc"], ())
+    assert "the output is fp16" in refusal("cpu_pool", p)
+
+
 def test_max_pool_keeps_nan(rng) -> None:
     p = problem(ops.MaxPool((2, 2), (2, 2), (0, 0, 0, 0)), [nhwc(1, 20, 4, 4)], ["nhwc"], ())
     x = rng.standard_normal((1, 20, 4, 4)).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.pool import VARIANTS, PoolNhwc, PoolStrided
 from nrt.cuda_kernels.pool_strips import PoolStrips
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8
 from nrt.ir.ops import AveragePool, MaxPool
+from nrt.ir.pointwise import Builder, Instr, Program
 from nrt.problem import Problem
 
 from .harness import compiled
@@ -63,7 +65,58 @@ TASKS = [
     task(AveragePool((2, 2), (2, 2), (0,) * 4), last(1, 4, 7, 6, dtype=FP32), out=last),
     task(MaxPool((2, 3), (3, 1), (0, 1, 0, 1)), last(1, 4, 9, 5, dtype=FP32), out=last),
 ]
-STRIPS = [TASKS[k] for k in (0, 1, 4, 10, 11, 12, 13)]
+
+
+def _norm() -> Program:
+    b = Builder("fff")
+    return b.build(b("max", b("add", b("mul", 0, 1), 2), b.const(0.0)))
+
+
+def _gated() -> Program:
+    b = Builder("fbf")
+    return b.build(b("where", 1, b("add", 0, 2), b.const(-0.5)))
+
+
+NORM, GATED = _norm(), _gated()
+ENDED = [
+    # Operands per channel and a residual, on packed halves.
+    task(
+        replace(THREE, epilogue=NORM),
+        last(2, 16, 7, 9, dtype=FP16),
+        rows(16, 1, 1, dtype=FP32),
+        last(2, 16, 4, 5, dtype=FP16),
+        out=last,
+    ),
+    # Stored wider; a mask over pixels, one element for all.
+    task(
+        AveragePool((3, 3), (2, 2), (1, 0, 0, 1), ceil_mode=True, epilogue=GATED, out_dtype=FP32),
+        last(2, 12, 6, 8, dtype=BF16),
+        rows(2, 1, 3, 4, dtype=BOOL),
+        rows(1, dtype=FP32),
+        out=last,
+    ),
+    # Planes; only the type changes.
+    task(
+        MaxPool((2, 3), (1, 2), (0, 2, 1, 0), out_dtype=FP16),
+        rows(2, 3, 9, 11, dtype=FP32),
+    ),
+    task(
+        AveragePool((3,), (2,), (1, 1), (1,), epilogue=NORM),
+        rows(2, 5, 9, dtype=FP32),
+        rows(5, 1, dtype=FP32),
+        rows(2, 1, 5, dtype=BF16),
+    ),
+    # A slice of the channels, whose pixels lie apart.
+    task(
+        AveragePool((2, 2), (2, 2), (0,) * 4, epilogue=NORM),
+        last(2, 8, 6, 4, dtype=FP32),
+        rows(8, 1, 1, dtype=FP32),
+        rows(8, 1, 1, dtype=FP16),
+        out=sliced(2, 8, 3, 2, dtype=FP32, order=NHWC, more=8),
+    ),
+]
+STRIPS = [TASKS[k] for k in (0, 1, 4, 10, 11, 12, 13)] + [ENDED[k] for k in (0, 1, 4)]
+TASKS += ENDED
 REFUSED = [
     (
         PoolNhwc(),
@@ -92,6 +145,23 @@ REFUSED = [
         "a window has nothing of the input",
     ),
     (PoolStrided(), task(THREE, rows(1, 8, 5, 5, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
+    (
+        PoolStrided(),
+        task(replace(THREE, out_dtype=FP32), rows(1, 8, 5, 5, dtype=FP64)),
+        "an epilogue computes in fp32, the pool in fp64",
+    ),
+    *(
+        (
+            variant,
+            task(
+                replace(THREE, epilogue=Program("ffffff", (Instr("add", (0, 5)),), (6,))),
+                *[last(1, 8, 1, 1, dtype=FP32)] * 6,
+                out=last,
+            ),
+            "the epilogue reads 5 operands, kernels have 4",
+        )
+        for variant in VARIANTS
+    ),
     (PoolStrided(), task(THREE, rows(2, 2**15, 2**8, 2**8, dtype=FP16)), "32-bit indices reach"),
 ]
 
@@ -130,7 +200,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("index", [0, 2, 4, 8, 10, 11, 12])
+@pytest.mark.parametrize("index", [0, 2, 4, 8, 10, 11, 12, 14, 15])
 def test_compiles_without_spills(arch: str, index: int) -> None:
     for variant in variants_of(VARIANTS, TASKS[index]):
         for cubin in compiled(variant, TASKS[index], arch):

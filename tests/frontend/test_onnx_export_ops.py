@@ -324,6 +324,16 @@ def test_pools() -> None:
     check(ops.MaxPool((2, 2), (1, 1), (0,) * 4), integers(1, 2, 5, 5, dtype=INT8))
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_pools_with_an_epilogue(dtype) -> None:
+    b = Builder("ff")
+    program = b.build(b("max", b("mul", 0, 1), b.const(0.0)))
+    x, scale = normal(2, 3, 7, 9, dtype=dtype), normal(3, 1, 1)
+    window = ((3, 2), (2, 2), (1, 0, 1, 1))
+    check(ops.MaxPool(*window, epilogue=program), x, scale)
+    check(ops.AveragePool(*window, epilogue=program, out_dtype=FP32), x, scale)
+
+
 def test_normalizations() -> None:
     x, c = normal(2, 5, 4, 3), [1, 2, 3, 4]
     check(ops.BatchNormalization(1e-3), x, *(normal(5) for _ in "sbm"), positive(5), constants=c)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from nrt.dtypes import BOOL
+from nrt.dtypes import BOOL, DType
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
-from nrt.ir.ops.common import array_type, check_float, compute, dims, finish
+from nrt.ir.ops.common import (
+    MANY,
+    apply_epilogue,
+    array_type,
+    check_epilogue,
+    check_float,
+    check_stored,
+    compute,
+    dims,
+)
 from nrt.ir.ops.window import Window, window
+from nrt.ir.pointwise import Program
 
 __all__ = ["AveragePool", "MaxPool"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,20 +39,31 @@ class _Pool(Op):
         pads: padding before each spatial dimension, then after each.
         dilations: one per spatial dimension.
         ceil_mode: a last, partial window counts too, unless it starts in the right padding.
+        epilogue: pointwise program applied to each result (register 0), which it gets unrounded;
+            inputs beyond the first are its other operands, each broadcasting against the output.
+        out_dtype: float type of the output; that of the input by default.
     """
 
+    arity: ClassVar[tuple[int, int]] = (1, MANY)
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     dilations: tuple[int, ...] = (1, 1)
     ceil_mode: bool = False
+    epilogue: Program | None = field(default=None, kw_only=True)
+    out_dtype: DType | None = field(default=None, kw_only=True)
+
+    @staticmethod
+    def parts(inputs: Sequence[T]) -> tuple[T, tuple[T, ...], tuple[T, ...]]:
+        """``inputs`` as ``x``, nothing, and the operands of the epilogue; as of `Reduce`."""
+        return inputs[0], (), tuple(inputs[1:])
 
     def window(self) -> Window:
         """The sliding window, checked."""
         return window(self.name, self.kernel, self.strides, self.pads, self.dilations)
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
-        (x,) = inputs
+        x, *extras = inputs
         if x.dtype is BOOL:
             raise ShapeError(
                 f"{self.name}: input is bool, expected float or integer; insert a Cast"
@@ -49,7 +74,20 @@ class _Pool(Op):
                 f"expects {len(self.kernel) + 2}"
             )
         spatial = self.window().output(self.name, x.shape[2:], ceil=self.ceil_mode)
-        return (TensorType((*x.shape[:2], *spatial), x.dtype),)
+        shape = (*x.shape[:2], *spatial)
+        dtype = check_stored(self.name, x.dtype, self.out_dtype, self.epilogue is not None)
+        if self.epilogue is not None:
+            check_epilogue(self.name, self.epilogue, shape, extras)
+        elif extras:
+            raise ShapeError(
+                f"{self.name}: got {len(inputs)} inputs, expected 1 without an epilogue"
+            )
+        return (TensorType(shape, dtype),)
+
+    def ended(self, result: Array, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """``result``, freshly computed, behind the epilogue and in the output's type."""
+        (type_,) = self.infer(*map(array_type, inputs))
+        return (apply_epilogue(self.epilogue, result, inputs[1:], type_.dtype),)
 
 
 @dataclass(frozen=True)
@@ -57,7 +95,7 @@ class MaxPool(_Pool):
     """Largest element of each window; padding never wins."""
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        (x,) = inputs
+        x = inputs[0]
         win = self.window()
         out = win.output(self.name, x.shape[2:], ceil=self.ceil_mode)
         wide = compute(x)
@@ -66,7 +104,7 @@ class MaxPool(_Pool):
         result = np.full((*x.shape[:2], *out), lowest, wide.dtype)
         for _, cut in win.slices(out):
             np.maximum(result, padded[cut], out=result)
-        return (result.astype(x.dtype, copy=False),)
+        return self.ended(result, inputs)
 
 
 @dataclass(frozen=True)
@@ -101,7 +139,7 @@ class AveragePool(_Pool):
         return counts
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        (x,) = inputs
+        x = inputs[0]
         win = self.window()
         out = win.output(self.name, x.shape[2:], ceil=self.ceil_mode)
         wide = compute(x)
@@ -111,5 +149,4 @@ class AveragePool(_Pool):
             total += padded[cut]
         with np.errstate(invalid="ignore", divide="ignore"):
             total /= self.divisors(x.shape[2:]).astype(wide.dtype)
-        (type_,) = self.infer(array_type(x))
-        return (finish(total, type_.dtype),)
+        return self.ended(total, inputs)

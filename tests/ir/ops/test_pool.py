@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nrt.dtypes import BOOL, FP16, FP32, INT8
+from nrt.dtypes import BOOL, FP16, FP32, INT8, INT32
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, TensorType
 from nrt.ir.ops import AveragePool, MaxPool
+from nrt.ir.pointwise import Builder, Program
 
 RTOL64 = 1e-12
 
@@ -139,3 +140,45 @@ def test_misfits_are_named() -> None:
         MaxPool((0, 3), (1, 1), (0,) * 4).infer(x)
     with pytest.raises(ShapeError, match=r"MaxPool: pads \(0, 0\) has 2 entries, expected 4"):
         MaxPool((3, 3), (1, 1), (0, 0)).infer(x)
+
+
+# -- epilogue --------------------------------------------------------------------------------------
+
+
+def scaled() -> Program:
+    b = Builder("ff")
+    return b.build(b("mul", 0, 1))
+
+
+@pytest.mark.parametrize("kind", [MaxPool, AveragePool])
+def test_an_epilogue_ends_every_result(kind: type[MaxPool] | type[AveragePool]) -> None:
+    rng = np.random.default_rng()
+    x, scale = rng.standard_normal((2, 3, 6, 8)), rng.standard_normal((3, 1, 1))
+    window = ((2, 2), (2, 2), (0, 0, 0, 0))
+    (y,) = kind(*window, epilogue=scaled()).reference(x, scale)
+    (plain,) = kind(*window).reference(x)
+    np.testing.assert_allclose(y, plain * scale, rtol=1e-12)
+    (half,) = kind(*window, out_dtype=FP16).reference(x)
+    np.testing.assert_array_equal(half, plain.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("op", "count", "message"),
+    [
+        (MaxPool((2, 2), (1, 1), (0,) * 4), 2, "got 2 inputs, expected 1 without an epilogue"),
+        (
+            MaxPool((2, 2), (1, 1), (0,) * 4, epilogue=scaled()),
+            1,
+            "got 0 epilogue inputs, the epilogue reads 1",
+        ),
+        (
+            MaxPool((2, 2), (1, 1), (0,) * 4, epilogue=scaled()),
+            2,
+            r"shapes \[1,2,5,5\], \[1,2,4,4\] do not broadcast",
+        ),
+        (MaxPool((2, 2), (1, 1), (0,) * 4, out_dtype=INT32), 1, "reads fp32 and stores int32"),
+    ],
+)
+def test_epilogues_that_do_not_fit(op: MaxPool, count: int, message: str) -> None:
+    with pytest.raises(ShapeError, match=f"MaxPool: {message}"):
+        op.infer(*[TensorType((1, 2, 5, 5), FP32)] * count)
