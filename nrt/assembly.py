@@ -28,7 +28,7 @@ from nrt.cuda_kernels.variant import (
 from nrt.dtypes import dtype_from_numpy
 from nrt.errors import BuildError
 from nrt.ir.op import Array
-from nrt.ir.pointwise import Program
+from nrt.ir.text import programs_text
 from nrt.lowering import Buffer, Lowered, Place, Task
 from nrt.memory import Lifetime, plan_arena
 from nrt.plan import (
@@ -159,11 +159,9 @@ class _Assembler:
 
 def _layer(item: Bound) -> Layer:
     problem = item.task.problem
-    epilogue = getattr(problem.op, "epilogue", None) or getattr(problem.op, "body", None)
-    text = epilogue.text() if isinstance(epilogue, Program) else ""
     return Layer(
         name=item.task.name,
-        op=f"{problem.op.name}[{text}]" if text else problem.op.name,
+        op=f"{problem.op.name}{programs_text(problem.op)}",
         origins=item.task.origins,
         inputs=tuple(map(str, problem.inputs)),
         outputs=tuple(map(str, problem.outputs)),
