@@ -177,6 +177,8 @@ def epilogue_kind(problem: Problem) -> str:
     """
     op = problem.op
     assert isinstance(op, Conv)
+    if op.prologue is not None:
+        raise BuildError(f"no PyTorch peer for the prologue of {problem}: {op.prologue}")
     extras = range(2, len(problem.inputs))
     biases = [slot for slot in extras if _is_bias(problem, slot)]
     residuals = [slot for slot in extras if problem.inputs[slot].shape == problem.y.shape]

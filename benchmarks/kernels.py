@@ -288,6 +288,7 @@ def problem_text(problem: Problem) -> str:
         text += " tf32"
     if isinstance(op, Conv):
         text += f" stride {op.strides[0]} pads {op.pads[0]} groups {op.groups}"
+        text += f" behind {len(op.prologue.instrs)} steps" if op.prologue else ""
         text += f" + {len(op.epilogue.instrs)} steps" if op.epilogue else ""
     return text
 

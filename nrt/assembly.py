@@ -30,7 +30,7 @@ from nrt.dtypes import dtype_from_numpy
 from nrt.errors import BuildError
 from nrt.fork_join import with_forks
 from nrt.ir.op import Array
-from nrt.ir.pointwise import Program
+from nrt.ir.text import programs_text
 from nrt.liveness import Layout, place_in, plan_layout
 from nrt.lowering import Lowered, Place, Task
 from nrt.plan import (
@@ -164,11 +164,9 @@ class _Assembler:
 
 def _layer(item: Bound, sources: tuple[int, ...]) -> Layer:
     problem = item.task.problem
-    epilogue = getattr(problem.op, "epilogue", None) or getattr(problem.op, "body", None)
-    text = epilogue.text() if isinstance(epilogue, Program) else ""
     return Layer(
         name=item.task.name,
-        op=f"{problem.op.name}[{text}]" if text else problem.op.name,
+        op=f"{problem.op.name}{programs_text(problem.op)}",
         origins=item.task.origins,
         inputs=tuple(map(str, problem.inputs)),
         outputs=tuple(map(str, problem.outputs)),

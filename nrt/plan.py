@@ -275,7 +275,7 @@ class Layer:
 
     Attributes:
         name: the node.
-        op: op name, with the epilogue's text where there is one.
+        op: op name, with the text of its programs where it has some.
         origins: the model's own nodes.
         inputs, outputs: shapes and dtypes as text, ``fp16[1,64,56,56]{nhwc}``.
         precision: dtype it computes in.

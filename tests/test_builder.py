@@ -62,6 +62,25 @@ def network(dtype: str = "fp32") -> nrt.Network:
     return net
 
 
+def dense_network(layers: int = 2) -> nrt.Network:
+    """Layers of a DenseNet block: a norm and a ReLU before each 1x1 convolution."""
+    rng = np.random.default_rng(secrets.randbits(32))
+
+    def weights(*shape: int) -> Any:
+        return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(np.prod(shape[1:])))
+
+    net = nrt.Network("dense")
+    x = net.input("image", (2, 16, 9, 7))
+    for _ in range(layers):
+        channel = (x.shape[1], 1, 1)
+        scale, shift = weights(*channel), weights(*channel)
+        y = net.relu(net.add(net.mul(x, scale), shift))
+        y = net.relu(net.conv2d(y, weights(24, x.shape[1], 1, 1), weights(24)))
+        x = net.concat([x, net.conv2d(y, weights(8, 24, 3, 3), padding=1)], axis=1)
+    net.output(x, "scores")
+    return net
+
+
 def image(net: nrt.Network) -> Any:
     (value,) = net.graph.inputs
     data = np.random.default_rng(secrets.randbits(32)).standard_normal(value.shape)
@@ -91,6 +110,17 @@ def test_an_engine_computes_the_network(opt_level: int) -> None:
     wanted = evaluate(net.graph, {"image": x})["scores"]
     assert relative_error(engine(x), wanted) <= TOLERANCE["fp32"]
     assert relative_error(engine.run({"image": x})["scores"], wanted) <= TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_prologues_are_computed(precision: str) -> None:
+    net = dense_network()
+    built = build(net, target="cpu", precision=precision, opt_level=0)
+    assert not any(layer.op.startswith("Pointwise") for layer in built.plan.layers)
+    engine = Engine(built.plan, bind)
+    x = image(net)
+    wanted = evaluate(net.graph, {"image": x})["scores"]
+    assert relative_error(engine(x), wanted) <= TOLERANCE[precision]
 
 
 def test_half_precision_computes_the_network() -> None:
@@ -368,6 +398,14 @@ def test_a_plan_for_another_gpu_is_built_offline(
     engine = nrt.compile(network(), target=f"cuda:{arch}", opt_level=0, **options)
     engine.save(tmp_path / "net.plan")
     assert (tmp_path / "net.plan").stat().st_size > len(engine.plan.weights)
+
+
+def test_a_plan_with_prologues_is_built_offline() -> None:
+    plan = build(dense_network(1), target="cuda:sm_80", precision="fp16", opt_level=0).plan
+    check_plan(plan)
+    assert plan_from_bytes(plan_to_bytes(plan)) == plan
+    kinds = [layer.op.partition("[")[0] for layer in plan.layers]
+    assert (kinds.count("Conv"), kinds.count("Pointwise")) == (2, 0)
 
 
 def test_a_plan_for_the_cpu_needs_its_kernels() -> None:

@@ -24,7 +24,7 @@ from nrt.frontend.onnx_export_ops import converter
 from nrt.frontend.onnx_export_registered import domains
 from nrt.ir.graph import Graph
 from nrt.ir.op import TensorType
-from nrt.ir.pointwise import Program
+from nrt.ir.text import programs_text
 from nrt.ir.value import Node, Value
 
 if TYPE_CHECKING:
@@ -209,12 +209,9 @@ def _info(tensor: Tensor) -> onnx.ValueInfoProto:
 
 
 def _metadata(node: Node) -> dict[str, str]:
-    op: Any = node.op
-    program = getattr(op, "epilogue", None) or getattr(op, "body", None)
-    text = f"[{program.text()}]" if isinstance(program, Program) else ""
     found = {
         "nrt.node": node.name,
-        "nrt.op": f"{op.name}{text}",
+        "nrt.op": f"{node.op.name}{programs_text(node.op)}",
         "nrt.origins": json.dumps(node.origin),
         "nrt.precision": _precision(node),
     }

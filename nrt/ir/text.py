@@ -20,7 +20,7 @@ from nrt.ir.op import Op
 from nrt.ir.pointwise import Program
 from nrt.ir.value import NHWC, Layout, Node, Value
 
-__all__ = ["layout_text", "node_text", "op_text", "to_text"]
+__all__ = ["layout_text", "node_text", "op_text", "programs_text", "to_text"]
 
 
 def to_text(graph: Graph) -> str:
@@ -46,6 +46,19 @@ def node_text(node: Node) -> str:
 def op_text(op: Op) -> str:
     """An op with those attributes that are not the default: ``Conv(strides=(2, 2))``."""
     return f"{op.name}({_attributes(op)})"
+
+
+def programs_text(op: Op) -> str:
+    """The pointwise programs of an op, ``[max(x0, 0.0)]``; nothing if there is none.
+
+    A prologue stands before the epilogue: ``[prologue: exp(x0) | max(x0, 0.0)]``.
+    """
+    shown = []
+    for field in ("prologue", "epilogue", "body"):
+        program = getattr(op, field, None)
+        if isinstance(program, Program):
+            shown.append(f"prologue: {program.text()}" if field == "prologue" else program.text())
+    return f"[{' | '.join(shown)}]" if shown else ""
 
 
 def _attributes(op: Op) -> str:

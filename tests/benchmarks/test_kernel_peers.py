@@ -18,7 +18,8 @@ from benchmarks.kernel_problems import conv_problems, memory_problems, product  
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8  # noqa: E402
 from nrt.errors import BuildError  # noqa: E402
 from nrt.frontend.network import Network  # noqa: E402
-from nrt.ir.ops import Erf, Reduce  # noqa: E402
+from nrt.ir.ops import Conv, Erf, Reduce  # noqa: E402
+from nrt.ir.pointwise import Builder  # noqa: E402
 from nrt.problem import Problem, TensorSpec  # noqa: E402
 from nrt.trial import random_inputs, relative_error  # noqa: E402
 
@@ -86,6 +87,14 @@ def test_an_epilogue_without_a_peer_is_refused() -> None:
     (problem,) = _convolutions("tanh")
     with pytest.raises(BuildError, match="no PyTorch peer for the epilogue of Conv"):
         alternatives(problem)
+
+
+def test_a_prologue_has_no_peer() -> None:
+    b = Builder("f")
+    op = Conv(prologue=b.build(b("exp", 0)))
+    x, w, y = (TensorSpec.dense(s, FP32) for s in ((1, 3, 4, 4), (5, 3, 1, 1), (1, 5, 4, 4)))
+    with pytest.raises(BuildError, match="no PyTorch peer for the prologue of Conv"):
+        alternatives(Problem(op, (x, w), (y,), (False, True)))
 
 
 @pytest.mark.parametrize("dtype", [FP16, FP32, BF16])

@@ -6,9 +6,9 @@ import numpy as np
 
 from nrt.dtypes import FP16, FP32
 from nrt.ir import NHWC, Graph, to_text
-from nrt.ir.ops import Cast, Conv, MaxPool, Mul, Pad, Reshape, Split
+from nrt.ir.ops import Cast, Conv, MaxPool, Mul, Pad, Pointwise, Reshape, Split
 from nrt.ir.pointwise import Builder
-from nrt.ir.text import node_text, op_text
+from nrt.ir.text import node_text, op_text, programs_text
 
 
 def test_a_graph() -> None:
@@ -54,3 +54,14 @@ def test_only_attributes_that_are_not_the_default() -> None:
     )
     assert op_text(Pad((1, 0), "edge")) == "Pad(pads=(1, 0), mode=edge)"
     assert op_text(Reshape(())) == "Reshape(shape=())"
+
+
+def test_programs_of_an_op_for_reports() -> None:
+    b = Builder("f")
+    exp, relu = b.build(b("exp", 0)), Builder("f")
+    end = relu.build(relu("max", 0, relu.const(0.0)))
+    assert programs_text(Conv()) == ""
+    assert programs_text(Conv(epilogue=end)) == "[max(x0, 0.0)]"
+    assert programs_text(Conv(prologue=exp, epilogue=end)) == ("[prologue: exp(x0) | max(x0, 0.0)]")
+    assert programs_text(Pointwise(exp, FP32)) == "[exp(x0)]"
+    assert op_text(Conv(prologue=exp)) == "Conv(prologue=[exp(x0)])"
