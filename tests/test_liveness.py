@@ -15,14 +15,17 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from runtime.simulated import SimulatedDevice
 from small_graphs import Maker, Recipe, feeds, make, recipes, worst_error
+from test_streams import branchy
 
 from nrt.assembly import Bound, assemble
+from nrt.builder import optimize
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.pointwise import PointwiseVector
 from nrt.cuda_kernels.variant import Emission, In, KernelSpec, Launch, Out, Variant, Work
 from nrt.dtypes import FP16, FP32
 from nrt.errors import PlanError
+from nrt.frontend.models import resnet
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Add, Cast, Concat, Conv, Mul, Relu, Sigmoid, Slice
@@ -274,6 +277,19 @@ def test_a_wrong_order_is_found_by_the_check() -> None:
     late = (*plan.steps[:join], *plan.steps[join + 1 :], JoinStep(0, (1,)))
     with pytest.raises(PlanError, match=r"steps \d+ and \d+ both touch bytes .* of arena 0"):
         check_plan(replace(plan, steps=late))
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_networks_come_close_to_the_bound(batch: int, streams: int) -> None:
+    """With workspaces of random sizes, as kernels ask for."""
+    rng = np.random.default_rng(batch)
+    for net in (resnet(depth=18, batch=batch, classes=10, size=64), branchy(9, 32, 17)):
+        tasks = lower(optimize(net, precision="fp16").graph).tasks
+        schedule = list_schedule([Share(3e-6, 0.3, n) for n in dependencies(tasks)], streams)
+        sizes = [int(n) * int(rng.integers(2)) for n in rng.integers(1 << 18, size=len(tasks))]
+        arena = plan_layout(tasks, sizes, schedule).arena
+        assert arena.lower_bound <= arena.nbytes <= 1.1 * arena.lower_bound
 
 
 # -- in place --------------------------------------------------------------------------------------
