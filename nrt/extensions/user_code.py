@@ -141,9 +141,10 @@ def load_file(path: Path, name: str) -> ModuleType:
         if ".".join(parts) == name:
             if str(root) not in sys.path:
                 sys.path.append(str(root))
-            module = importlib.import_module(name)
-            if Path(module.__file__ or "") == path:
-                return module
+            # Another file of the name may come first.
+            found = importlib.util.find_spec(name)
+            if found is not None and found.origin == str(path):
+                return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise CompileError(f"{path} is no Python file")

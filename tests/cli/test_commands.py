@@ -183,7 +183,10 @@ def compared(plan: Plan, monkeypatch: Patch) -> Callable[[Wrong], None]:
         monkeypatch.setattr(
             compare,
             "run_reference",
-            lambda model, inputs, names: ("a reference", {"y": reference(inputs["x"])}),
+            lambda model, inputs, names, registered: (
+                "a reference",
+                {"y": reference(inputs["x"])},
+            ),
         )
 
     return use

@@ -16,7 +16,7 @@ from nrt.cuda_kernels.compiler import compile_kernel, kernel_key
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.errors import CompileError, ExtensionError
-from nrt.extensions.user_code import user_code
+from nrt.extensions.user_code import load_file, user_code
 
 SM80 = ARCHS["sm_80"]
 SECONDS = 60
@@ -200,6 +200,15 @@ def test_what_only_another_process_has() -> None:
     code = replace(user_code(local_factory(1.0)), digest="another")
     with pytest.raises(CompileError, match="make exists only in the process that defined it"):
         code.resolve()
+
+
+def test_another_file_of_the_name_is_on_the_path(folder: Path, tmp_path: Path) -> None:
+    """It is found first, and raises; the right one is imported all the same."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "my_alone.py").write_text("VALUE = 3\n")
+    (folder / "my_alone.py").write_text("1 / 0\n")
+    assert load_file(other / "my_alone.py", "my_alone").VALUE == 3
 
 
 def test_what_is_no_function() -> None:
