@@ -25,6 +25,8 @@ NAMES = (
         ("stem[0]", ("stem[0]",)),
         ("stem*", ("stem.conv", "stem[0]")),
         ("/layer4/*/conv3/*", (NAMES[0], NAMES[2])),
+        ("layer4.2.*", (NAMES[0], NAMES[1], NAMES[3])),
+        ("conv3.*", (NAMES[0], NAMES[2], NAMES[3])),
         ("layer4.2.conv3.conv", (NAMES[0],)),
         ("4.2.conv3", ()),
         ("LAYER4/layer4.2", (NAMES[0], NAMES[1])),
