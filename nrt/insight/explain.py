@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nrt.insight.names import matching_names
-from nrt.plan import CopyStep, HostStep, LaunchStep, Layer, Plan
-from nrt.plan_view import step_refs
+from nrt.plan import BufferRef, CopyStep, HostStep, LaunchStep, Layer, Plan, SetStep, TensorMapArg
 from nrt.tuner import Candidate
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "LayerStory", "Rewrite", "explain", "explain_plan"]
 
 _PRECISION = "select-precision"
+_CONSTANT = ("input", "weights")
 
 
 @dataclass(frozen=True)
@@ -250,19 +250,25 @@ def _launch(plan: Plan, step: Any) -> str:
 
 def _memory(step: Any) -> str:
     """Ranges as ``space offset+length``, in bytes."""
+    groups: dict[str, list[BufferRef]] = {}
     if isinstance(step, HostStep):
-        groups = [
-            ("reads", [t.ref for t in step.inputs]),
-            ("writes", [t.ref for t in step.outputs]),
-            ("scratch", [step.workspace]),
-        ]
+        groups["reads"] = [t.ref for t in step.inputs]
+        groups["writes"] = [t.ref for t in step.outputs]
+        groups["scratch"] = [step.workspace]
+    elif isinstance(step, LaunchStep):
+        # Through what is not read only, a kernel writes its result or what it keeps for itself.
+        for slot, arg in enumerate(step.args):
+            ref = arg.ref if isinstance(arg, TensorMapArg) else arg
+            if isinstance(ref, BufferRef):
+                only = slot in step.read_only or ref.space in _CONSTANT
+                groups.setdefault("reads" if only else "writes", []).append(ref)
     elif isinstance(step, CopyStep):
-        groups = [("reads", [step.src]), ("writes", [step.dst])]
-    else:
-        groups = [("memory", list(step_refs(step)))]
+        groups = {"reads": [step.src], "writes": [step.dst]}
+    elif isinstance(step, SetStep):
+        groups["writes"] = [step.dst]
     texts = [
         (what, ", ".join(f"{_space(r)} {r.offset}+{r.nbytes}" for r in refs if r.space != "null"))
-        for what, refs in groups
+        for what, refs in groups.items()
     ]
     return "; ".join(f"{what} {text}" for what, text in texts if text)
 

@@ -17,9 +17,9 @@ _WILD = frozenset("*?[")
 def matching_names(query: str, names: Collection[str]) -> tuple[str, ...]:
     """The names that ``query`` means, in the order of ``names``.
 
-    A name itself comes first; then a pattern (as of `fnmatch`); then a run of a name's parts, which
-    dots and slashes separate: ``layer4.2.conv3`` means ``/layer4/2/conv3/Conv``, unless that run
-    ends other names, which are then preferred.
+    A name itself comes first; then a pattern (as of `fnmatch`) of whole names, or of their ends;
+    then a run of a name's parts, which dots and slashes separate: ``layer4.2.conv3`` means
+    ``/layer4/layer4.2/conv3/Conv``, unless that run ends other names, which are then preferred.
 
     Raises:
         InputError: none is meant; the message lists near ones.
@@ -28,6 +28,8 @@ def matching_names(query: str, names: Collection[str]) -> tuple[str, ...]:
         return (query,)
     if _WILD & set(query):
         found = [name for name in names if fnmatchcase(name, query)]
+        inner = f"*.{'.'.join(_parts(query))}"
+        found = found or [n for n in names if fnmatchcase(f".{'.'.join(_parts(n))}", inner)]
         if found:
             return tuple(found)
     wanted = _parts(query)

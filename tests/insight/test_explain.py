@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -125,15 +126,24 @@ def test_unknown(built: Build) -> None:
 
 
 def test_text(built: Build) -> None:
-    lines = str(explain(built, "head.fc")).splitlines()
-    assert lines[0] == ("head.fc: MatMul fp32[2,8], fp32[8,11] -> fp32[2,11] by cpu_matmul_panels")
-    assert lines[1] == "  from head.fc"
+    lines = str(explain(built, "stem.conv")).splitlines()
+    layer = built.plan.layers[1]
+    assert lines[0] == (
+        f"stem.conv: {layer.op} fp16[2,3,9,7]{{nhwc}}, fp16[8,3,3,3], fp32[8,1,1] -> "
+        f"fp16[2,8,9,7]{{nhwc}} by {layer.variant}"
+    )
+    assert lines[1] == "  from stem.conv, stem.bn, stem.relu"
     at = lines.index("  launches:") + 1
-    assert lines[at].startswith("    cpu_matmul_panels; reads arena ")
-    assert lines[at].endswith("; writes output 0 0+88")
-    assert lines[lines.index("  work:") + 1] == "    352 operations, 504 bytes"
-    assert "    read by outputs of the network" in lines
-    assert lines[lines.index("  candidates:") + 1].split()[:2] == ["-", "cpu_matmul_panels"]
+    assert re.fullmatch(
+        rf"    {layer.variant}; reads arena \d+\+756, weights \d+\+\d+, weights \d+\+32; "
+        r"writes arena \d+\+2016(; scratch arena \d+\+\d+)?",
+        lines[at],
+    )
+    # 9 taps of 3 channels, two operations each, then a sum and a maximum, for 2x8x9x7 elements.
+    assert lines[lines.index("  work:") + 1].startswith(f"    {(54 + 2) * 1008:,} operations, ")
+    assert "    read by block.conv" in lines
+    assert "    reads image.fp16.nhwc" in lines
+    assert lines[lines.index("  candidates:") + 1].split()[0] == "-"
 
 
 def test_data(built: Build) -> None:
@@ -169,12 +179,12 @@ def test_a_plan_alone() -> None:
     assert story.rewrites == story.candidates == ()
     assert story.launches == (
         "first, grid 4x1x1, block 64x2x1, cluster 2x1x1, 102400 bytes of shared memory, stream 1; "
-        "memory input 0 0+128, arena 0+256",
+        "reads input 0 0+128; writes arena 0+256",
         "second, grid 1x1x1, block 32x1x1, 0 bytes of shared memory, stream 0; "
-        "memory arena 0+256, weights 256+256, output 0 0+128",
+        "reads arena 0+256, weights 256+256; writes output 0 0+128",
     )
     host = only(explain_plan(cpu_plan(np.zeros((5, 3))), "add"))
-    assert host.launches[0] == "set; memory arena 256+64"
+    assert host.launches[0] == "set; writes arena 256+64"
     assert host.launches[3] == "copy; reads input 0 0+60; writes output 1 0+60"
     plan = cuda_plan()
     steps = (*plan.steps[:3], replace(plan.steps[3], programmatic=True))
