@@ -23,7 +23,8 @@ from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.passes.base import run_pipeline
-from nrt.passes.pipeline import pipeline
+from nrt.passes.choice import ChoicePass
+from nrt.passes.pipeline import PASSES, PipelineOptions, pipeline
 from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
 from nrt.quantization.data import InputShapes, Item, batches, item_count, items
 from nrt.quantization.digest import DataDigest, model_digest
@@ -217,7 +218,9 @@ class _Run:
 
 def _build(graph: Graph, target: str, opt_level: int) -> _Tapped:
     digest = model_digest(graph)
-    phases = pipeline()
+    # What is fused by choice is looked at in parts: each may be a layer of its own in the end.
+    choices = frozenset(p.name for p in PASSES if issubclass(p, ChoicePass))
+    phases = pipeline(PipelineOptions(disabled=choices))
     fused = run_pipeline(graph, [p for p in phases if p.name not in _LAYOUT])
     taps = insert_taps(fused.graph)
     report = run_pipeline(taps.graph, [p for p in phases if p.name in _LAYOUT])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from small_graphs import Maker
 
-from nrt import builder
-from nrt.builder import build, compile
+from nrt import fusion_prices
+from nrt.builder import build
+from nrt.compiled import compile
 from nrt.errors import BuildError
 from nrt.frontend.network import Network
 from nrt.ir.ops import Add, Relu, Softmax
@@ -54,7 +55,7 @@ def test_before_anything_is_tuned_it_says_what_does_not_fit(
     def tuned(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("tuned")
 
-    monkeypatch.setattr(builder, "tune", tuned)
+    monkeypatch.setattr(fusion_prices, "tune", tuned)
     with pytest.raises(BuildError) as caught:
         compile(small(), target="cpu", memory_limit="100 KiB")
     text = str(caught.value)
