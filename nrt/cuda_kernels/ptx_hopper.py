@@ -29,6 +29,7 @@ __all__ = [
     "map_to_rank",
     "matrix_descriptor",
     "mbarrier_arrive",
+    "mbarrier_arrive_if",
     "mbarrier_expect",
     "mbarrier_init",
     "mbarrier_wait",
@@ -60,6 +61,12 @@ mbarrier_expect = asm(
 mbarrier_arrive = asm(
     "mbarrier_arrive", "mbarrier.arrive.shared::cta.b64 _, [$0];", [], [u32],
     doc="``mbarrier.arrive``: one arrival.",
+)  # fmt: skip
+mbarrier_arrive_if = asm(
+    "mbarrier_arrive_if",
+    "{ .reg .pred p; setp.ne.u32 p, $1, 0; @p mbarrier.arrive.shared::cta.b64 _, [$0]; }",
+    [], [u32, u32],
+    doc="``mbarrier.arrive`` of the lanes whose second operand is not 0, without a branch.",
 )  # fmt: skip
 mbarrier_wait = asm(
     "mbarrier_wait",

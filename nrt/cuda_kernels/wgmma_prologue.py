@@ -86,8 +86,7 @@ def prologue_products(
             apply(a3, s1)
             place = u32(kb) if stays else slot
             multiply(acc, a0, a1, a2, a3, u32(there + u32(place * u32(b_step))))
-            if frees != u32(0):
-                ptx_hopper.mbarrier_arrive(u32(empty + u32(slot * u32(8))))
+            ptx_hopper.mbarrier_arrive_if(u32(empty + u32(slot * u32(8))), frees)
             numbers = u32(numbers + u32(4 * step))
             slot, parity = following(slot, parity)
         return slot, parity

@@ -33,12 +33,13 @@ SM75 = {
     "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
     "ld_global_nc_v4_if": "gr>rrrr", "s8x4_from_f32": "ffff>r", "select_below": "rrrr>r",
     "red_global_add_u64": "gl>", "red_global_max_u32": "gr>", "red_shared_add_u32": "sr>",
+    "ld_shared_v2_f32": "s>ff",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",
     "bf16x2_from_f32": "ff>r", "mma_bf16": "rrrrrrffff>ffff", "mma_f16": "rrrrrrffff>ffff",
     "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "tf32_from_f32": "f>r",
-    "max_f16x2": "rr>r", "max_bf16x2": "rr>r",
+    "max_f16x2": "rr>r", "max_bf16x2": "rr>r", "f16x2_pair": "ff>r",
 }  # fmt: skip
 SM90 = {
     "bar_sync": "rr>", "bulk_commit": ">", "bulk_wait": ">", "bulk_wait_read": ">",
@@ -47,7 +48,7 @@ SM90 = {
     "tma_store_2d": "lsii>", "fence_async_shared": ">", "fence_barrier_init": ">",
     "grid_launch": ">", "grid_wait": ">", "mbarrier_arrive": "s>", "mbarrier_expect": "sr>",
     "mbarrier_init": "sr>", "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>",
-    "setmaxnreg_dec": "40>",
+    "setmaxnreg_dec": "40>", "mbarrier_arrive_if": "sr>",
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
 }  # fmt: skip
 GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
@@ -117,6 +118,32 @@ def _wgmma(dtype: str, n: int) -> tuple[Any, Any]:
     return kernel, types.void(types.CPointer(element), *[types.uint32] * 5)
 
 
+def _wgmma_registers(dtype: str, n: int) -> tuple[Any, Any]:
+    multiply = ptx_hopper.wgmma_registers(dtype, n)
+    count = n // 2
+
+    def kernel(y, words, b):
+        t = types.uint32(cuda.threadIdx.x)
+        acc = cuda.local.array(count, types.float32)
+        for k in range(count):
+            acc[k] = types.float32(0)
+        a0 = cuda.local.array(4, types.uint32)
+        a1 = cuda.local.array(4, types.uint32)
+        a2 = cuda.local.array(4, types.uint32)
+        a3 = cuda.local.array(4, types.uint32)
+        for k in range(4):
+            a0[k] = words[types.uint32(t + types.uint32(k))]
+            a1[k] = words[types.uint32(t + types.uint32(k + 4))]
+            a2[k] = words[types.uint32(t + types.uint32(k + 8))]
+            a3[k] = words[types.uint32(t + types.uint32(k + 12))]
+        multiply(acc, a0, a1, a2, a3, b)
+        for k in range(count):
+            y[types.uint32(k)] = acc[k]
+
+    return kernel, types.void(types.CPointer(types.float32), types.CPointer(types.uint32),
+                              types.uint32)  # fmt: skip
+
+
 def compiled(
     factory: str, params: tuple[Any, ...], arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Cubin]:
@@ -143,7 +170,8 @@ def instruction(name: str, module: Any) -> re.Pattern[str]:
 
 def test_the_table_covers_every_intrinsic() -> None:
     assert set(SM75) | set(SM80) | ADDRESSES | MAKERS == set(ptx.__all__) | {"wgmma_loop"}
-    assert set(SM90) | {"wgmma_loop", "behind", "matrix_descriptor"} == set(ptx_hopper.__all__)
+    makers = {"wgmma_loop", "wgmma_registers", "behind", "matrix_descriptor"}
+    assert set(SM90) | makers == set(ptx_hopper.__all__)
     for module in (ptx, ptx_hopper):
         for name in module.__all__:
             assert getattr(module, name).__doc__, name
@@ -158,6 +186,17 @@ def test_intrinsics_are_the_instructions_they_name(
     module, table = GROUPS[arch]
     missing = [n for n in table if not instruction(n, module).search(text)]
     assert missing == []
+
+
+@pytest.mark.parametrize(("dtype", "short"), [("fp16", "f16"), ("bf16", "bf16")])
+def test_wgmma_from_registers(dtype: str, short: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, cubin = compiled("_wgmma_registers", (dtype, 64), "sm_90a", monkeypatch)
+    assert text.count(f"wgmma.mma_async.sync.aligned.m64n64k16.f32.{short}.{short}") == 4
+    # One block, waited for in its own statement; the left operand has no descriptor.
+    assert text.count("add.s64 db, db, 2") == 3
+    assert text.count("wgmma.wait_group.sync.aligned 0") == 1
+    assert "da" not in re.findall(r"\bda\b", text)
+    assert cubin.spills == 0
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,18 @@ from nrt.ir.ops import (
     Elementwise,
     MaxPool,
     Mul,
+    Pad,
     Relu,
     Sigmoid,
     Split,
 )
 from nrt.ir.ops.conv import epilogue_slot
+from nrt.ir.pointwise import Builder
 from nrt.ir.value import Value
 from nrt.passes.base import run_pipeline
+from nrt.passes.fold_batch_norm import FoldBatchNorm
+from nrt.passes.fold_pad import FoldPad
+from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.pipeline import PipelineOptions, pipeline
 
@@ -263,3 +268,44 @@ def test_it_saturates_where_an_operand_is_beyond_fp16() -> None:
     assert isinstance(op, Conv)
     assert op.prologue is not None
     assert op.prologue.evaluate(np.float32(0), np.float32(1e6))[0] == 65504
+
+
+def with_prologue(net: Net, x: Value, *more: Value) -> Value:
+    """A 1x1 convolution behind one operand per channel."""
+    b = Builder("ff")
+    op = Conv(prologue=b.build(b("mul", 0, 1)))
+    c = x.shape[1]
+    operands = [net.weight(5, c, 1, 1), net.const(net.random(c, 1, 1), "scale")]
+    return net.op(op, x, *operands, *more, name="c")
+
+
+def test_an_epilogue_joins_behind_the_operands() -> None:
+    net = Net()
+    y = net.op(Relu(), with_prologue(net, net.input(1, 6, 5, 5)))
+    net.out(net.op(Mul(), y, net.const(net.random(5, 1, 1), "factor")))
+    node = sole(apply(net, FuseConvEpilogue()).graph, Conv)
+    assert [v.shape[0] for v in node.inputs[1:]] == [5, 6, 5]
+    assert node.op.attributes()["epilogue"].text() == "max(x0, 0.0); mul(r3, x1)"
+
+
+def test_an_operand_is_no_bias() -> None:
+    net = Net()
+    net.out(with_prologue(net, net.input(1, 6, 5, 5)))
+    assert not apply(net, FuseConvEpilogue()).changed
+
+
+def test_a_pad_before_a_prologue_stays() -> None:
+    net = Net()
+    padded = net.op(Pad((0, 0, 1, 1, 0, 0, 1, 1)), net.input(1, 6, 5, 5))
+    net.out(with_prologue(net, padded))
+    assert refusals(apply(net, FoldPad()).notes) == [
+        "a convolution's own zeros come after its prologue, those of the Pad before"
+    ]
+
+
+def test_a_norm_behind_a_prologue_is_not_folded() -> None:
+    net = Net()
+    net.out(net.norm(with_prologue(net, net.input(1, 6, 5, 5), net.const(net.random(5), "bias"))))
+    result = apply(net, FoldBatchNorm(), FOLDED_TOLERANCE)
+    assert ops(result.graph) == ["Conv", "Pointwise"]
+    assert sole(result.graph, Conv).inputs[1].name == sole(net.graph, Conv).inputs[1].name
