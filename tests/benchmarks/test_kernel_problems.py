@@ -95,7 +95,8 @@ def test_narrow_products(group: str, operands: DType, result: DType, precision: 
 def test_resnext_has_its_grouped_convolutions() -> None:
     problems = group_problems("resnext50", 2, "fp16", _no_model)
     grouped = [p for p in problems if isinstance(p.op, Conv) and p.op.groups == 32]
-    got = [(p.inputs[0].shape[1:], p.y.shape[1:]) for p in grouped]
+    # The first of a stage may read a piece of what siblings computed: the same sizes, with gaps.
+    got = list(dict.fromkeys((p.inputs[0].shape[1:], p.y.shape[1:]) for p in grouped))
     assert got == [
         ((128, 56, 56), (128, 56, 56)),
         ((256, 56, 56), (256, 28, 28)),
