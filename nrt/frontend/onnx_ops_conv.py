@@ -27,7 +27,7 @@ def conv(n: NodeContext) -> Value:
 
 
 def convolution(n: NodeContext, x: Value, w: Value, bias: Value | None, part: str = "") -> Value:
-    """A convolution with the node's attributes; ``part`` says that it is only a part of the node."""
+    """A convolution with the node's attributes; ``part`` names it where it is a part of it."""
     rank = _spatial(n, x)
     kernel = _kernel(n, w, rank)
     strides, dilations = _per_axis(n, "strides", rank), _per_axis(n, "dilations", rank)

@@ -107,11 +107,11 @@ def dynamic_quantize_linear(n: NodeContext) -> list[Value]:
 
 def conv_integer(n: NodeContext) -> Value:
     """ConvInteger: int32 sums of products of integers less their zero points."""
-    x, w = n.input(0), n.input(1)
-    depth = math.prod(w.shape[1:])
-    return _integer(
-        n, depth, lambda a, b: onnx_ops_conv.convolution(n, a, b, None, "product"), w_axis=0
-    )
+
+    def product(x: Value, w: Value) -> Value:
+        return onnx_ops_conv.convolution(n, x, w, None, part="product")
+
+    return _integer(n, math.prod(n.input(1).shape[1:]), product)
 
 
 def matmul_integer(n: NodeContext) -> Value:

@@ -20,6 +20,7 @@ from nrt.passes.fold_batch_norm import FoldBatchNorm
 from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
+from nrt.passes.fold_quantization import FoldQuantization
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
@@ -51,6 +52,7 @@ PASSES: tuple[type[Pass], ...] = (
     DeadCode,
     FoldBatchNorm,
     FoldPad,
+    FoldQuantization,
     SinkReshape,
     FusePointwise,
     SinkScale,
@@ -160,6 +162,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "After folding, where the graph is simplest; before fusion, which hides what a pattern "
             "of plain ops would look for.",
             verify=True,
+        ),
+        Phase(
+            "quantization",
+            (FoldQuantization(), FoldConstants(), DeadCode()),
+            "Before fusion, which takes a Dequantize for any other arithmetic and would let a "
+            "product of integers disappear behind it.",
         ),
         Phase(
             "fuse",

@@ -1,0 +1,236 @@
+"""Products of dequantized operands as products of integers.
+
+    conv(s · (q - z), t · p) + b  =  s · t · conv(q, p) + (b - s · t · z · Σ p)
+
+The scale t of the weights p, like the bias b, may be one per output channel. The sums are int32 and
+exact; scales, bias and the correction for a zero point are the first steps of the epilogue. Padding
+puts 0 beside q where z would be right, so a zero point other than 0 needs a convolution without
+padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nrt.dtypes import INT8
+from nrt.ir.graph import Graph
+from nrt.ir.op import Array
+from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul
+from nrt.ir.pointwise import Builder, Program, identity
+from nrt.ir.value import Node, Value
+from nrt.passes.grid import Grid, grid_of
+from nrt.passes.pattern import Match, Pat, Rest, Rule
+
+__all__ = ["LEAST_CHANNELS", "ConvOfIntegers", "MatMulOfIntegers", "dense_channels"]
+
+LEAST_CHANNELS = 16
+"""int8 of one load of a tensor core: runs of input channels are multiples of it."""
+
+
+def dense_channels(channels: int, groups: int) -> str | None:
+    """Why no int8 kernel reads ``channels`` per group, or None."""
+    if channels % LEAST_CHANNELS == 0:
+        return None
+    of_group = " of a group" if groups > 1 else ""
+    return (
+        f"int8 kernels load {LEAST_CHANNELS} input channels at a time, {channels}{of_group} are no "
+        "multiple of it"
+    )
+
+
+def _operands(op: type[Any] | tuple[type[Any], ...]) -> Pat:
+    return Pat(
+        op,
+        Pat(Dequantize, Rest("x"), name="x"),
+        Pat(Dequantize, Rest("w"), name="w"),
+        Rest("others"),
+    )
+
+
+def _grids(match: Match) -> tuple[Grid, Grid] | str:
+    """Those of both operands, or why they are none of int8."""
+    found = []
+    for name, label in (("x", "input"), ("w", "weights")):
+        grid = grid_of(match.nodes[name])
+        if grid is None:
+            return f"the scale of its {label} is computed at run time"
+        if grid.dtype is not INT8:
+            return f"its {label} are {grid.dtype}, kernels multiply int8"
+        found.append(grid)
+    x, w = found
+    if not x.is_uniform:
+        return "its input has a scale per channel, which the sums mix"
+    if not w.is_symmetric:
+        return "its weights have a zero point other than 0"
+    return x, w
+
+
+def bias_of(value: Value) -> Array | None:
+    """The data of a bias: of a constant, or of the integers of one."""
+    if value.constant is not None:
+        return value.constant
+    node = value.producer
+    if node is None or not isinstance(node.op, Dequantize):
+        return None
+    arrays = [v.constant for v in node.inputs]
+    if any(a is None for a in arrays):
+        return None
+    return node.op.reference(*(a for a in arrays if a is not None))[0]
+
+
+def _folded(
+    graph: Graph,
+    node: Node,
+    operands: tuple[Value, Value],
+    factor: Array,
+    shift: Array | None,
+    others: Sequence[Value],
+) -> None:
+    """Put a product of integers in the place of ``node``.
+
+    Args:
+        graph: of the node.
+        node: the product of dequantized operands.
+        operands: the integers.
+        factor: fp32, of the sums; one element or one per channel, in a shape that broadcasts.
+        shift: what is added then, likewise; None for nothing.
+        others: operands of the node's own epilogue.
+    """
+    op: Any = node.op
+    own: Program = op.epilogue or identity()
+    vectors = [(a, label) for a, label in ((factor, "scale"), (shift, "bias")) if a is not None]
+    extras = [(a, label) for a, label in vectors if a.size > 1]
+    b = Builder(["f", *"f" * len(extras), *own.inputs[1:]])
+    register = {label: 1 + slot for slot, (_, label) in enumerate(extras)}
+    for array, label in vectors:
+        if label not in register:
+            register[label] = b.const(float(array.reshape(-1)[0]))
+    value = b("mul", 0, register["scale"])
+    if shift is not None:
+        value = b("add", value, register["bias"])
+    first = 1 + len(extras)
+    (result,) = b.inline(own, [value, *range(first, first + len(own.inputs) - 1)])
+    inputs = [
+        *operands,
+        *(graph.add_constant(f"{node.name}.{label}", array) for array, label in extras),
+        *others,
+    ]
+    new = replace(op, epilogue=b.build(result), out_dtype=node.output.dtype, tf32=False)
+    graph.replace_node(node, new, inputs)
+
+
+class ConvOfIntegers(Rule):
+    """See the module; the bias may be the sum of integers that quantization tools write."""
+
+    pattern = _operands((Conv, ConvTranspose))
+
+    def check(self, graph: Graph, match: Match) -> str | None:
+        op: Any = match.root.op
+        if isinstance(op, ConvTranspose):
+            return "no kernel transposes a convolution of int8"
+        if op.prologue is not None:
+            return "its input has a prologue, which computes floats"
+        grids = _grids(match)
+        if isinstance(grids, str):
+            return grids
+        weights = match.nodes["w"].inputs[0]
+        if not weights.is_constant:
+            return "its weights are computed at run time"
+        refusal = dense_channels(weights.shape[1], op.groups)
+        if refusal is not None:
+            return refusal
+        x, w = grids
+        if w.scales(weights.shape, 0) is None:
+            return "its weights have scales along another dimension than that of output channels"
+        if not x.is_symmetric and any(op.pads):
+            return (
+                f"its input has the zero point {int(x.zero.reshape(-1)[0])} and it is padded: "
+                "padding would have to be the zero point"
+            )
+        if op.epilogue is None and any(bias_of(v) is None for v in match.rest["others"]):
+            return "its bias is computed at run time"
+        return None
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        grids = _grids(match)
+        assert not isinstance(grids, str)
+        x, w = grids
+        op: Any = match.root.op
+        weights = match.nodes["w"].inputs[0]
+        scales = w.scales(weights.shape, 0)
+        assert scales is not None
+        assert weights.constant is not None
+        factor = x.scale.reshape(()).astype(np.float64) * scales.astype(np.float64)
+        shift: Array | None = None
+        others: tuple[Value, ...] = match.rest["others"]
+        if op.epilogue is None and others:
+            bias = bias_of(others[0])
+            assert bias is not None
+            shift, others = bias.astype(np.float64), ()
+        if not x.is_symmetric:
+            sums = weights.constant.astype(np.float64).reshape(weights.shape[0], -1).sum(axis=1)
+            shift = (0 if shift is None else shift) - factor * float(x.zero.reshape(())) * sums
+        column = (-1, *[1] * (len(weights.shape) - 2))
+        _folded(
+            graph,
+            match.root,
+            (match.nodes["x"].inputs[0], weights),
+            factor.astype(np.float32).reshape(column),
+            None if shift is None else shift.astype(np.float32).reshape(column),
+            others,
+        )
+        return "multiplies int8"
+
+
+class MatMulOfIntegers(Rule):
+    """The same for a product of matrices, whose right operand need not be a constant."""
+
+    pattern = _operands(MatMul)
+
+    def check(self, graph: Graph, match: Match) -> str | None:
+        grids = _grids(match)
+        if isinstance(grids, str):
+            return grids
+        a, b = (match.nodes[name].inputs[0] for name in ("x", "w"))
+        if len(a.shape) < 2 or len(b.shape) < 2:
+            return "one of its operands is a vector"
+        x, w = grids
+        if w.scales(b.shape, self._axis(match)) is None:
+            return "its right operand has scales along another dimension than that of the columns"
+        if not x.is_symmetric and b.constant is None:
+            return "its left operand has a zero point, and the right one is computed at run time"
+        return None
+
+    @staticmethod
+    def _axis(match: Match) -> int:
+        return -2 if match.root.op.attributes()["trans_b"] else -1
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        grids = _grids(match)
+        assert not isinstance(grids, str)
+        x, w = grids
+        a, b = (match.nodes[name].inputs[0] for name in ("x", "w"))
+        axis = self._axis(match)
+        scales = w.scales(b.shape, axis)
+        assert scales is not None
+        factor = x.scale.reshape(()).astype(np.float64) * scales.astype(np.float64)
+        shift: Array | None = None
+        if not x.is_symmetric:
+            assert b.constant is not None
+            sums = b.constant.astype(np.float64).sum(axis=-3 - axis)
+            shift = -factor * float(x.zero.reshape(())) * sums
+            # A batch of right operands has sums of its own: a row for each.
+            shift = shift.astype(np.float32)[..., None, :] if shift.ndim > 1 else shift
+        _folded(
+            graph,
+            match.root,
+            (a, b),
+            factor.astype(np.float32),
+            None if shift is None else shift.astype(np.float32),
+            match.rest["others"],
+        )
+        return "multiplies int8"
