@@ -38,6 +38,9 @@ Progress = Callable[[str, int, int], None]
 _LAYOUT = ("layout", "borders")
 """Phases that run on the tapped graph."""
 
+_LATER = ("choose", "siblings")
+"""Phases that see what is quantized already: what they fuse has a range of its own."""
+
 
 def calibrate(
     model: Any,
@@ -218,7 +221,7 @@ class _Run:
 def _build(graph: Graph, target: str, opt_level: int) -> _Tapped:
     digest = model_digest(graph)
     phases = pipeline()
-    fused = run_pipeline(graph, [p for p in phases if p.name not in _LAYOUT])
+    fused = run_pipeline(graph, [p for p in phases if p.name not in (*_LAYOUT, *_LATER)])
     taps = insert_taps(fused.graph)
     report = run_pipeline(taps.graph, [p for p in phases if p.name in _LAYOUT])
     engine = CompiledEngine(build_graph(report.graph, target=target, opt_level=opt_level))

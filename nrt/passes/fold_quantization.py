@@ -46,7 +46,11 @@ from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Instr, Program
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, PassResult
-from nrt.passes.fold_quantized_product import ConvOfIntegers, MatMulOfIntegers
+from nrt.passes.fold_quantized_product import (
+    ConvOfIntegers,
+    IntegersIntoEpilogue,
+    MatMulOfIntegers,
+)
 from nrt.passes.grid import Grid, grid_of
 from nrt.passes.pattern import Match, Pat, Rest, Rule, RulePass
 
@@ -212,6 +216,7 @@ class FoldQuantization(RulePass):
             _DequantizeLater(),
             ConvOfIntegers(),
             MatMulOfIntegers(),
+            IntegersIntoEpilogue(),
         )
 
     def run(self, graph: Graph) -> PassResult:

@@ -20,12 +20,20 @@ from nrt.dtypes import INT8
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul
+from nrt.ir.ops.common import kind_of
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.grid import Grid, grid_of
-from nrt.passes.pattern import Match, Pat, Rest, Rule
+from nrt.passes.pattern import Anywhere, Match, Pat, Rest, Rule
 
-__all__ = ["LEAST_CHANNELS", "ConvOfIntegers", "MatMulOfIntegers", "dense_channels"]
+__all__ = [
+    "LEAST_CHANNELS",
+    "ConvOfIntegers",
+    "IntegersIntoEpilogue",
+    "MatMulOfIntegers",
+    "dense_channels",
+]
 
 LEAST_CHANNELS = 16
 """int8 of one load of a tensor core: runs of input channels are multiples of it."""
@@ -35,11 +43,8 @@ def dense_channels(channels: int, groups: int) -> str | None:
     """Why no int8 kernel reads ``channels`` per group, or None."""
     if channels % LEAST_CHANNELS == 0:
         return None
-    of_group = " of a group" if groups > 1 else ""
-    return (
-        f"int8 kernels load {LEAST_CHANNELS} input channels at a time, {channels}{of_group} are no "
-        "multiple of it"
-    )
+    here = f"a group has {channels}" if groups > 1 else f"it has {channels}"
+    return f"int8 kernels read input channels in runs of {LEAST_CHANNELS}, {here}"
 
 
 def _operands(op: type[Any] | tuple[type[Any], ...]) -> Pat:
@@ -234,3 +239,41 @@ class MatMulOfIntegers(Rule):
             match.rest["others"],
         )
         return "multiplies int8"
+
+
+class IntegersIntoEpilogue(Rule):
+    """A residual that an epilogue reads as floats it reads as integers, and scales them."""
+
+    pattern = Pat((Conv, ConvTranspose, MatMul), Anywhere(Pat(Dequantize, Rest("q"), name="inner")))
+
+    def check(self, graph: Graph, match: Match) -> str | None:
+        node, inner = match.root, match.nodes["inner"]
+        op: Any = node.op
+        if op.epilogue is None or inner.output in node.inputs[: epilogue_slot(op)]:
+            return f"{inner} is no operand of an epilogue"
+        grid = grid_of(inner)
+        if grid is None or not grid.is_uniform:
+            return f"{inner} has a scale that differs along a dimension, or is computed"
+        if kind_of(grid.dtype) != "i":
+            return f"{inner} reads {grid.dtype}, which is no integer"
+        return None
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        node, inner = match.root, match.nodes["inner"]
+        op: Any = node.op
+        grid = grid_of(inner)
+        assert grid is not None
+        first = epilogue_slot(op)
+        own: Program = op.epilogue
+        slots = [i for i, v in enumerate(node.inputs[first:], 1) if v is inner.output]
+        b = Builder(["i" if i in slots else kind for i, kind in enumerate(own.inputs)])
+        registers = list(range(len(own.inputs)))
+        for slot in slots:
+            value = b("to_f", slot)
+            if not grid.is_symmetric:
+                value = b("sub", value, b.const(float(grid.zero.reshape(-1)[0])))
+            registers[slot] = b("mul", value, b.const(float(grid.scale.reshape(-1)[0])))
+        program = b.build(*b.inline(own, registers))
+        inputs = [inner.inputs[0] if v is inner.output else v for v in node.inputs]
+        graph.replace_node(node, replace(op, epilogue=program), inputs)
+        return f"its epilogue reads the integers of {inner}"

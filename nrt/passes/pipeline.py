@@ -30,10 +30,12 @@ from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
+from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.remove_identities import RemoveIdentities
 from nrt.passes.select_precision import SelectPrecision
 from nrt.passes.sink_reshape import SinkReshape
 from nrt.passes.sink_scale import SinkScale
+from nrt.quantization.calibration import Calibration
 
 __all__ = [
     "PASSES",
@@ -59,6 +61,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseConvEpilogue,
     FuseMatMulEpilogue,
     FuseReduce,
+    QuantizeLayers,
     FuseConvPrologue,
     FusePoolClassifier,
     BindIo,
@@ -78,6 +81,7 @@ class PipelineOptions:
     Attributes:
         precision: permitted precisions; see `SelectPrecision`.
         layers: name pattern -> the one precision of the layers that it matches.
+        calibration: ranges for int8; see `QuantizeLayers`.
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name; not one that the other options ask for.
@@ -89,6 +93,7 @@ class PipelineOptions:
     io: Mapping[str, IOFormat] = field(default_factory=dict)
     channels_last: bool = True
     disabled: frozenset[str] = frozenset()
+    calibration: Calibration | None = None
     extra: tuple[Pass, ...] = ()
 
 
@@ -187,6 +192,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "not once per step.",
         ),
         Phase(
+            "quantize",
+            _quantize(options),
+            "After fusion, since ranges are those of the fused graph's values: what stays in a "
+            "register is never rounded. The fusing passes then take in what is left of rounding.",
+        ),
+        Phase(
             "choose",
             (FuseConvPrologue(), FusePoolClassifier(), DeadCode()),
             "Fusions that do not always pay: the builder compares the network with and without "
@@ -222,6 +233,21 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "Last: siblings have one type and layout, and what reads their results is settled, on "
             "which it depends whether a piece is read where it lies.",
         ),
+    )
+
+
+def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
+    """What makes int8 of layers, where int8 is permitted."""
+    if "int8" not in options.precision:
+        return ()
+    return (
+        QuantizeLayers(options.calibration, options.precision, options.layers),
+        FoldQuantization(),
+        FoldConstants(),
+        FusePointwise(),
+        FuseConvEpilogue(),
+        FuseMatMulEpilogue(),
+        DeadCode(),
     )
 
 

@@ -1,0 +1,143 @@
+"""A Q/DQ model to compile: ONNX Runtime quantizes a float one, and nrt is compared with it.
+
+Activations and weights become symmetric int8, weights per channel. Ranges come from random inputs:
+such a model measures speed and agreement, not accuracy on a task.
+
+    python benchmarks/quantize_model.py --models DIR --model resnet50 -o resnet50.int8.onnx --check
+
+``--check`` optimizes the model, counts its layers, and compares the outputs of the optimized graph
+with ONNX Runtime's in quanta of the output's scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: its folder is on the path, the repository is not
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from benchmarks.zoo_models import Zoo
+from nrt.builder import optimize
+from nrt.dtypes import INT8
+from nrt.ir.evaluate import evaluate
+from nrt.ir.ops import Conv, MatMul
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; returns the exit code."""
+    cli = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    cli.add_argument("--models", type=Path, required=True, help="folder with zoo.py")
+    cli.add_argument("--model", default="resnet50")
+    cli.add_argument("--batch", type=int, default=1)
+    cli.add_argument("--samples", type=int, default=8, help="random inputs to calibrate on")
+    cli.add_argument("-o", "--output", type=Path, required=True)
+    cli.add_argument("--check", action="store_true", help="compare with ONNX Runtime")
+    cli.add_argument("--precision", default="fp32", help="of what stays float, for --check")
+    args = cli.parse_args(argv)
+    model = Zoo(args.models).load(args.model, args.batch)
+    if model is None:
+        cli.error(f"{args.model} has no batch of {args.batch}")
+    quantize(model, args.output, args.samples)
+    if args.check:
+        check(args.output, args.precision)
+    return 0
+
+
+def quantize(model: onnx.ModelProto, output: Path, samples: int) -> None:
+    """Write ``model`` with Q/DQ nodes around every op that ONNX Runtime quantizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(model, source)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            output,
+            _Reader(model, samples),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )
+
+
+def check(path: Path, precision: str) -> None:
+    """Print what the model becomes and how far it is from ONNX Runtime's result."""
+    graph = optimize(path, precision=precision).graph
+    products = [n for n in graph.nodes if isinstance(n.op, Conv | MatMul)]
+    quantized = [n for n in products if n.inputs[0].dtype is INT8]
+    print("ops:", dict(Counter(n.op.name for n in graph.nodes)))
+    print(f"products of int8: {len(quantized)} of {len(products)}; in floats:")
+    for node in products:
+        if node not in quantized:
+            print(f"  {node} {node.inputs[0].type}, weights {node.inputs[1].type}")
+    print("stored as int8:", sum(n.output.dtype is INT8 for n in products), "of their results")
+    feeds = next(_batches(onnx.load(path), 1, seed=1))
+    found = list(evaluate(graph, feeds).values())
+    wanted = _session(path).run(None, feeds)
+    for result, reference in zip(found, wanted, strict=True):
+        quantum = output_scale(path)
+        quanta = np.abs(result.astype(np.float64) - reference) / quantum
+        print(
+            f"quanta apart: at most {quanta.max():.2f}, 1 or less in "
+            f"{100 * (quanta < 1.01).mean():.2f} % of {quanta.size} outputs"
+        )
+
+
+def output_scale(path: Path) -> float:
+    """The scale of the DequantizeLinear that ends the model."""
+    model = onnx.load(path)
+    (output,) = (o.name for o in model.graph.output)
+    (last,) = (n for n in model.graph.node if output in n.output)
+    (scale,) = (t for t in model.graph.initializer if t.name == last.input[1])
+    return float(onnx.numpy_helper.to_array(scale))
+
+
+def _session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Without it, products of 8 bits saturate 16-bit sums on a CPU without VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _batches(
+    model: onnx.ModelProto, count: int, seed: int = 0
+) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield {
+            v.name: rng.random([d.dim_value for d in v.type.tensor_type.shape.dim], np.float32)
+            for v in model.graph.input
+        }
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Random images for ONNX Runtime's calibration."""
+
+    def __init__(self, model: onnx.ModelProto, count: int) -> None:
+        self._left = _batches(model, count)
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        return next(self._left, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
