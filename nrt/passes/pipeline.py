@@ -238,10 +238,11 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
 
 def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
     """What makes int8 of layers, where int8 is permitted."""
+    first = QuantizeLayers(options.calibration, options.precision, options.layers)
     if "int8" not in options.precision:
-        return ()
+        return (first,)
     return (
-        QuantizeLayers(options.calibration, options.precision, options.layers),
+        first,
         FoldQuantization(),
         FoldConstants(),
         FusePointwise(),

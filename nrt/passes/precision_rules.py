@@ -95,9 +95,9 @@ class LayerRules:
         pattern = self.pattern(node)
         if pattern is not None and self.layers[pattern] != "int8":
             return self.layers[pattern], f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
-        if len(self.permitted - {"int8"}) == 1:
-            return self.fastest, f"{self.fastest}: the only permitted precision of floats"
-        others = ", ".join(p for p in STORAGE if p in self.permitted)
+        if self.permitted == {self.fastest}:
+            return self.fastest, f"{self.fastest}: the only permitted precision"
+        others = ", ".join(p for p in STORAGE if p in self.permitted) or "floats"
         return self.fastest, f"{self.fastest}: the fastest of {others}"
 
     def require_fp32(self, node: Node, value: str, precision: str) -> None:

@@ -260,7 +260,7 @@ class _Rewriter:
         """A product of int8 keeps its operands; a result in floats has the type of the others."""
         op: Any = node.op
         result = node.output.dtype
-        if result.is_float and result is not dtype:
+        if result.is_float and result is not dtype and not self.graph.is_output(node.output):
             node = self.replace(node, replace(op, out_dtype=dtype))
             result = dtype
         self.graph.reinfer(node)
