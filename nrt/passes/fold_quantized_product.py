@@ -241,6 +241,13 @@ class MatMulOfIntegers(Rule):
         return "multiplies int8"
 
 
+def _has_residual(node: Node) -> bool:
+    """Whether an epilogue reads something dequantized."""
+    op: Any = node.op
+    extras = node.inputs[epilogue_slot(op) :] if op.epilogue is not None else ()
+    return any(v.producer is not None and isinstance(v.producer.op, Dequantize) for v in extras)
+
+
 class IntegersIntoEpilogue(Rule):
     """A residual that an epilogue reads as floats it reads as integers, and scales them."""
 
@@ -249,8 +256,8 @@ class IntegersIntoEpilogue(Rule):
     def check(self, graph: Graph, match: Match) -> str | None:
         node, inner = match.root, match.nodes["inner"]
         op: Any = node.op
-        if op.epilogue is None or inner.output in node.inputs[: epilogue_slot(op)]:
-            return f"{inner} is no operand of an epilogue"
+        if inner.output in node.inputs[: epilogue_slot(op)]:
+            return f"{inner} is no operand of its epilogue alone"
         grid = grid_of(inner)
         if grid is None or not grid.is_uniform:
             return f"{inner} has a scale that differs along a dimension, or is computed"

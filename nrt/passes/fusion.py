@@ -18,7 +18,12 @@ from nrt.ir.graph import Graph
 from nrt.ir.ops import Reshape
 from nrt.ir.ops.common import kind_of, product_type
 from nrt.ir.ops.conv import epilogue_slot
-from nrt.ir.ops.quantize import int8_rounding, saturates, without_int8_rounding
+from nrt.ir.ops.quantize import (
+    int8_rounding,
+    saturates,
+    without_int8_rounding,
+    without_round_trips,
+)
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Match, Rule, RulePass
@@ -94,7 +99,7 @@ def joined(
             register[value] = b.const(_scalar(value))
     middle = b.inline(first, [register[v] for v in first_values])[0]
     args = [middle if v is hole else register[v] for v in second_values]
-    program = b.build(*b.inline(second, args))
+    program = without_round_trips(b.build(*b.inline(second, args)))
     return program, tuple(inputs)
 
 

@@ -18,7 +18,14 @@ from nrt.errors import ShapeError
 from nrt.ir.ops.elementwise import Elementwise
 from nrt.ir.pointwise import Builder, Instr, Program
 
-__all__ = ["Dequantize", "Quantize", "int8_rounding", "saturates", "without_int8_rounding"]
+__all__ = [
+    "Dequantize",
+    "Quantize",
+    "int8_rounding",
+    "saturates",
+    "without_int8_rounding",
+    "without_round_trips",
+]
 
 _STORED = (INT8, UINT8, INT16, UINT16, FP8E4M3)
 _READ = (*_STORED, INT32)
@@ -161,3 +168,50 @@ def without_int8_rounding(program: Program) -> Program | None:
     if last is not None and last.opcode == "round":
         register = last.args[0]
     return Program(program.inputs, program.instrs, (register,)).simplified()
+
+
+_KEEP_WHOLE = ("round", "floor", "ceil", "min", "max", "add", "sub", "neg", "abs")
+"""Opcodes that make whole numbers: the first three of any, the others of whole ones."""
+
+
+def without_round_trips(program: Program) -> Program:
+    """``program`` without integers that are only floats in between.
+
+    A whole float that is clipped to the range of a small integer is what converting it there and
+    back gives; a GPU takes as long for either conversion as for several additions.
+    """
+    b = Builder(program.inputs)
+    where = list(range(len(program.inputs)))
+    whole: set[int] = set()
+    for instr in program.instrs:
+        source = _instr(program, instr.args[0]) if instr.args else None
+        if instr.opcode == "const":
+            where.append(b.const(instr.imm if instr.imm is not None else 0.0))
+            if float(instr.imm or 0).is_integer():
+                whole.add(where[-1])
+        elif instr.opcode == "to_f" and source is not None and source.opcode == "const":
+            where.append(b.const(float(source.imm or 0)))
+            whole.add(where[-1])
+        elif (
+            instr.opcode == "to_f"
+            and source is not None
+            and source.opcode == "to_i"
+            and _is_clipped(program, source.args[0])
+            and where[source.args[0]] in whole
+        ):
+            where.append(where[source.args[0]])
+        else:
+            where.append(b(instr.opcode, *(where[a] for a in instr.args)))
+            made = instr.opcode in _KEEP_WHOLE[:3] or (
+                instr.opcode in _KEEP_WHOLE and all(where[a] in whole for a in instr.args)
+            )
+            if made or (instr.opcode == "to_f" and program.kinds[instr.args[0]] == "i"):
+                whole.add(where[-1])
+    return b.build(*(where[r] for r in program.outputs))
+
+
+def _is_clipped(program: Program, register: int) -> bool:
+    """Whether a register is the smaller of a number and the larger of another and something."""
+    outer = _instr(program, register)
+    inner = _instr(program, outer.args[0]) if outer is not None and outer.opcode == "min" else None
+    return inner is not None and inner.opcode == "max"
