@@ -76,12 +76,12 @@ _OF_BOOLS: tuple[type[ops.Elementwise], ...] = (ops.And, ops.Equal, ops.Not, ops
 def elementwise(w: Writer, node: Node) -> None:
     """An elementwise node, as one ONNX op or as its program."""
     op: Any = node.op
+    if isinstance(op, ops.Quantize | ops.Dequantize) and _quantization(w, node):
+        return
     inputs = [w.tensor(v) for v in node.inputs]
     result = w.tensor(node.output)
     if isinstance(op, ops.Cast):
         w.cast(inputs[0], op.to, into=result)
-        return
-    if isinstance(op, ops.Quantize | ops.Dequantize) and _quantization(w, node):
         return
     if _has_counterpart(op, inputs):
         _counterpart(w, op, inputs, result)

@@ -1,0 +1,208 @@
+"""quantize: which layers compute in int8, why others do not, and how much is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nrt
+from nrt.builder import build, optimize
+from nrt.cuda_kernels.device import device_for_arch
+from nrt.cuda_kernels.registry import variants_for
+from nrt.dtypes import FP16, FP32, INT8
+from nrt.errors import BuildError, CalibrationError
+from nrt.ir.evaluate import evaluate
+from nrt.ir.ops import Conv, MaxPool, Pointwise
+from nrt.lowering import lower
+from nrt.passes.base import PipelineReport
+
+from .quantized_nets import of_type, products
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LEAST_SQNR = 30.0
+"""Decibels between a calibrated network of ten layers and its floats."""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NRT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NRT_WORKERS", "1")
+
+
+def network(rng: np.random.Generator, channels: int = 32) -> nrt.Network:
+    """A stem, pooling, a block with a projection, one without, a depthwise layer, a classifier."""
+
+    def weights(*shape: int) -> Array:
+        scale = np.sqrt(2 / np.prod(shape[1:]))
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    def conv(x: Any, out: int, size: int = 3, *, name: str, **options: Any) -> Any:
+        inner = x.shape[1] // options.get("groups", 1)
+        bias = (0.2 * rng.standard_normal(out)).astype(np.float32)
+        pads = (size // 2,) * 4
+        return net.conv2d(x, weights(out, inner, size, size), bias, pads=pads, name=name, **options)
+
+    net = nrt.Network("small")
+    x = net.relu(conv(net.input("image", (1, 3, 19, 21)), 16, 5, name="stem"), name="stem.relu")
+    x = net.max_pool(x, (2, 2), strides=(2, 2), name="pool")
+    for name, out in (("wide", channels), ("same", channels)):
+        y = net.relu(conv(x, out, name=f"{name}.a"), name=f"{name}.relu")
+        y = conv(y, out, name=f"{name}.b")
+        skip = x if x.shape[1] == out else conv(x, out, 1, name=f"{name}.down")
+        x = net.relu(net.add(y, skip, name=f"{name}.sum"), name=f"{name}.out")
+    x = net.relu(conv(x, channels, name="depthwise", groups=channels), name="depthwise.relu")
+    x = net.relu(conv(x, 24, 1, name="last"), name="last.relu")
+    x = net.global_avg_pool(x, name="mean")
+    x = net.flatten(x, name="flat")
+    net.output(net.linear(x, weights(10, 24), np.zeros(10, np.float32), name="head"), "scores")
+    return net
+
+
+def images(rng: np.random.Generator, count: int) -> Array:
+    return rng.standard_normal((count, 3, 19, 21)).astype(np.float32)
+
+
+@pytest.fixture
+def net(rng: np.random.Generator) -> nrt.Network:
+    return network(rng)
+
+
+@pytest.fixture
+def ranges(net: nrt.Network, rng: np.random.Generator) -> nrt.Calibration:
+    return nrt.calibrate(net, images(rng, 8), target="cpu", method="minmax")
+
+
+def refused(report: PipelineReport) -> dict[str, str]:
+    return {
+        n.node: n.text for n in report.notes if n.pass_name == "quantize" and n.kind == "refused"
+    }
+
+
+def sqnr(found: Array, wanted: Array) -> float:
+    signal = np.square(wanted.astype(np.float64)).sum()
+    return float(10 * np.log10(signal / np.square(found.astype(np.float64) - wanted).sum()))
+
+
+def test_layers_between_int8_carry_int8(net: nrt.Network, ranges: nrt.Calibration) -> None:
+    report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
+    assert refused(report) == {
+        "stem": "no int8: int8 kernels read input channels in runs of 16, it has 3",
+        "depthwise": "no int8: int8 kernels read input channels in runs of 16, a group has 1",
+        "head": "no int8: it gives the network's result, whose rounding nothing averages",
+    }
+    found = {n.name: n for n in report.graph.nodes}
+    # The stem stores int8 for the pooling, which keeps it; the sums read residuals of int8.
+    assert (found["stem"].inputs[0].dtype, found["stem"].output.dtype) == (FP16, INT8)
+    assert of_type(report.graph, MaxPool, INT8) == 1
+    for name in ("wide.b", "same.b"):
+        assert [v.dtype for v in found[name].inputs if len(v.shape) == 4] == [INT8] * 3
+        assert len(found[name].inputs) == 5
+    assert (INT8, INT8) in products(report.graph)
+    assert products(report.graph)[-1] == (INT8, FP16)
+    assert {n.inputs[0].dtype for n in report.graph.nodes if isinstance(n.op, Pointwise)} <= {INT8}
+
+
+@pytest.mark.parametrize("method", ["kl", "mse", "minmax", "percentile"])
+def test_little_is_lost(net: nrt.Network, rng: np.random.Generator, method: str) -> None:
+    data, batch = images(rng, 16), images(rng, 1)
+    ranges = nrt.calibrate(net, data, target="cpu", method=method)
+    wanted = evaluate(net.graph, {"image": batch})["scores"]
+    engine = nrt.compile(net, target="cpu", precision="int8", calibration=ranges, opt_level=0)
+    assert sum(layer.precision == "int8" for layer in engine.plan.layers) >= 6
+    assert sqnr(engine(batch), wanted) >= LEAST_SQNR
+
+
+def test_a_file_of_ranges(net: nrt.Network, ranges: nrt.Calibration, tmp_path: Path) -> None:
+    ranges.save(tmp_path / "ranges.json")
+    by_file = optimize(net, precision="int8", calibration=tmp_path / "ranges.json")
+    at_once = optimize(net, precision="int8", calibration=ranges)
+    assert products(by_file.graph) == products(at_once.graph)
+
+
+def test_patterns_narrow(net: nrt.Network, ranges: nrt.Calibration) -> None:
+    layers = {"same.a": "fp16", "head": "int8", "wide.*": "fp32"}
+    precision = {"int8", "fp16", "fp32"}
+    report = optimize(net, precision=precision, calibration=ranges, layers=layers)
+    found = {n.name: n for n in report.graph.nodes if isinstance(n.op, Conv)}
+    assert found["same.a"].inputs[0].dtype is FP16
+    assert found["wide.b"].inputs[0].dtype is FP32
+    assert found["same.b"].inputs[0].dtype is INT8
+    reasons = refused(report)
+    assert reasons["same.a"] == "fp16: asked for by pattern 'same.a'"
+    # 24 features are no multiple of 16, whoever asks.
+    assert reasons["head"].startswith("no int8: rows of (1, 24) times")
+
+
+def test_the_last_layer_if_asked_for(rng: np.random.Generator) -> None:
+    net = nrt.Network("product")
+    x = net.input("x", (4, 32))
+    weights = rng.standard_normal((10, 32)).astype(np.float32)
+    net.output(net.linear(x, weights, name="head"), "y")
+    data = rng.standard_normal((64, 32)).astype(np.float32)
+    ranges = nrt.calibrate(net, data, target="cpu", method="minmax")
+    assert products(optimize(net, precision="int8", calibration=ranges).graph) == [(FP32, FP32)]
+    asked = optimize(net, precision="int8", calibration=ranges, layers={"head": "int8"})
+    assert products(asked.graph) == [(INT8, FP32)]
+    wanted = evaluate(net.graph, {"x": data[:4]})["y"]
+    assert sqnr(evaluate(asked.graph, {"x": data[:4]})["y"], wanted) >= LEAST_SQNR
+
+
+def test_a_layer_without_a_range(net: nrt.Network, ranges: nrt.Calibration) -> None:
+    left = {n: r for n, r in ranges.items() if n != "same.relu"}
+    partial = nrt.Calibration(ranges.model, ranges.data, ranges.rules, ranges.samples, left)
+    report = optimize(net, precision="int8", calibration=partial)
+    assert refused(report)["same.b"] == (
+        "no int8: the calibration has no range of its input 'same.relu'"
+    )
+
+
+@pytest.mark.parametrize("call", [optimize, build])
+def test_int8_needs_ranges(call: Any, net: nrt.Network) -> None:
+    options = {} if call is optimize else {"target": "cpu"}
+    with pytest.raises(BuildError, match=r"int8 needs ranges, .*give calibration="):
+        call(net, precision="int8", **options)
+
+
+def test_ranges_of_another_model(ranges: nrt.Calibration, rng: np.random.Generator) -> None:
+    with pytest.raises(CalibrationError, match="the calibration is of model"):
+        optimize(network(rng), precision="int8", calibration=ranges)
+
+
+def test_what_the_options_ask_for_cannot_be_left_out(
+    net: nrt.Network, ranges: nrt.Calibration
+) -> None:
+    with pytest.raises(BuildError, match="pass 'quantize' cannot be left out"):
+        optimize(net, precision="int8", calibration=ranges, disabled={"quantize"})
+
+
+def test_ranges_without_int8_change_nothing(net: nrt.Network, ranges: nrt.Calibration) -> None:
+    assert INT8 not in {v.dtype for v in optimize(net, calibration=ranges).graph.values}
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+def test_every_layer_has_a_kernel_of_tensor_cores(
+    arch: str, net: nrt.Network, ranges: nrt.Calibration
+) -> None:
+    report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
+    device = device_for_arch(arch)
+    for task in lower(report.graph).tasks:
+        able = {v.name for v, refusal in variants_for(task.problem, device) if refusal is None}
+        assert able, task.name
+        if isinstance(task.problem.op, Conv) and task.problem.inputs[0].dtype is INT8:
+            assert "conv_mma" in able
+            assert ("conv_wgmma" in able) == (arch == "sm_90a")
+
+
+@pytest.mark.gpu
+def test_on_the_gpu(net: nrt.Network, rng: np.random.Generator) -> None:
+    ranges = nrt.calibrate(net, images(rng, 16), target="cuda", method="mse")
+    batch = images(rng, 1)
+    wanted = evaluate(net.graph, {"image": batch})["scores"]
+    for precision in ({"int8", "fp16"}, {"int8", "fp32"}):
+        engine = nrt.compile(net, target="cuda", precision=precision, calibration=ranges)
+        assert sum(layer.precision == "int8" for layer in engine.plan.layers) >= 6
+        assert sqnr(np.asarray(engine(batch)), wanted) >= LEAST_SQNR
