@@ -114,6 +114,8 @@ class QuantizeLayers(Pass):
             return "no int8: no kernel transposes a convolution of int8"
         if not w.is_constant:
             return "no int8: it multiplies two activations"
+        if pattern is None and _gives_result(graph, node):
+            return "no int8: it gives the network's result, whose rounding nothing averages"
         if isinstance(op, Conv):
             if op.prologue is not None:
                 return "no int8: its input has a prologue, which computes floats"
@@ -122,8 +124,6 @@ class QuantizeLayers(Pass):
                 return f"no int8: {refusal}"
         elif len(w.shape) != 2 or len(x.shape) < 2 or x.shape[-1] % LEAST_CHANNELS or op.trans_a:
             return f"no int8: rows of {x.shape} times {w.shape} are no runs of {LEAST_CHANNELS}"
-        if pattern is None and _gives_result(graph, node):
-            return "no int8: it gives the network's result, whose rounding nothing averages"
         assert self.calibration is not None
         if x.name not in self.calibration:
             return f"no int8: the calibration has no range of its input '{x.name}'"

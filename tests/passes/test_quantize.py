@@ -43,12 +43,12 @@ def network(rng: np.random.Generator, channels: int = 32) -> nrt.Network:
     def conv(x: Any, out: int, size: int = 3, *, name: str, **options: Any) -> Any:
         inner = x.shape[1] // options.get("groups", 1)
         bias = (0.2 * rng.standard_normal(out)).astype(np.float32)
-        pads = (size // 2,) * 4
-        return net.conv2d(x, weights(out, inner, size, size), bias, pads=pads, name=name, **options)
+        kernel = weights(out, inner, size, size)
+        return net.conv2d(x, kernel, bias, padding=size // 2, name=name, **options)
 
     net = nrt.Network("small")
     x = net.relu(conv(net.input("image", (1, 3, 19, 21)), 16, 5, name="stem"), name="stem.relu")
-    x = net.max_pool(x, (2, 2), strides=(2, 2), name="pool")
+    x = net.max_pool2d(x, 2, name="pool")
     for name, out in (("wide", channels), ("same", channels)):
         y = net.relu(conv(x, out, name=f"{name}.a"), name=f"{name}.relu")
         y = conv(y, out, name=f"{name}.b")
