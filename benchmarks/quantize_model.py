@@ -39,6 +39,9 @@ from nrt.dtypes import INT8
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import Conv, MatMul
 
+_QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool"]
+"""Not ReLU: what follows a layer is part of it, and rounded once."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the script; returns the exit code."""
@@ -75,7 +78,12 @@ def quantize(model: onnx.ModelProto, output: Path, samples: int) -> None:
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+            op_types_to_quantize=_QUANTIZED,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": ["Conv", "Add"],
+            },
         )
 
 

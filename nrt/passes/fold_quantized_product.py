@@ -19,7 +19,7 @@ import numpy as np
 from nrt.dtypes import INT8
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
-from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul
+from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul, Pad
 from nrt.ir.ops.common import kind_of
 from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program, identity
@@ -128,8 +128,27 @@ def _folded(
     graph.replace_node(node, new, inputs)
 
 
+def _is_first(node: Node) -> bool:
+    """Whether a convolution reads so few channels as the first of a network does."""
+    op: Any = node.op
+    return op.groups == 1 and node.inputs[1].shape[1] < LEAST_CHANNELS
+
+
+def _widened(graph: Graph, node: Node, image: Value, weights: Value) -> tuple[Value, Value]:
+    """Both operands with channels of zeros up to `LEAST_CHANNELS`."""
+    assert weights.constant is not None
+    count, rank = LEAST_CHANNELS - weights.shape[1], len(weights.shape)
+    after = [(0, count if axis == 1 else 0) for axis in range(rank)]
+    pads = (*[0] * rank, *(end for _, end in after))
+    wide = graph.add_node(Pad(pads), [image], name=f"{image.name}.wide", origin=node.origin)
+    return wide.output, graph.add_constant(weights.name, np.pad(weights.constant, after))
+
+
 class ConvOfIntegers(Rule):
-    """See the module; the bias may be the sum of integers that quantization tools write."""
+    """See the module; the bias may be the sum of integers that quantization tools write.
+
+    The first layer of a network, which reads three channels or so, is given channels of zeros.
+    """
 
     pattern = _operands((Conv, ConvTranspose))
 
@@ -146,7 +165,7 @@ class ConvOfIntegers(Rule):
         if not weights.is_constant:
             return "its weights are computed at run time"
         refusal = dense_channels(weights.shape[1], op.groups)
-        if refusal is not None:
+        if refusal is not None and not _is_first(match.root):
             return refusal
         x, w = grids
         if w.scales(weights.shape, 0) is None:
@@ -180,10 +199,13 @@ class ConvOfIntegers(Rule):
             sums = weights.constant.astype(np.float64).reshape(weights.shape[0], -1).sum(axis=1)
             shift = (0 if shift is None else shift) - factor * float(x.zero.reshape(())) * sums
         column = (-1, *[1] * (len(weights.shape) - 2))
+        image = match.nodes["x"].inputs[0]
+        if _is_first(match.root):
+            image, weights = _widened(graph, match.root, image, weights)
         _folded(
             graph,
             match.root,
-            (match.nodes["x"].inputs[0], weights),
+            (image, weights),
             factor.astype(np.float32).reshape(column),
             None if shift is None else shift.astype(np.float32).reshape(column),
             others,

@@ -101,6 +101,16 @@ class TestProducts:
         net.out(net.op(Conv(), x, net.weights(8, 16, 1, 1), bias))
         assert products(folded(net).graph) == [(INT8, FP32)]
 
+    @pytest.mark.parametrize("zero", [None, 9])
+    def test_the_first_layer_reads_channels_of_zeros(self, zero: int | None) -> None:
+        net = QuantizedNet()
+        x = net.dq(net.input(2, 3, 7, 5, dtype=INT8), 0.125, zero)
+        net.out(net.qconv(x, 24, pad=0 if zero else 1))
+        graph = folded(net).graph
+        assert ops(graph) == ["Pad", "Conv"]
+        assert sole(graph, Conv).inputs[1].shape == (24, 16, 3, 3)
+        assert products(graph) == [(INT8, FP32)]
+
     def test_groups_of_enough_channels(self) -> None:
         net = QuantizedNet()
         x = net.dq(net.input(1, 32, 4, 4, dtype=INT8), 0.125)
@@ -165,10 +175,10 @@ class TestRefusals:
         net.out(net.qconv(net.dq(net.input(1, 16, 5, 5, dtype=INT8), 0.5, 3), 16))
         self.check(net, "zero point 3 and it is padded: padding would have to be the zero point")
 
-    def test_few_channels(self) -> None:
+    def test_channels_in_no_runs_of_16(self) -> None:
         net = QuantizedNet()
-        net.out(net.qconv(net.dq(net.input(1, 3, 5, 5, dtype=INT8), 0.5), 16))
-        self.check(net, "int8 kernels read input channels in runs of 16, it has 3")
+        net.out(net.qconv(net.dq(net.input(1, 24, 5, 5, dtype=INT8), 0.5), 16))
+        self.check(net, "int8 kernels read input channels in runs of 16, it has 24")
 
     def test_depthwise(self) -> None:
         net = QuantizedNet()
@@ -369,7 +379,7 @@ class TestLayers:
 
     def test_a_layer_of_floats_stores_int8_for_the_next(self) -> None:
         net = QuantizedNet()
-        x = net.qdq(net.input(1, 3, 9, 9), 0.25)
+        x = net.qdq(net.input(1, 24, 9, 9), 0.25)
         y = net.qdq(net.pool(net.op(Relu(), net.qconv(x, 16))), 0.5)
         net.out(net.qconv(y, 16))
         report = through(net)
