@@ -1,7 +1,7 @@
 """A Q/DQ model to compile: ONNX Runtime quantizes a float one, and nrt is compared with it.
 
-Activations and weights become symmetric int8, weights per channel. Ranges come from random inputs:
-such a model measures speed and agreement, not accuracy on a task.
+Activations and weights become symmetric int8, weights per channel; a layer and its ReLU are rounded
+once. Ranges come from random inputs: such a model shows speed and agreement, no accuracy on a task.
 
     python benchmarks/quantize_model.py --models DIR --model resnet50 -o resnet50.int8.onnx --check
 
@@ -27,6 +27,7 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import (
     CalibrationDataReader,
+    CalibrationMethod,
     QuantFormat,
     QuantType,
     quantize_static,
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--model", default="resnet50")
     cli.add_argument("--batch", type=int, default=1)
     cli.add_argument("--samples", type=int, default=8, help="random inputs to calibrate on")
+    cli.add_argument("--percentile", type=float, default=99.9, help="of magnitudes that are kept")
     cli.add_argument("-o", "--output", type=Path, required=True)
     cli.add_argument("--check", action="store_true", help="compare with ONNX Runtime")
     cli.add_argument("--inputs", type=int, default=4, help="random inputs to compare on")
@@ -58,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     model = Zoo(args.models).load(args.model, args.batch)
     if model is None:
         cli.error(f"{args.model} has no batch of {args.batch}")
-    quantize(model, args.output, args.samples)
+    quantize(model, args.output, args.samples, args.percentile)
     if args.check:
         check(args.output, args.precision, args.inputs)
     return 0
 
 
-def quantize(model: onnx.ModelProto, output: Path, samples: int) -> None:
+def quantize(model: onnx.ModelProto, output: Path, samples: int, percentile: float) -> None:
     """Write ``model`` with Q/DQ nodes around every op that ONNX Runtime quantizes."""
     with tempfile.TemporaryDirectory() as folder:
         source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
@@ -79,7 +81,9 @@ def quantize(model: onnx.ModelProto, output: Path, samples: int) -> None:
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=_QUANTIZED,
+            calibrate_method=CalibrationMethod.Percentile,
             extra_options={
+                "CalibPercentile": percentile,
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "OpTypesToExcludeOutputQuantization": ["Conv", "Add"],
