@@ -3,9 +3,8 @@
     conv(s · (q - z), t · p) + b  =  s · t · conv(q, p) + (b - s · t · z · Σ p)
 
 The scale t of the weights p, like the bias b, may be one per output channel. The sums are int32 and
-exact; scales, bias and the correction for a zero point are the first steps of the epilogue. Padding
-puts 0 beside q where z would be right, so a zero point other than 0 needs a convolution without
-padding.
+exact; scales, bias and the correction for a zero point are the first steps of the epilogue. Kernels
+pad with 0, which stands for -s · z: where z is not 0, a Pad puts z around q before.
 """
 
 from __future__ import annotations
@@ -90,6 +89,7 @@ def bias_of(value: Value) -> Array | None:
 def _folded(
     graph: Graph,
     node: Node,
+    op: Any,
     operands: tuple[Value, Value],
     factor: Array,
     shift: Array | None,
@@ -100,12 +100,12 @@ def _folded(
     Args:
         graph: of the node.
         node: the product of dequantized operands.
+        op: what multiplies the integers, with the node's own epilogue.
         operands: the integers.
         factor: fp32, of the sums; one element or one per channel, in a shape that broadcasts.
         shift: what is added then, likewise; None for nothing.
         others: operands of the node's own epilogue.
     """
-    op: Any = node.op
     own: Program = op.epilogue or identity()
     vectors = [(a, label) for a, label in ((factor, "scale"), (shift, "bias")) if a is not None]
     extras = [(a, label) for a, label in vectors if a.size > 1]
@@ -134,14 +134,29 @@ def _is_first(node: Node) -> bool:
     return op.groups == 1 and node.inputs[1].shape[1] < LEAST_CHANNELS
 
 
-def _widened(graph: Graph, node: Node, image: Value, weights: Value) -> tuple[Value, Value]:
-    """Both operands with channels of zeros up to `LEAST_CHANNELS`."""
-    assert weights.constant is not None
-    count, rank = LEAST_CHANNELS - weights.shape[1], len(weights.shape)
-    after = [(0, count if axis == 1 else 0) for axis in range(rank)]
-    pads = (*[0] * rank, *(end for _, end in after))
-    wide = graph.add_node(Pad(pads), [image], name=f"{image.name}.wide", origin=node.origin)
-    return wide.output, graph.add_constant(weights.name, np.pad(weights.constant, after))
+def _surrounded(graph: Graph, match: Match, zero: int) -> tuple[Value, Value, Conv]:
+    """Image, weights and convolution with what kernels cannot put around an image put there.
+
+    That is a zero point other than 0, where the convolution pads, and channels that are missing up
+    to `LEAST_CHANNELS`, for which the weights are 0.
+    """
+    node, image, weights = match.root, match.nodes["x"].inputs[0], match.nodes["w"].inputs[0]
+    op: Any = node.op
+    rank = len(image.shape)
+    begins, ends = [0] * rank, [0] * rank
+    if zero and any(op.pads):
+        half = len(op.pads) // 2
+        begins[2:], ends[2:] = op.pads[:half], op.pads[half:]
+        op = replace(op, pads=(0,) * len(op.pads))
+    if _is_first(node):
+        assert weights.constant is not None
+        ends[1] = LEAST_CHANNELS - weights.shape[1]
+        after = [(0, ends[1] if axis == 1 else 0) for axis in range(rank)]
+        weights = graph.add_constant(weights.name, np.pad(weights.constant, after))
+    if any((*begins, *ends)):
+        pad = Pad((*begins, *ends), value=float(zero))
+        image = graph.add_node(pad, [image], name=f"{image.name}.pad", origin=node.origin).output
+    return image, weights, op
 
 
 class ConvOfIntegers(Rule):
@@ -167,14 +182,8 @@ class ConvOfIntegers(Rule):
         refusal = dense_channels(weights.shape[1], op.groups)
         if refusal is not None and not _is_first(match.root):
             return refusal
-        x, w = grids
-        if w.scales(weights.shape, 0) is None:
+        if grids[1].scales(weights.shape, 0) is None:
             return "its weights have scales along another dimension than that of output channels"
-        if not x.is_symmetric and any(op.pads):
-            return (
-                f"its input has the zero point {int(x.zero.reshape(-1)[0])} and it is padded: "
-                "padding would have to be the zero point"
-            )
         if op.epilogue is None and any(bias_of(v) is None for v in match.rest["others"]):
             return "its bias is computed at run time"
         return None
@@ -199,12 +208,11 @@ class ConvOfIntegers(Rule):
             sums = weights.constant.astype(np.float64).reshape(weights.shape[0], -1).sum(axis=1)
             shift = (0 if shift is None else shift) - factor * float(x.zero.reshape(())) * sums
         column = (-1, *[1] * (len(weights.shape) - 2))
-        image = match.nodes["x"].inputs[0]
-        if _is_first(match.root):
-            image, weights = _widened(graph, match.root, image, weights)
+        image, weights, plain = _surrounded(graph, match, int(x.zero.reshape(())))
         _folded(
             graph,
             match.root,
+            plain,
             (image, weights),
             factor.astype(np.float32).reshape(column),
             None if shift is None else shift.astype(np.float32).reshape(column),
@@ -255,6 +263,7 @@ class MatMulOfIntegers(Rule):
         _folded(
             graph,
             match.root,
+            match.root.op,
             (a, b),
             factor.astype(np.float32),
             None if shift is None else shift.astype(np.float32),

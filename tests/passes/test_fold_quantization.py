@@ -105,7 +105,7 @@ class TestProducts:
     def test_the_first_layer_reads_channels_of_zeros(self, zero: int | None) -> None:
         net = QuantizedNet()
         x = net.dq(net.input(2, 3, 7, 5, dtype=INT8), 0.125, zero)
-        net.out(net.qconv(x, 24, pad=0 if zero else 1))
+        net.out(net.qconv(x, 24))
         graph = folded(net).graph
         assert ops(graph) == ["Pad", "Conv"]
         assert sole(graph, Conv).inputs[1].shape == (24, 16, 3, 3)
@@ -145,10 +145,20 @@ class TestProducts:
         net.out(net.op(MatMul(trans_b=trans_b), a, net.dq(b, 0.25)))
         assert products(folded(net).graph) == [(INT8, FP32)]
 
-    def test_a_zero_point_without_padding(self) -> None:
+    @pytest.mark.parametrize("pad", [0, 1, 2])
+    def test_a_zero_point_of_an_image(self, pad: int) -> None:
         net = QuantizedNet()
         x = net.dq(net.input(2, 16, 7, 5, dtype=INT8), 0.125, 23)
-        net.out(net.qconv(x, 24, pad=0))
+        net.out(net.qconv(x, 24, pad=pad))
+        graph = folded(net).graph
+        assert products(graph) == [(INT8, FP32)]
+        # The padding is the zero point, which a kernel does not put there.
+        assert ops(graph) == (["Pad", "Conv"] if pad else ["Conv"])
+
+    def test_padding_of_one_side(self) -> None:
+        net = QuantizedNet()
+        x = net.dq(net.input(2, 16, 7, 5, dtype=INT8), 0.125, -128)
+        net.out(net.op(Conv((2, 1), (1, 0, 2, 3)), x, net.weights(8, 16, 3, 3)))
         assert products(folded(net).graph) == [(INT8, FP32)]
 
     def test_weights_of_uint8_lose_their_zero_point(self) -> None:
@@ -169,11 +179,6 @@ class TestRefusals:
         node = sole(result.graph, op)
         assert node.inputs[0].dtype is FP32
         assert node.inputs[1].dtype is FP32
-
-    def test_padding_meets_a_zero_point(self) -> None:
-        net = QuantizedNet()
-        net.out(net.qconv(net.dq(net.input(1, 16, 5, 5, dtype=INT8), 0.5, 3), 16))
-        self.check(net, "zero point 3 and it is padded: padding would have to be the zero point")
 
     def test_channels_in_no_runs_of_16(self) -> None:
         net = QuantizedNet()
