@@ -282,7 +282,11 @@ def _has_residual(node: Node) -> bool:
 class IntegersIntoEpilogue(Rule):
     """A residual that an epilogue reads as floats it reads as integers, and scales them."""
 
-    pattern = Pat((Conv, ConvTranspose, MatMul), Anywhere(Pat(Dequantize, Rest("q"), name="inner")))
+    pattern = Pat(
+        (Conv, ConvTranspose, MatMul),
+        Anywhere(Pat(Dequantize, Rest("q"), name="inner")),
+        where=_has_residual,
+    )
 
     def check(self, graph: Graph, match: Match) -> str | None:
         node, inner = match.root, match.nodes["inner"]
