@@ -67,7 +67,7 @@ class QuantizeLayers(Pass):
     layers: Mapping[str, str] = field(default_factory=dict)
 
     def required(self) -> str:
-        return "precision int8 is what it makes of the layers" if self.calibration else ""
+        return "precision int8 is what it makes of layers" if "int8" in self.permitted else ""
 
     def run(self, graph: Graph) -> PassResult:
         if "int8" not in self.permitted:

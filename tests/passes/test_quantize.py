@@ -17,9 +17,10 @@ from nrt.errors import BuildError, CalibrationError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import Conv, MaxPool, Pointwise
 from nrt.lowering import lower
-from nrt.passes.base import PipelineReport
+from nrt.passes.base import PipelineReport, run_pipeline
+from nrt.passes.pipeline import PipelineOptions, pipeline
 
-from .quantized_nets import of_type, products
+from .quantized_nets import QuantizedNet, of_type, products
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -165,6 +166,14 @@ def test_int8_needs_ranges(call: Any, net: nrt.Network) -> None:
     options = {} if call is optimize else {"target": "cpu"}
     with pytest.raises(BuildError, match=r"int8 needs ranges, .*give calibration="):
         call(net, precision="int8", **options)
+
+
+def test_a_quantized_model_has_its_ranges() -> None:
+    net = QuantizedNet()
+    net.out(net.qconv(net.qdq(net.input(1, 16, 5, 5), 0.25), 16))
+    options = PipelineOptions(frozenset({"int8", "fp16"}))
+    report = run_pipeline(net.graph, pipeline(options), verify=True)
+    assert products(report.graph) == [(INT8, FP32)]
 
 
 def test_ranges_of_another_model(ranges: nrt.Calibration, rng: np.random.Generator) -> None:
