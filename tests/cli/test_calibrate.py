@@ -62,6 +62,7 @@ def test_a_build_reads_the_ranges(cli: Cli, model_file: Path, folder: Path, tmp_
     cache, plan = tmp_path / "c.json", tmp_path / "m.nrt"
     cli("calibrate", model_file, "--data", folder, "-o", cache, "--target", "cpu")
     line = ["build", model_file, "-o", plan, "--target", "cpu", "--precision", "int8,fp32"]
+    line += ["--shapes", "image:1x3x9x7"]
     result = cli(*line, "--calibration", cache)
     assert result.code == 0, result.err
     assert plan.exists()
