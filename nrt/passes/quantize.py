@@ -31,7 +31,16 @@ from nrt.dtypes import FP32, INT8
 from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
-from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul, Quantize
+from nrt.ir.ops import (
+    Conv,
+    ConvTranspose,
+    Dequantize,
+    MatMul,
+    MaxPool,
+    Quantize,
+    Reshape,
+    Transpose,
+)
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels
@@ -42,6 +51,7 @@ from nrt.quantization.weights import quantize_weights
 __all__ = ["QuantizeLayers"]
 
 _PRODUCTS = (Conv, ConvTranspose, MatMul)
+_MOVES = (MaxPool, Reshape, Transpose)
 
 
 def _is_quantized(node: Node) -> bool:
@@ -91,13 +101,14 @@ class QuantizeLayers(Pass):
                 else:
                     notes.append(self.refused(node, reason))
         quantized = {n for n in graph.nodes if n in chosen or _is_quantized(n)}
-        values = dict.fromkeys(n.inputs[0] for n in graph.nodes if n in chosen)
+        values = dict.fromkeys(self._source(n.inputs[0]) for n in graph.nodes if n in chosen)
         values.update(
             dict.fromkeys(v for n in quantized for v in self._residual(graph, n, quantized))
         )
         for node in graph.nodes:
             if node in chosen:
-                notes.append(self.fired(node, f"int8: scale {self._scale(node.inputs[0]):.4g}"))
+                scale = self._scale(self._source(node.inputs[0]))
+                notes.append(self.fired(node, f"int8: its input has the scale {scale:.4g}"))
                 self._weights(graph, node)
         for value in sorted(values, key=lambda v: v.name):
             self._activation(graph, value, chosen)
@@ -128,6 +139,19 @@ class QuantizeLayers(Pass):
         if x.name not in self.calibration:
             return f"no int8: the calibration has no range of its input '{x.name}'"
         return None
+
+    def _source(self, value: Value) -> Value:
+        """What to quantize for a layer that reads ``value``: a pooling reads integers too.
+
+        Then it has the scale of what it pools, and so has all else that reads that.
+        """
+        assert self.calibration is not None
+        while value.producer is not None and isinstance(value.producer.op, _MOVES):
+            before = value.producer.inputs[0]
+            if before.producer is None or before.name not in self.calibration:
+                break
+            value = before
+        return value
 
     def _residual(self, graph: Graph, node: Node, quantized: set[Node]) -> list[Value]:
         """The result of ``node``, if only epilogues of quantized layers read it as a float."""

@@ -16,7 +16,7 @@ from nrt.cuda_kernels.registry import variants_for
 from nrt.dtypes import FP16, FP32, INT8
 from nrt.errors import BuildError, CalibrationError
 from nrt.ir.evaluate import evaluate
-from nrt.ir.ops import Add, Conv, MaxPool, Pointwise, Relu
+from nrt.ir.ops import Add, Concat, Conv, MaxPool, Pointwise, Relu
 from nrt.lowering import lower
 from nrt.passes.base import PipelineReport, run_pipeline
 from nrt.passes.pipeline import PipelineOptions, pipeline
@@ -119,6 +119,32 @@ def test_little_is_lost(rng: np.random.Generator, method: str) -> None:
     assert sum(layer.precision == "int8" for layer in engine.plan.layers) >= 6
     found = np.stack([np.array(engine(b)) for b in batches])
     assert sqnr(found, wanted) >= LEAST_SQNR
+
+
+def test_a_skip_over_a_pooling_is_stored_once(rng: np.random.Generator) -> None:
+    """As in a U-Net: what is pooled is joined later, and both read the same bytes."""
+
+    def conv(x: Any, out: int, name: str) -> Any:
+        w = (rng.standard_normal((out, x.shape[1], 3, 3)) / 12).astype(np.float32)
+        return net.relu(net.conv2d(x, w, padding=1, name=name), name=f"{name}.relu")
+
+    net = nrt.Network("u")
+    x = conv(net.input("image", (1, 16, 12, 10)), 16, "down")
+    y = conv(net.max_pool2d(x, 2, name="pool"), 32, "middle")
+    up = (rng.standard_normal((32, 16, 2, 2)) / 6).astype(np.float32)
+    y = net.conv_transpose2d(y, up, stride=2, name="up")
+    net.output(conv(conv(net.concat([x, y], axis=1, name="join"), 16, "last"), 3, "head"), "y")
+    data = rng.standard_normal((16, 16, 12, 10)).astype(np.float32)
+    ranges = nrt.calibrate(net, data, target="cpu", method="minmax")
+    report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
+    found = {n.name: n.output.dtype for n in report.graph.nodes}
+    assert found["down"] is INT8
+    assert of_type(report.graph, MaxPool, INT8) == of_type(report.graph, Concat, INT8) == 1
+    # Where the skip's scale is not that of the Concat, its bytes are brought to it.
+    steps = [n for n in report.graph.nodes if isinstance(n.op, Pointwise)]
+    assert {(n.inputs[0].dtype, n.output.dtype) for n in steps[1:]} <= {(INT8, INT8)}
+    wanted = evaluate(net.graph, {"image": data[:1]})["y"]
+    assert sqnr(evaluate(report.graph, {"image": data[:1]})["y"], wanted) >= LEAST_SQNR
 
 
 def test_a_file_of_ranges(net: nrt.Network, ranges: nrt.Calibration, tmp_path: Path) -> None:
