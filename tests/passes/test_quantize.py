@@ -28,6 +28,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LEAST_SQNR = 30.0
 """Decibels between a calibrated network of ten layers and its floats."""
 
+RANDOM_SQNR = 20.0
+"""The same for a few layers of fresh random weights, of which some cancel; a scale that is wrong
+leaves less than 10."""
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,7 @@ def test_a_skip_over_a_pooling_is_stored_once(rng: np.random.Generator) -> None:
     steps = [n for n in report.graph.nodes if isinstance(n.op, Pointwise)]
     assert {(n.inputs[0].dtype, n.output.dtype) for n in steps[1:]} <= {(INT8, INT8)}
     wanted = evaluate(net.graph, {"image": data[:1]})["y"]
-    assert sqnr(evaluate(report.graph, {"image": data[:1]})["y"], wanted) >= LEAST_SQNR
+    assert sqnr(evaluate(report.graph, {"image": data[:1]})["y"], wanted) >= RANDOM_SQNR
 
 
 def test_a_file_of_ranges(net: nrt.Network, ranges: nrt.Calibration, tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_the_last_layer_if_asked_for(rng: np.random.Generator) -> None:
     asked = optimize(net, precision="int8", calibration=ranges, layers={"head": "int8"})
     assert products(asked.graph) == [(INT8, FP32)]
     wanted = evaluate(net.graph, {"x": data[:4]})["y"]
-    assert sqnr(evaluate(asked.graph, {"x": data[:4]})["y"], wanted) >= LEAST_SQNR
+    assert sqnr(evaluate(asked.graph, {"x": data[:4]})["y"], wanted) >= RANDOM_SQNR
 
 
 def test_a_layer_without_a_range(net: nrt.Network, ranges: nrt.Calibration) -> None:
