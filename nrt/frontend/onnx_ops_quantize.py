@@ -5,7 +5,8 @@
 Operators on integers are written with `Quantize` and `Dequantize` around plain ones; the pass
 fold-quantization makes products of integers of them again, as it does of models that come so.
 ConvInteger and MatMulInteger have no scales: their products are of int8 where the zero points are
-that type's 0, and otherwise of floats that hold every partial sum.
+that type's 0, and otherwise of floats that hold every partial sum; but a MatMulInteger of constant
+weights is always one of int8.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nrt.errors import ImportModelError, ShapeError
 from nrt.frontend import onnx_ops_conv
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
 from nrt.ir import ops
+from nrt.ir.op import Array
 from nrt.ir.value import Value
 
 __all__ = [
@@ -115,7 +117,14 @@ def conv_integer(n: NodeContext) -> Value:
 
 
 def matmul_integer(n: NodeContext) -> Value:
-    """MatMulInteger: as `conv_integer`; zero points per tensor, row or column."""
+    """MatMulInteger: as `conv_integer`; zero points per tensor, row or column.
+
+    With constant weights of int8 it multiplies int8 whatever the other side is: uint8 less 128 is
+    int8, and a zero point, which dynamic quantization computes, takes the sum of each column along.
+    """
+    weights = _int8_weights(n)
+    if weights is not None:
+        return _shifted_product(n, weights)
     depth = n.input(0).shape[-1]
     return _integer(
         n,
@@ -124,6 +133,47 @@ def matmul_integer(n: NodeContext) -> Value:
         x_axis=-2,
         w_axis=-1,
     )
+
+
+def _int8_weights(n: NodeContext) -> Array | None:
+    """The right operand less its zero point, if it is a matrix of constants that int8 holds."""
+    w, zero = n.input(1), n.optional(3)
+    if w.constant is None or w.constant.ndim != 2 or w.dtype not in (INT8, UINT8):
+        return None
+    if zero is not None and zero.constant is None:
+        return None
+    values = w.constant.astype(np.int64)
+    if zero is not None and zero.constant is not None:
+        values = values - zero.constant
+    fits = values.size and values.min() >= -128 and values.max() <= 127
+    return np.asarray(values, np.int8) if fits else None
+
+
+def _shifted_product(n: NodeContext, weights: Array) -> Value:
+    """``(x - z) @ w`` as ``x' @ w - z' · Σ w`` with x' of int8; int32 holds every number."""
+    x, zero = n.input(0), n.optional(2)
+    offset = 0
+    if x.dtype is UINT8:
+        offset = 128
+        wide = n.emit(ops.Cast(INT32), x, part="a-wide", inner=True)
+        middle = n.helper(np.asarray(offset, np.int32), "middle")
+        below = n.emit(ops.Sub(), wide, middle, part="a-signed", inner=True)
+        x = n.emit(ops.Cast(INT8), below, part="a-int8", inner=True)
+    right = n.helper(weights, "b")
+    if offset == 0 and _is_zero(zero):
+        return n.emit(ops.MatMul(), x, right)
+    product = n.emit(ops.MatMul(), x, right, part="product", inner=True)
+    sums = n.helper(weights.sum(axis=0, dtype=np.int32), "sums")
+    if zero is None:
+        shift = n.helper(np.asarray(-offset, np.int32), "zero")
+    else:
+        spread = _spread(n, zero, x, -2, "a-zero")
+        shift = n.emit(ops.Cast(INT32), spread, part="zero-wide", inner=True)
+        if offset:
+            middle = n.helper(np.asarray(offset, np.int32), "zero-middle")
+            shift = n.emit(ops.Sub(), shift, middle, part="zero-signed", inner=True)
+    correction = n.emit(ops.Mul(), shift, sums, part="correction", inner=True)
+    return n.emit(ops.Sub(), product, correction)
 
 
 def _integer(
