@@ -30,6 +30,8 @@ from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.plan import Plan, Target
 from nrt.plan_clock import plan_clock
 from nrt.programmatic import decide
+from nrt.quantization import Calibration
+from nrt.quantization.digest import model_digest
 from nrt.rewriting import Rewriter
 from nrt.settings import settings
 from nrt.sizes import parse_bytes
@@ -53,6 +55,7 @@ class BuildRequest:
     Attributes:
         graph: as imported; builds work on a copy.
         precision: permitted element types.
+        calibration: ranges for int8, of this very model.
         kernels: layer of the plan -> the kernel that it must have, whatever is faster.
         target, opt_level, layers, io, disabled, extra_passes, tuning_seconds, timing_cache,
             programmatic, streams, snapshots: as of `build`.
@@ -74,6 +77,7 @@ class BuildRequest:
     streams: int | None = None
     memory_limit: int | None = None
     snapshots: bool = False
+    calibration: Calibration | None = None
 
     @property
     def pipeline_options(self) -> PipelineOptions:
@@ -83,6 +87,7 @@ class BuildRequest:
             self.layers,
             self.io,
             disabled=self.disabled,
+            calibration=self.calibration,
             extra=self.extra_passes,
         )
 
@@ -123,6 +128,7 @@ def build(
     target: str = "auto",
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
     disabled: Iterable[str] = (),
     extra_passes: Sequence[Pass] = (),
@@ -144,6 +150,7 @@ def build(
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
+        calibration: ranges for ``int8``: what `nrt.calibrate` found, or the file that it wrote.
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
@@ -169,11 +176,14 @@ def build(
     Raises:
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: it cannot be built as asked.
+        CalibrationError: the calibration is of another model, or cannot be read.
         DeviceError: ``target="cuda"`` without a GPU.
     """
+    graph = _graph(model, shapes)
     request = BuildRequest(
-        graph=_graph(model, shapes),
+        graph=graph,
         precision=_names(precision),
+        calibration=_calibration(calibration, graph),
         target=target,
         opt_level=opt_level,
         layers=dict(layers or {}),
@@ -223,6 +233,7 @@ def optimize(
     shapes: Mapping[str, Sequence[int]] | None = None,
     precision: str | Iterable[str] = "fp32",
     layers: Mapping[str, str] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
     disabled: Iterable[str] = (),
     extra_passes: Sequence[Pass] = (),
@@ -235,10 +246,13 @@ def optimize(
     Raises:
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: an option does not fit the model.
+        CalibrationError: the calibration is of another model, or cannot be read.
     """
+    graph = _graph(model, shapes)
     request = BuildRequest(
-        graph=_graph(model, shapes),
+        graph=graph,
         precision=_names(precision),
+        calibration=_calibration(calibration, graph),
         layers=dict(layers or {}),
         io=dict(io or {}),
         disabled=_names(disabled),
@@ -249,6 +263,17 @@ def optimize(
 
 def _names(given: str | Iterable[str]) -> frozenset[str]:
     return frozenset([given] if isinstance(given, str) else given)
+
+
+def _calibration(
+    given: Calibration | str | os.PathLike[str] | None, graph: Graph
+) -> Calibration | None:
+    """The ranges, once they are known to be of ``graph``."""
+    if given is None:
+        return None
+    found = given if isinstance(given, Calibration) else Calibration.load(given)
+    found.check_model(model_digest(graph))
+    return found
 
 
 def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:

@@ -23,8 +23,7 @@ from nrt.frontend.network import Network
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.passes.base import run_pipeline
-from nrt.passes.choice import ChoicePass
-from nrt.passes.pipeline import PASSES, PipelineOptions, pipeline
+from nrt.passes.pipeline import pipeline
 from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
 from nrt.quantization.data import InputShapes, Item, batches, item_count, items
 from nrt.quantization.digest import DataDigest, model_digest
@@ -38,6 +37,9 @@ Progress = Callable[[str, int, int], None]
 
 _LAYOUT = ("layout", "borders")
 """Phases that run on the tapped graph."""
+
+_LATER = ("choose", "siblings")
+"""Phases that see what is quantized already: what they fuse has a range of its own."""
 
 
 def calibrate(
@@ -218,10 +220,8 @@ class _Run:
 
 def _build(graph: Graph, target: str, opt_level: int) -> _Tapped:
     digest = model_digest(graph)
-    # What is fused by choice is looked at in parts: each may be a layer of its own in the end.
-    choices = frozenset(p.name for p in PASSES if issubclass(p, ChoicePass))
-    phases = pipeline(PipelineOptions(disabled=choices))
-    fused = run_pipeline(graph, [p for p in phases if p.name not in _LAYOUT])
+    phases = pipeline()
+    fused = run_pipeline(graph, [p for p in phases if p.name not in (*_LAYOUT, *_LATER)])
     taps = insert_taps(fused.graph)
     report = run_pipeline(taps.graph, [p for p in phases if p.name in _LAYOUT])
     engine = CompiledEngine(build_graph(report.graph, target=target, opt_level=opt_level))

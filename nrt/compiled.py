@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nrt.insight.profile import Profile
     from nrt.insight.what_if import WhatIf
     from nrt.ir.graph_diff import GraphDiff
+    from nrt.quantization import Calibration
     from nrt.runtime.cuda import CudaDevice
 
 __all__ = ["CompiledEngine", "compile"]
@@ -110,6 +111,7 @@ def compile(
     target: str = "auto",
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     io: Mapping[str, IOFormat] | None = None,
     disabled: Iterable[str] = (),
     extra_passes: Sequence[Pass] = (),
@@ -131,6 +133,7 @@ def compile(
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
+        calibration: ranges for ``int8``: what `nrt.calibrate` found, or the file that it wrote.
         io: name of an input or output -> how it is bound, where that is not as in the model.
         disabled: names of passes to leave out.
         extra_passes: passes of your own; see docs/extending.md.
@@ -150,6 +153,7 @@ def compile(
     Raises:
         ImportModelError, UnsupportedOpError: the model cannot be read.
         BuildError: it cannot be built as asked.
+        CalibrationError: the calibration is of another model, or cannot be read.
         DeviceError: ``target="cuda"`` without a GPU.
     """
     built = build(
@@ -159,6 +163,7 @@ def compile(
         target=target,
         opt_level=opt_level,
         layers=layers,
+        calibration=calibration,
         io=io,
         disabled=disabled,
         extra_passes=extra_passes,

@@ -10,7 +10,15 @@ from nrt.cli import options
 
 __all__ = ["BUILD_OPTIONS", "GRAPH_OPTIONS", "PICTURE_OPTIONS", "make_parser"]
 
-GRAPH_OPTIONS = ("shapes", "precision", "layers", "input_format", "output_format", "disabled")
+GRAPH_OPTIONS = (
+    "shapes",
+    "precision",
+    "layers",
+    "calibration",
+    "input_format",
+    "output_format",
+    "disabled",
+)
 """Options that the passes see; None when they were not given."""
 
 BUILD_OPTIONS = (
@@ -276,7 +284,7 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
         "--precision",
         type=options.precision,
         metavar="P",
-        help="fp32 (default), fp16, bf16 or tf32; a list permits several: fp16,fp32",
+        help="fp32 (default), fp16, bf16, tf32 or int8; a list permits several: int8,fp16",
     )
     group.add_argument(
         "--layers",
@@ -285,6 +293,7 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
         metavar="PATTERN=P",
         help="precision of the layers whose names match, 'head*=fp32'; repeat",
     )
+    group.add_argument("--calibration", metavar="FILE", help="ranges for int8, from nrt calibrate")
     for what in ("input", "output"):
         group.add_argument(
             f"--{what}-format",

@@ -76,6 +76,8 @@ _OF_BOOLS: tuple[type[ops.Elementwise], ...] = (ops.And, ops.Equal, ops.Not, ops
 def elementwise(w: Writer, node: Node) -> None:
     """An elementwise node, as one ONNX op or as its program."""
     op: Any = node.op
+    if isinstance(op, ops.Quantize | ops.Dequantize) and _quantization(w, node):
+        return
     inputs = [w.tensor(v) for v in node.inputs]
     result = w.tensor(node.output)
     if isinstance(op, ops.Cast):
@@ -87,6 +89,46 @@ def elementwise(w: Writer, node: Node) -> None:
     program: Program = op.program(tuple(kind_of(t.dtype) for t in inputs))
     (value,) = write_program(w, program, inputs)
     w.finish(value, result)
+
+
+def _quantization(w: Writer, node: Node) -> bool:
+    """Write QuantizeLinear or DequantizeLinear, if the node has that form: constant scales in fp32,
+    one or a vector along one dimension."""
+    data, *parameters = node.inputs
+    quantizes = isinstance(node.op, ops.Quantize)
+    scale = parameters[0]
+    real = data if quantizes else node.output
+    arrays = [p.constant for p in parameters]
+    if not scale.dtype is real.dtype is FP32 or any(a is None for a in arrays):
+        return False
+    axes = {_axis(p.shape, data.shape) for p in parameters}
+    if len(axes) != 1 or None in axes:
+        return False
+    (axis,) = axes
+    shape = () if axis == _SCALAR else (-1,)
+    args = [w.tensor(data)]
+    for parameter, array in zip(parameters, arrays, strict=True):
+        assert array is not None
+        args.append(w.constant(array.reshape(shape), parameter.dtype))
+    if quantizes and len(args) == 2:  # the zero point says which integers
+        args.append(w.constant(np.zeros(args[1].shape), node.output.dtype))
+    result = w.tensor(node.output)
+    attributes = {} if axis == _SCALAR else {"axis": axis}
+    name = "QuantizeLinear" if quantizes else "DequantizeLinear"
+    w.emit(name, args, result.type, into=result, **attributes)
+    return True
+
+
+_SCALAR = -1
+
+
+def _axis(shape: tuple[int, ...], data: tuple[int, ...]) -> int | None:
+    """The dimension of ``data`` along which a tensor of ``shape`` varies; `_SCALAR` for none."""
+    spread = (1,) * (len(data) - len(shape)) + shape
+    long = [d for d, size in enumerate(spread) if size != 1]
+    if not long:
+        return _SCALAR if all(size == 1 for size in shape) else None
+    return long[0] if len(long) == 1 and spread[long[0]] == data[long[0]] else None
 
 
 def _has_counterpart(op: ops.Elementwise, inputs: Sequence[Tensor]) -> bool:

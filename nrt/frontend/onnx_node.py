@@ -35,8 +35,11 @@ _FOLD_FLOATS = 4096
 _FOLD_INTEGERS = 1 << 22
 # What must exist as data (ConstantOfShape, Range): beyond this the file is hostile.
 _CONSTANT_LIMIT = 1 << 28
-# Shape arithmetic has no windows, whose cost a hostile kernel size could set at will.
-_NEVER_FOLDED = (ops.Conv, ops.ConvTranspose, ops.MaxPool, ops.AveragePool, ops.LRN)
+# Shape arithmetic has no windows, whose cost a hostile kernel size could set at will. Quantized
+# weights are to stay integers.
+_NEVER_FOLDED = (
+    ops.Conv, ops.ConvTranspose, ops.MaxPool, ops.AveragePool, ops.LRN, ops.Dequantize
+)  # fmt: skip
 
 
 class RefusedNodeError(ImportModelError):

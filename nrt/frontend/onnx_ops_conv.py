@@ -16,14 +16,18 @@ from nrt.ir import ops
 from nrt.ir.op import Op
 from nrt.ir.value import Value
 
-__all__ = ["average_pool", "conv", "conv_transpose", "max_pool"]
+__all__ = ["average_pool", "conv", "conv_transpose", "convolution", "max_pool"]
 
 Ints = tuple[int, ...]
 
 
 def conv(n: NodeContext) -> Value:
     """Conv: all opsets."""
-    x, w = n.input(0), n.input(1)
+    return convolution(n, n.input(0), n.input(1), n.optional(2))
+
+
+def convolution(n: NodeContext, x: Value, w: Value, bias: Value | None, part: str = "") -> Value:
+    """A convolution with the node's attributes; ``part`` names it where it is a part of it."""
     rank = _spatial(n, x)
     kernel = _kernel(n, w, rank)
     strides, dilations = _per_axis(n, "strides", rank), _per_axis(n, "dilations", rank)
@@ -33,7 +37,7 @@ def conv(n: NodeContext) -> Value:
     def make(lift: Callable[[Ints, int], Ints]) -> Op:
         return ops.Conv(lift(strides, 1), lift(pads, 0), lift(dilations, 1), groups)
 
-    return _windowed(n, make, x, w, n.optional(2))
+    return _windowed(n, make, x, w, bias, part)
 
 
 def conv_transpose(n: NodeContext) -> Value:
@@ -127,12 +131,15 @@ def _windowed(
     x: Value,
     w: Value | None = None,
     bias: Value | None = None,
+    part: str = "",
 ) -> Value:
     """Emit the op that ``make`` builds; one spatial dimension is lifted to two around it."""
+    inner = bool(part)
     rest = () if bias is None else (bias,)
     if len(x.shape) != 3:
         weights = () if w is None else (w,)
-        return n.emit(make(lambda values, _fill: values), x, *weights, *rest)
+        op = make(lambda values, _fill: values)
+        return n.emit(op, x, *weights, *rest, part=part, inner=inner)
 
     def lift(values: Ints, fill: int) -> Ints:
         half = len(values) // 2
@@ -141,8 +148,9 @@ def _windowed(
 
     tall = n.emit(ops.Reshape((*x.shape[:2], 1, x.shape[2])), x, part="lift", inner=True)
     weights = () if w is None else (_lift_weights(n, w),)
-    result = n.emit(make(lift), tall, *weights, *rest, inner=True)
-    return n.emit(ops.Reshape((*result.shape[:2], result.shape[3])), result, part="lower")
+    result = n.emit(make(lift), tall, *weights, *rest, part=part, inner=True)
+    lower = ops.Reshape((*result.shape[:2], result.shape[3]))
+    return n.emit(lower, result, part="lower", inner=inner)
 
 
 def _lift_weights(n: NodeContext, w: Value) -> Value:

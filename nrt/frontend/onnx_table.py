@@ -14,6 +14,7 @@ from nrt.frontend import onnx_ops_conv as conv
 from nrt.frontend import onnx_ops_math as math
 from nrt.frontend import onnx_ops_movement as movement
 from nrt.frontend import onnx_ops_norm as norm
+from nrt.frontend import onnx_ops_quantize as quantize
 from nrt.frontend import onnx_ops_resize as resize
 from nrt.frontend.onnx_node import Converted, NodeContext
 from nrt.frontend.onnx_registered import registered
@@ -40,6 +41,14 @@ CONVERTERS: Mapping[str, Converter] = {
     "GlobalMaxPool": norm.global_pool("max"),
     "Gemm": math.gemm,
     "MatMul": math.elementwise(ops.MatMul),
+    # quantization
+    "QuantizeLinear": quantize.quantize_linear,
+    "DequantizeLinear": quantize.dequantize_linear,
+    "DynamicQuantizeLinear": quantize.dynamic_quantize_linear,
+    "QLinearConv": quantize.qlinear_conv,
+    "QLinearMatMul": quantize.qlinear_matmul,
+    "ConvInteger": quantize.conv_integer,
+    "MatMulInteger": quantize.matmul_integer,
     # normalizations
     "BatchNormalization": norm.batch_normalization,
     "InstanceNormalization": norm.instance_normalization,
@@ -151,6 +160,8 @@ MICROSOFT: Mapping[str, Converter] = {
     "FastGelu": math.fast_gelu,
     "BiasGelu": math.bias_gelu,
     "QuickGelu": math.swish(1.702),
+    "QuantizeLinear": quantize.quantize_linear,
+    "DequantizeLinear": quantize.dequantize_linear,
 }
 """Operators of the domain com.microsoft."""
 

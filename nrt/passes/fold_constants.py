@@ -9,7 +9,8 @@
 
 Each op's own NumPy reference computes the value, so folding is as exact as the oracle. A result
 that is larger than all its inputs together (an Expand, say) is kept as a node beyond ``limit``
-bytes.
+bytes. Quantized weights stay integers: fold-quantization folds those that no product of integers
+reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nrt.ir.graph import Graph
+from nrt.ir.ops import Dequantize
 from nrt.ir.value import Node
 from nrt.passes.base import Note, Pass, PassResult
 
@@ -40,6 +42,8 @@ class FoldConstants(Pass):
         changed = False
         for node in graph.nodes:
             if not node.inputs or not all(v.is_constant for v in node.inputs):
+                continue
+            if isinstance(node.op, Dequantize):
                 continue
             size = sum(v.nbytes for v in node.outputs)
             read = sum(v.nbytes for v in dict.fromkeys(node.inputs))

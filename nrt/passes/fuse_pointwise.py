@@ -9,7 +9,9 @@
 
 A node joins the one that reads it if nothing else does, so nothing is computed twice; nodes that
 meet again (a diamond) join one after another. A result that is smaller than what it is broadcast to
-stays a node of its own, or it would be computed once per copy.
+stays a node of its own, or it would be computed once per copy. A quantized result stays one where
+a node of several tensors reads it, or where a product computes what is quantized: the product
+stores one byte an element.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from typing import ClassVar
 import numpy as np
 
 from nrt.ir.graph import Graph
-from nrt.ir.ops import Elementwise, Pointwise
+from nrt.ir.ops import Conv, ConvTranspose, Elementwise, MatMul, Pointwise
 from nrt.ir.ops.common import kind_of
+from nrt.ir.ops.quantize import saturates
 from nrt.ir.pointwise import Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.fusion import FusionLimits, joined, own_program, too_large, unsafe_intermediate
 from nrt.passes.pattern import Anywhere, Match, Pat, Rest, Rule
 
 __all__ = ["FusePointwise"]
+
+_PRODUCTS = (Conv, ConvTranspose, MatMul)
 
 
 class _Join(Rule):
@@ -48,9 +53,14 @@ class _Join(Rule):
                 f"{inner} computes {list(inner.output.shape)}, broadcast to "
                 f"{list(outer.output.shape)}: its elements would be computed several times"
             )
+        if saturates(own_program(inner), inner.output.dtype):
+            if len(_tensors(outer)) > 1:
+                return f"{outer} reads other tensors too: {inner} stores less for it"
+            if any(v.producer and isinstance(v.producer.op, _PRODUCTS) for v in _tensors(inner)):
+                return f"{inner} is the end of the epilogue before it"
         involved = [v.dtype for v in (*outer.inputs, *inner.inputs, outer.output)]
         program, inputs = self._joined(match)
-        return unsafe_intermediate(inner.output.dtype, involved) or too_large(
+        return unsafe_intermediate(inner.output.dtype, involved, own_program(inner)) or too_large(
             self.limits, program, len(inputs)
         )
 
@@ -72,6 +82,11 @@ class _Join(Rule):
         op = Pointwise(program, outer.output.dtype)
         graph.replace_node(outer, op, inputs, also=[inner])
         return f"took in {inner}"
+
+
+def _tensors(node: Node) -> set[Value]:
+    """What a node reads, without constants."""
+    return {v for v in node.inputs if not v.is_constant}
 
 
 def _has_scalar(node: Node) -> bool:

@@ -18,6 +18,12 @@ from nrt.ir.graph import Graph
 from nrt.ir.ops import Reshape
 from nrt.ir.ops.common import kind_of, product_type
 from nrt.ir.ops.conv import epilogue_slot
+from nrt.ir.ops.quantize import (
+    int8_rounding,
+    saturates,
+    without_int8_rounding,
+    without_round_trips,
+)
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.pattern import Match, Rule, RulePass
@@ -94,7 +100,7 @@ def joined(
             register[value] = b.const(_scalar(value))
     middle = b.inline(first, [register[v] for v in first_values])[0]
     args = [middle if v is hole else register[v] for v in second_values]
-    program = b.build(*b.inline(second, args))
+    program = without_round_trips(b.build(*b.inline(second, args)))
     return program, tuple(inputs)
 
 
@@ -109,9 +115,14 @@ def _scalar(value: Value) -> float | int | bool:
     return float(item) if kind == "f" else int(item) if kind == "i" else bool(item)
 
 
-def unsafe_intermediate(inner: DType, involved: Iterable[DType]) -> str | None:
-    """Why a result of type ``inner`` may not stay in a register between ``involved`` types."""
-    if inner in _WRAPS:
+def unsafe_intermediate(
+    inner: DType, involved: Iterable[DType], program: Program | None = None
+) -> str | None:
+    """Why a result of type ``inner`` may not stay in a register between ``involved`` types.
+
+    ``program`` computes it: one that saturates by itself leaves in a register what would be stored.
+    """
+    if inner in _WRAPS and not (program is not None and saturates(program, inner)):
         return (
             f"the intermediate is {inner}, whose wrap-around or saturation a register does not have"
         )
@@ -173,7 +184,7 @@ class FuseEpilogue(Rule):
     def check(self, graph: Graph, match: Match) -> str | None:
         outer, anchor = match.root, match.nodes["anchor"]
         for node in (anchor, outer):
-            if not node.output.dtype.is_float:
+            if not (node.output.dtype.is_float or node.output.dtype is INT8):
                 return f"the result of {node} is {node.output.dtype}, an epilogue computes floats"
         if outer.output.shape != anchor.output.shape:
             return (
@@ -181,30 +192,37 @@ class FuseEpilogue(Rule):
                 f"to {list(outer.output.shape)}"
             )
         involved = [v.dtype for v in (*outer.inputs, *anchor.inputs, outer.output)]
+        unsafe = unsafe_intermediate(anchor.output.dtype, involved, _stored(match))
+        if unsafe is not None:
+            return unsafe
         program, extras = self._joined(match)
-        return unsafe_intermediate(anchor.output.dtype, involved) or too_large(
-            self.limits, program, len(extras)
-        )
+        if program is None:
+            return f"the int8 result of {outer} is not rounded and saturated, as stores do"
+        return too_large(self.limits, program, len(extras))
 
     def preference(self, graph: Graph, match: Match) -> int:
         """The later of two producers takes the join: the other is ready by then."""
         return depth(graph, match.nodes["anchor"])
 
     @staticmethod
-    def _joined(match: Match) -> tuple[Program, tuple[Value, ...]]:
+    def _joined(match: Match) -> tuple[Program | None, tuple[Value, ...]]:
+        """The new epilogue and its operands; no program where it does not end in a float."""
         outer, anchor = match.root, match.nodes["anchor"]
-        epilogue: Program = match.op("anchor").epilogue or identity()
-        return joined(
-            epilogue,
+        program, extras = joined(
+            _stored(match),
             (None, *anchor.inputs[epilogue_slot(anchor.op) :]),
             own_program(outer),
             outer.inputs,
             hole=anchor.output,
         )
+        # The store rounds to int8; what comes before it is a float.
+        integer = outer.output.dtype is INT8
+        return (without_int8_rounding(program) if integer else program), extras
 
     def rewrite(self, graph: Graph, match: Match) -> str:
         outer, anchor = match.root, match.nodes["anchor"]
         program, extras = self._joined(match)
+        assert program is not None
         dtype = outer.output.dtype
         op = match.op("anchor")
         own = product_type(op.name, anchor.inputs[0].dtype, None, None)
@@ -265,6 +283,13 @@ class FuseAfter(Rule):
         inputs = [x, *before, *(trimmed(graph, v) for v in after)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
         return f"took in {outer}: {own_program(outer).text()}"
+
+
+def _stored(match: Match) -> Program:
+    """The anchor's epilogue, and the rounding of what it stores where that is int8."""
+    epilogue: Program = match.op("anchor").epilogue or identity()
+    integer = match.nodes["anchor"].output.dtype is INT8
+    return int8_rounding(epilogue) if integer else epilogue
 
 
 def trimmed(graph: Graph, value: Value) -> Value:

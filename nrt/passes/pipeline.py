@@ -21,6 +21,7 @@ from nrt.passes.fold_batch_norm import FoldBatchNorm
 from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
+from nrt.passes.fold_quantization import FoldQuantization
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
@@ -31,10 +32,12 @@ from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
+from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.remove_identities import RemoveIdentities
 from nrt.passes.select_precision import SelectPrecision
 from nrt.passes.sink_reshape import SinkReshape
 from nrt.passes.sink_scale import SinkScale
+from nrt.quantization.calibration import Calibration
 
 __all__ = [
     "PASSES",
@@ -53,6 +56,7 @@ PASSES: tuple[type[Pass], ...] = (
     DeadCode,
     FoldBatchNorm,
     FoldPad,
+    FoldQuantization,
     SinkReshape,
     FusePointwise,
     SinkScale,
@@ -60,6 +64,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseMatMulEpilogue,
     FuseReduce,
     FusePoolEpilogue,
+    QuantizeLayers,
     FuseConvPrologue,
     FusePoolClassifier,
     CopyPointwise,
@@ -80,6 +85,7 @@ class PipelineOptions:
     Attributes:
         precision: permitted precisions; see `SelectPrecision`.
         layers: name pattern -> the one precision of the layers that it matches.
+        calibration: ranges for int8; see `QuantizeLayers`.
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name; not one that the other options ask for.
@@ -91,6 +97,7 @@ class PipelineOptions:
     io: Mapping[str, IOFormat] = field(default_factory=dict)
     channels_last: bool = True
     disabled: frozenset[str] = frozenset()
+    calibration: Calibration | None = None
     extra: tuple[Pass, ...] = ()
 
 
@@ -166,6 +173,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             verify=True,
         ),
         Phase(
+            "quantization",
+            (FoldQuantization(), FoldConstants(), DeadCode()),
+            "Before fusion, which takes a Dequantize for any other arithmetic and would let a "
+            "product of integers disappear behind it.",
+        ),
+        Phase(
             "fuse",
             (
                 SinkReshape(),
@@ -182,6 +195,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "the single user that an epilogue may take in; products before reductions and pools, "
             "which take what is left. All of it before precision, which then casts once per fused "
             "layer and not once per step.",
+        ),
+        Phase(
+            "quantize",
+            _quantize(options),
+            "After fusion, since ranges are those of the fused graph's values: what stays in a "
+            "register is never rounded. The fusing passes then take in what is left of rounding.",
         ),
         Phase(
             "choose",
@@ -225,6 +244,22 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             "Last: siblings have one type and layout, and what reads their results is settled, on "
             "which it depends whether a piece is read where it lies.",
         ),
+    )
+
+
+def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
+    """What makes int8 of layers, where int8 is permitted."""
+    first = QuantizeLayers(options.calibration, options.precision, options.layers)
+    if "int8" not in options.precision:
+        return (first,)
+    return (
+        first,
+        FoldQuantization(),
+        FoldConstants(),
+        FusePointwise(),
+        FuseConvEpilogue(),
+        FuseMatMulEpilogue(),
+        DeadCode(),
     )
 
 

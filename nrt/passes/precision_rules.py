@@ -17,22 +17,24 @@ __all__ = ["STORAGE", "LayerRules"]
 STORAGE: Mapping[str, DType] = {"fp16": FP16, "bf16": BF16, "tf32": FP32, "fp32": FP32}
 """Precision -> the type that its tensors are stored in; the fastest precision first."""
 
-_QUANTIZED = ("int8", "fp8")
-
 
 def _check_known(precision: str, where: str) -> None:
-    known = ", ".join(sorted(STORAGE))
-    if precision in _QUANTIZED:
+    known = ", ".join(sorted({*STORAGE, "int8"}))
+    if precision == "fp8":
         raise BuildError(
-            f"{where}: {precision} needs the ranges of a quantized model; permitted here: {known}"
+            f"{where}: fp8 is what a model itself quantizes to, it cannot be asked for; permitted: "
+            f"{known}"
         )
-    if precision not in STORAGE:
+    if precision not in STORAGE and precision != "int8":
         raise BuildError(f"{where}: precision {precision!r} is unknown; permitted: {known}")
 
 
 @dataclass(frozen=True)
 class LayerRules:
     """The permitted precisions and the patterns that narrow them.
+
+    What int8 is permitted for is quantized before (`nrt.passes.quantize`); here such a layer, where
+    it could not be, takes the fastest of the other permitted precisions, or fp32.
 
     Attributes:
         permitted: names of precisions.
@@ -78,8 +80,8 @@ class LayerRules:
 
     @property
     def fastest(self) -> str:
-        """The fastest permitted precision."""
-        return next(p for p in STORAGE if p in self.permitted)
+        """The fastest permitted precision of floats; fp32 where none is permitted."""
+        return next((p for p in STORAGE if p in self.permitted), "fp32")
 
     def pattern(self, node: Node) -> str | None:
         """The first pattern that matches ``node`` or a node of the model behind it."""
@@ -91,16 +93,16 @@ class LayerRules:
     def of(self, node: Node) -> tuple[str, str]:
         """(precision of ``node``, the reason for it)."""
         pattern = self.pattern(node)
-        if pattern is not None:
+        if pattern is not None and self.layers[pattern] != "int8":
             return self.layers[pattern], f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
-        if len(self.permitted) == 1:
+        if self.permitted == {self.fastest}:
             return self.fastest, f"{self.fastest}: the only permitted precision"
-        others = ", ".join(p for p in STORAGE if p in self.permitted)
+        others = ", ".join(p for p in STORAGE if p in self.permitted) or "floats"
         return self.fastest, f"{self.fastest}: the fastest of {others}"
 
     def require_fp32(self, node: Node, value: str, precision: str) -> None:
         """BuildError unless ``node`` may fall back on fp32."""
-        if not self.permitted & {"fp32", "tf32"}:
+        if self.fastest not in ("fp32", "tf32") and not self.permitted & {"fp32", "tf32"}:
             raise BuildError(
                 f"{node}: '{value}' goes beyond the range of {precision} and fp32 is not "
                 "permitted; permit fp32 too"

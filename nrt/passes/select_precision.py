@@ -12,7 +12,8 @@ The graph's own inputs and outputs keep their type. Weights become constants of 
 layer whose weights that type cannot hold stays in fp32. Accumulators, epilogues and pointwise
 programs compute in fp32 whatever is stored, so epilogue extras and small constants need no cast at
 all. With tf32, convolutions and matrix products that stay in fp32 may round their operands to it:
-their flag ``tf32`` says so. Products of fp8 and int8 are left as they are.
+their flag ``tf32`` says so. Products of fp8 and int8 keep their operands; floats that those of int8
+store have the type of the others.
 
 A mask is often added as a number near the lowest fp32, which fp16 would store as -∞, and a row of
 -∞ is a row of NaN after Softmax. A program that holds such a number, or reads it, saturates its
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, DType
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
@@ -93,6 +94,10 @@ def _beyond(array: Array | None, dtype: DType) -> bool:
 def _is_small(value: Value) -> bool:
     """A scalar or a vector along one dimension."""
     return sum(d != 1 for d in value.shape) <= 1
+
+
+def _is_quantized(value: Value) -> bool:
+    return value.dtype is INT8 and not value.is_constant
 
 
 def _saturated(program: Program, dtype: DType) -> Program:
@@ -214,6 +219,9 @@ class _Rewriter:
         if node.op.precisions is not None:
             self.visit_registered(node, precision, reason)
             return
+        if slots == (0, 1) and node.inputs[0].dtype is INT8:
+            self.visit_integers(node, dtype)
+            return
         if not node.inputs[0].dtype.is_float:
             return
         if slots == (0, 1) and node.inputs[0].dtype is FP8E4M3:
@@ -247,6 +255,16 @@ class _Rewriter:
             reason += "; its epilogue saturates: it holds a number beyond the range"
         self.graph.reinfer(node)
         self.say(node, reason, dtype)
+
+    def visit_integers(self, node: Node, dtype: DType) -> None:
+        """A product of int8 keeps its operands; a result in floats has the type of the others."""
+        op: Any = node.op
+        result = node.output.dtype
+        if result.is_float and result is not dtype and not self.graph.is_output(node.output):
+            node = self.replace(node, replace(op, out_dtype=dtype))
+            result = dtype
+        self.graph.reinfer(node)
+        self.notes.append(self.owner.fired(node, f"int8: stores {result}"))
 
     def saturated(self, node: Node, first: int, dtype: DType) -> Program | None:
         """The epilogue that the result needs to stay within ``dtype``, if it needs another one.
@@ -288,7 +306,10 @@ class _Rewriter:
 
     def visit_elementwise(self, node: Node, precision: str, dtype: DType, reason: str) -> None:
         op: Any = node.op
-        if not any(v.dtype.is_float for v in node.inputs):
+        data = [v for v in node.inputs if not v.is_constant]
+        if not any(v.dtype.is_float for v in node.inputs) and any(
+            v.dtype is not INT8 for v in data
+        ):
             # Counts and positions are exact in fp32 up to 2^24, in fp16 only to 2048.
             if node.output.dtype.is_float and _holds_beyond(own_program(node), FP16):
                 self.wide.add(node.output)

@@ -58,6 +58,24 @@ def test_the_whole_way(cli: Cli, model_file: Path, folder: Path, tmp_path: Path)
     assert "is stale: method is kl, now mse" in stale.err
 
 
+def test_a_build_reads_the_ranges(cli: Cli, model_file: Path, folder: Path, tmp_path: Path) -> None:
+    cache, plan = tmp_path / "c.json", tmp_path / "m.nrt"
+    cli("calibrate", model_file, "--data", folder, "-o", cache, "--target", "cpu")
+    line = ["build", model_file, "-o", plan, "--target", "cpu", "--precision", "int8,fp32"]
+    line += ["--shapes", "image:1x3x9x7"]
+    result = cli(*line, "--calibration", cache)
+    assert result.code == 0, result.err
+    assert plan.exists()
+    without = cli(*line)
+    assert without.code == 2
+    assert "precision: int8 needs ranges" in without.err
+    content = json.loads(cache.read_text())
+    cache.write_text(json.dumps({**content, "model": "0" * 64}))
+    stale = cli(*line, "--calibration", cache)
+    assert stale.code == 2
+    assert "the calibration is of model 000000000000, this model is" in stale.err
+
+
 def test_options_arrive(
     cli: Cli, model_file: Path, tmp_path: Path, asked: list[dict[str, Any]]
 ) -> None:

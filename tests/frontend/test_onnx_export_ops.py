@@ -36,7 +36,7 @@ def positive(*shape: int, dtype=FP32) -> Array:
 
 
 def integers(*shape: int, dtype=INT32, low: int = -9, high: int = 9) -> Array:
-    return RNG.integers(low, high, shape).astype(dtype.numpy)
+    return np.asarray(RNG.integers(low, high, shape), dtype.numpy)
 
 
 def bools(*shape: int) -> Array:
@@ -431,6 +431,30 @@ def test_programs_that_only_pass_on_or_widen() -> None:
     check(
         ops.Pointwise(b.build(b("mul", 0, 1)), FP64), normal(3, dtype=FP64), normal(3, dtype=FP64)
     )
+
+
+@pytest.mark.parametrize("shape", [(), (5, 1), (3, 1, 7)], ids=str)
+@pytest.mark.parametrize("constants", [(1, 2), ()], ids=["known", "computed"])
+def test_quantization(shape: tuple[int, ...], constants: Sequence[int]) -> None:
+    """As its ONNX op where scales are constants along one dimension, else step by step."""
+    # Quotients by powers of two are exact, so that no runtime rounds a half otherwise.
+    scale = np.asarray(np.exp2(integers(*shape, low=-5, high=-2)), np.float32)
+    zero = np.asarray(integers(*shape, low=100, high=150), np.uint8)
+    whole = integers(3, 5, 7, dtype=UINT8, low=0, high=256)
+    native = bool(constants) and sum(size != 1 for size in shape) <= 1
+    for op, kind, arrays in (
+        (ops.Quantize(UINT8), "QuantizeLinear", (normal(3, 5, 7), scale, zero)),
+        (ops.Dequantize(FP32), "DequantizeLinear", (whole, scale, zero)),
+    ):
+        for count in (2, 3):
+            used = arrays[:count]
+            graph = check(op, *used, constants=[c for c in constants if c < count])
+            written = [n.op_type for n in to_onnx(graph).graph.node]
+            assert (written == [kind]) == native
+
+
+def test_quantization_to_halves() -> None:
+    check(ops.Dequantize(FP16), integers(3, 5, dtype=INT8), np.float32(0.25), constants=[1])
 
 
 def test_every_op_class_is_tested_here() -> None:

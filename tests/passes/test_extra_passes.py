@@ -80,7 +80,11 @@ def test_phases_without_extra_passes_are_as_before() -> None:
     assert "user" not in phases
     report = optimize(network(), extra_passes=[Does()])
     order = list(dict.fromkeys(record.phase for record in report.records))
-    assert order[order.index("user") - 1 : order.index("user") + 2] == ["fold", "user", "fuse"]
+    assert order[order.index("user") - 1 : order.index("user") + 2] == [
+        "fold",
+        "user",
+        "quantization",
+    ]
 
 
 def _wrong_shape(graph: Graph) -> None:

@@ -300,8 +300,12 @@ def test_a_pattern_may_force_a_move() -> None:
     ("permitted", "layers", "message"),
     [
         (frozenset(), {}, "precision: the set is empty; permit some of bf16, fp16, fp32, tf32"),
-        ({"fp12"}, {}, "precision: precision 'fp12' is unknown; permitted: bf16, fp16, fp32, tf32"),
-        ({"int8", "fp32"}, {}, "precision: int8 needs the ranges of a quantized model"),
+        (
+            {"fp12"},
+            {},
+            "precision: precision 'fp12' is unknown; permitted: bf16, fp16, fp32, int8, tf32",
+        ),
+        ({"fp8", "fp32"}, {}, "precision: fp8 is what a model itself quantizes to"),
         (
             {"fp32"},
             {"conv": "fp16"},

@@ -64,6 +64,7 @@ from nrt.ir.ops.norm import (
 )
 from nrt.ir.ops.pool import AveragePool, MaxPool
 from nrt.ir.ops.pooled_matmul import PooledMatMul
+from nrt.ir.ops.quantize import Dequantize, Quantize
 from nrt.ir.ops.reduce import Reduce
 from nrt.ir.ops.reformat import Reformat
 from nrt.ir.ops.resize import Resize
@@ -105,6 +106,7 @@ __all__ = [
     "Conv",
     "ConvTranspose",
     "Cos",
+    "Dequantize",
     "Div",
     "Dropout",
     "Elu",
@@ -145,6 +147,7 @@ __all__ = [
     "Pointwise",
     "PooledMatMul",
     "Pow",
+    "Quantize",
     "Reciprocal",
     "Reduce",
     "Reformat",
@@ -186,6 +189,7 @@ OPS: tuple[type[Op], ...] = (
     Conv,
     ConvTranspose,
     Cos,
+    Dequantize,
     Div,
     Dropout,
     Elu,
@@ -226,6 +230,7 @@ OPS: tuple[type[Op], ...] = (
     Pointwise,
     PooledMatMul,
     Pow,
+    Quantize,
     Reciprocal,
     Reduce,
     Reformat,

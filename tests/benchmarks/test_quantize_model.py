@@ -1,0 +1,39 @@
+"""quantize_model: a Q/DQ model, and how it compares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from benchmarks import quantize_model
+from tests.benchmarks.small_zoo import make_zoo
+
+
+def test_a_model_is_quantized_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo, output = make_zoo(tmp_path / "zoo"), tmp_path / "model.onnx"
+    arguments = ["--models", str(zoo), "--model", "vgg19", "-o", str(output), "--batch", "2"]
+    assert quantize_model.main([*arguments, "--samples", "2", "--inputs", "2", "--check"]) == 0
+    counts = Counter(n.op_type for n in onnx.load(output).graph.node)
+    assert counts["QuantizeLinear"] >= 1
+    assert counts["DequantizeLinear"] >= 2
+    lines = capsys.readouterr().out.splitlines()
+    assert "products of int8: 1 of 1; in floats:" in lines
+    shares = [line for line in lines if "quanta apart" in line]
+    assert len(shares) == 3
+    for line in shares:
+        assert float(line.split("1 or less in ")[1].split(" %")[0]) >= 99
+    assert "of 420 outputs" in shares[0]
+
+
+def test_a_batch_that_the_model_has_not(tmp_path: Path) -> None:
+    zoo = make_zoo(tmp_path / "zoo")
+    arguments = ["--models", str(zoo), "--model", "unet", "-o", str(tmp_path / "m.onnx")]
+    with pytest.raises(SystemExit):
+        quantize_model.main([*arguments, "--batch", "2"])
