@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -342,6 +343,9 @@ def test_a_chain_in_one_arena_is_the_same_with_and_without(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    "PYTEST_XDIST_WORKER" in os.environ, reason="needs the GPU to itself: run without -n"
+)
 def test_a_chain_is_faster_with(hopper: Any) -> None:
     early = chain(200, 5_003, *mix_cubin())
     late = replace(early, steps=overlapped(early.steps, False))

@@ -155,7 +155,7 @@ class _Exporter:
         w = self.writer
         convert = converter(node.op)
         if convert is None:
-            self.problems.append(f"{node}: no op of nrt's; ONNX has no counterpart")
+            self.problems.append(f"{node}: ONNX has no counterpart")
             return
         start = len(w.nodes)
         w.begin(node)

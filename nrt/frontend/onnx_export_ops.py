@@ -29,7 +29,7 @@ Converter = Callable[[Writer, Node], None]
 
 
 def converter(op: Op) -> Converter | None:
-    """How ``op`` is written; None if it is no op of nrt's."""
+    """How ``op`` is written; None if ONNX has no counterpart."""
     kind = type(op)
     if kind in CONVERTERS:
         return CONVERTERS[kind]

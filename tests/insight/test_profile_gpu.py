@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,12 @@ from nrt.cuda_runner import CudaRunner
 from nrt.frontend.models import resnet
 from nrt.insight.roofline import measure_cuda
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        "PYTEST_XDIST_WORKER" in os.environ, reason="needs the GPU to itself: run without -n"
+    ),
+]
 
 
 def test_the_sum_is_near_the_whole() -> None:
