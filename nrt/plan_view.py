@@ -27,11 +27,11 @@ _MEMORY = frozenset(
 )  # fmt: skip
 _POINTWISE = frozenset(
     {
-        "Abs", "Add", "And", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp",
-        "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsNaN",
-        "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul", "Neg",
-        "Not", "Or", "PRelu", "Pointwise", "Pow", "Reciprocal", "Relu", "Round", "Selu",
-        "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
+        "Abs", "Add", "And", "Ceil", "Celu", "Clip", "Cos", "Dequantize", "Div", "Elu", "Equal",
+        "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
+        "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul",
+        "Neg", "Not", "Or", "PRelu", "Pointwise", "Pow", "Quantize", "Reciprocal", "Relu", "Round",
+        "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
         "ThresholdedRelu", "Where", "Xor",
     }
 )  # fmt: skip

@@ -113,6 +113,8 @@ CASES: list[tuple[Op, list[TensorType]]] = [
     (ir.Reformat(FP16), [X]),
     (ir.Pointwise(_program(), FP16), [X, _tensor(FP16, 5), _tensor(FP64)]),
     (ir.Cast(INT32), [X]),
+    (ir.Quantize(INT8), [X, _tensor(FP32, 6, 1, 1)]),
+    (ir.Dequantize(FP16), [_tensor(INT8, 2, 6), _tensor(FP32), _tensor(INT8)]),
     (ir.Clip(None, 6), [X]),
     (ir.Clip(-1.5), [X]),
     (ir.Gelu(True), [X]),

@@ -14,6 +14,7 @@ from nrt.ir.ops import (
     OPS,
     Add,
     Cast,
+    Dequantize,
     Elementwise,
     Gelu,
     Less,
@@ -21,6 +22,7 @@ from nrt.ir.ops import (
     Mul,
     Not,
     Pointwise,
+    Quantize,
     Relu,
     Sigmoid,
     Sum,
@@ -131,7 +133,7 @@ def test_casts_to_integers_saturate() -> None:
 
 def lone(op: type[Elementwise]) -> Problem | None:
     """A problem of ``op`` with default attributes on fp32, or on bool where it wants that."""
-    if op in (Cast, Pointwise, Where):
+    if op in (Cast, Dequantize, Pointwise, Quantize, Where):
         return None
     for dtype in (FP32, BOOL):
         if "fib"[(dtype is BOOL) * 2] in op.accepts:

@@ -264,13 +264,18 @@ def test_pointwise(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("op_type", [t for t in OPS if issubclass(t, Elementwise)])
 def test_programs_agree_with_result_dtypes(op_type: type[Elementwise]) -> None:
     """What a program leaves in its output register is of the kind that infer promises."""
-    if op_type is ops.Pointwise:
-        op: Elementwise = ops.Pointwise(Builder("f").build(0), FP32)
-    else:
-        op = ops.Cast(INT32) if op_type is ops.Cast else op_type()
+    made: dict[type[Elementwise], Elementwise] = {
+        ops.Pointwise: ops.Pointwise(Builder("f").build(0), FP32),
+        ops.Cast: ops.Cast(INT32),
+        ops.Quantize: ops.Quantize(INT8),
+        ops.Dequantize: ops.Dequantize(FP32),
+    }
+    op = made[op_type] if op_type in made else op_type()
     least = op.arity[0]
     for dtype in (FP32, INT32, BOOL):
         dtypes = (BOOL, dtype, dtype) if op_type is ops.Where else (dtype,) * least
+        if op_type in (ops.Quantize, ops.Dequantize):
+            dtypes = (dtype, FP32)  # the scale
         if kind_of(dtype) not in op.accepts or (op_type is ops.Pointwise and dtype is not FP32):
             continue
         program = op.program(tuple(map(kind_of, dtypes)))
