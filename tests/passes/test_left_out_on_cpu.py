@@ -38,9 +38,15 @@ def transformer_like(batch: int = 2) -> Net:
     return net
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
-    "make", [resnet_like, densenet_like, vgg_like, mobilenet_like, transformer_like]
+    ("make", "precision"),
+    [
+        (resnet_like, "fp16"),
+        (densenet_like, "fp32"),
+        (vgg_like, "fp16"),
+        (mobilenet_like, "fp32"),
+        (transformer_like, "fp16"),
+    ],
 )
 def test_without_any_one_pass(
     make: Callable[[], Net], precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
