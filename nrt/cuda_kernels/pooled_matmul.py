@@ -15,7 +15,7 @@ import numpy as np
 from nrt.cuda_kernels.conv_common import ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, epilogue_extras
-from nrt.cuda_kernels.pooled_matmul_kernels import THREADS, held_vectors, pool_rows
+from nrt.cuda_kernels.pooled_matmul_kernels import THREADS, UNROLL, held_vectors, pool_rows
 from nrt.cuda_kernels.reduce_text import Ends
 from nrt.cuda_kernels.strided import (
     Geometry,
@@ -51,15 +51,12 @@ class PooledConfig(NamedTuple):
         columns: outputs that a warp makes of each image.
         images: that a block pools.
         width: elements per load.
-        loads: of pixels that a thread has in flight: a visit to the image for all that it adds is
-            0.7 us.
     """
 
     threads: int
     columns: int
     images: int
     width: int
-    loads: int = 4
 
 
 def _op(problem: Problem) -> PooledMatMul:
@@ -198,11 +195,10 @@ class PooledGemv(Variant):
         x, width = problem.inputs[0], self._width(problem)
         most = [g for g in (1, 2, 4) if g == 1 or g <= x.shape[0]]
         return [
-            PooledConfig(threads, columns, images, width, loads)
+            PooledConfig(threads, columns, images, width)
             for threads in (512, 256, 128)
             for columns in (1, 2, 4)
             for images in most
-            for loads in (4, 13)  # 52 registers of the 128 that a thread of 512 has
             if 4 * images * x.shape[1] * pool_rows(x.shape[1], width, threads) <= _SHARED
         ]
 
@@ -231,13 +227,13 @@ class PooledGemv(Variant):
         return Emission((Launch(spec, grid, (config.threads, 1, 1), args),))
 
     def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
-        threads, columns, images, width, loads = PooledConfig(*config)
+        threads, columns, images, width = config
         x, y = problem.inputs[0], problem.y
         channels, pixels = x.shape[1], _spatial(problem).size
         tiles, groups = ceil_div(y.shape[1], threads // 32 * columns), ceil_div(x.shape[0], images)
         rounds = ceil_div(tiles * groups, device.multiprocessors * (1024 // threads))
         rows, lanes = pool_rows(channels, width, threads), channels // width
-        visits = ceil_div(lanes * rows * images, threads) * ceil_div(pixels, rows * loads)
+        visits = ceil_div(lanes * rows * images, threads) * ceil_div(pixels, rows * UNROLL)
         turns = ceil_div(lanes, 32)
         held = held_vectors(channels, width, columns, x.dtype)
         weights = 0 if held else turns

@@ -23,7 +23,10 @@ from nrt.cuda_kernels.reduce_text import (
 from nrt.cuda_kernels.strided import index_lines, offset_text
 from nrt.dtypes import DType
 
-__all__ = ["THREADS", "held_vectors", "pool_rows"]
+__all__ = ["THREADS", "UNROLL", "held_vectors", "pool_rows"]
+
+UNROLL = 4
+"""Loads of pixels that a thread has in flight."""
 
 _HELD = 4
 """Vectors of weights that a thread may hold, 16 registers of its 128."""
@@ -141,13 +144,13 @@ def _pool_lines(
     dtype: DType,
     ends: Ends,
     modes: Sequence[str],
-    shape: tuple[int, int, int, int, int],
+    shape: tuple[int, int, int, int],
 ) -> list[str]:
     """Lines that leave the pooled channels of the block's images in ``sums``, row 0 of each.
 
     Units of a vector, a row of threads and an image go to the threads in turn, vectors fastest.
     """
-    channels, width, threads, images, in_flight = shape
+    channels, width, threads, images = shape
     lanes, rows = channels // width, pool_rows(channels, width, threads)
     accs = [f"a{k}" for k in range(width)]
     once: list[str] = []
@@ -161,7 +164,7 @@ def _pool_lines(
         once += loads
         others.append((values, other))
     fetch, visit = [], []
-    for u in range(in_flight):
+    for u in range(UNROLL):
         fetch += [
             f"j{u} = u32(j + u32({u * rows}))",
             f"ok{u} = j{u} < count",
@@ -192,7 +195,7 @@ def _pool_lines(
         "    j = row",
         "    while j < count:",
         *(f"        {line}" for line in (*fetch, *visit)),
-        f"        j = u32(j + u32({rows * in_flight}))",
+        f"        j = u32(j + u32({rows * UNROLL}))",
         f"    spot = u32(u32(rest * u32({channels})) + channel)",
         *(f"    sums[{spot}] = {a}" for spot, a in zip(spots, accs, strict=True)),
         f"    unit = u32(unit + u32({threads}))",
@@ -230,25 +233,24 @@ def _pooled_kernel(
     dtype: DType,
     out: DType,
     channels: int,
-    config: tuple[int, int, int, int, int],
+    config: tuple[int, int, int, int],
     ends: Ends,
     modes: tuple[str, ...],
     extras: tuple[Extra, ...],
 ) -> tuple[Any, Any]:
     """A block pools its images in shared memory, then each warp makes ``columns`` outputs of each.
 
-    ``config`` is (threads, columns, images, width, loads in flight); weights lie ``[M, C]``. The
-    warp's weights are on their way while the block pools, where a thread has the registers for
-    them: what a launch of its own would wait for. Everything else is in the second-level cache but
-    for the first block that reads it. Lanes stride over the channels, shuffles add them, and a lane
-    ends one result.
+    ``config`` is (threads, columns, images, width); weights lie ``[M, C]``. The warp's weights are
+    on their way while the block pools, where a thread has the registers for them: what a launch of
+    its own would wait for. Everything else is in the second-level cache but for the first block
+    that reads it. Lanes stride over the channels, shuffles add them, and a lane ends one result.
 
     ``modes``: an operand of the prologue follows the channels (``v``) or is one element (``b``).
 
     Kernel parameters: x, w, y, operands of the prologue, four of the epilogue, images, columns,
     pixels, strides of x along images and pixels, of y along images and columns.
     """
-    threads, columns, images, width, in_flight = config
+    threads, columns, images, width = config
     steps = reduce_steps(kind, "f", False)
     lanes, rows = channels // width, pool_rows(channels, width, threads)
     turns = -(-lanes // 32)
@@ -281,7 +283,7 @@ def _pooled_kernel(
             for c in range(columns):
                 words = ", ".join(f"h{turn}_{c}_{k}" for k in range(4))
                 text.append(f"{words} = ld4_now(at(w, u32(w{c} + l)))")
-    text += _pool_lines(steps, dtype, ends, modes, (channels, width, threads, images, in_flight))
+    text += _pool_lines(steps, dtype, ends, modes, (channels, width, threads, images))
     text += [f"s{c}_{g} = F(0)" for c in range(columns) for g in range(images)]
     for turn in range(turns):
         text += lane_lines(turn)

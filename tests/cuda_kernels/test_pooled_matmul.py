@@ -127,11 +127,7 @@ def some(problem: Problem, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def any_config(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> PooledGemv:
     width = PooledGemv._width(problem)
-    found = [
-        PooledConfig(*c, width, loads)
-        for c, loads in zip(CONFIGS, (4, 13, 4, 13), strict=True)
-        if c[2] <= problem.y.shape[0]
-    ]
+    found = [PooledConfig(*c, width) for c in CONFIGS if c[2] <= problem.y.shape[0]]
     monkeypatch.setattr(PooledGemv, "configs", lambda *_: found)
     return PooledGemv()
 
