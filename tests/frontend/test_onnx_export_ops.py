@@ -306,7 +306,8 @@ def test_pooled_products(dtype) -> None:
     b = Builder("ff")
     last = b.build(b("add", b("mul", 0, 0), 1))
     # Sums of 20 pixels are squared: small weights keep what cancels near 1.
-    x, w = normal(2, 3, 4, 5, dtype=dtype), normal(3, 7, dtype=dtype) / dtype.numpy(8)
+    x, w = normal(2, 3, 4, 5, dtype=dtype), normal(3, 7, dtype=dtype)
+    w = np.asarray(w / 8, dtype.numpy)
     scale, bias = normal(3, 1, 1), normal(7)
     check(ops.PooledMatMul(), x, w)
     check(ops.PooledMatMul("max", True), x, np.ascontiguousarray(w.T))
