@@ -168,9 +168,19 @@ def _torch_peers(
             once = min(event_sampler(partial(alternative.run, *sets[0]))(3))
             runs = runs_for(once)
             graph, _ = graph_of(partial(_in_turn, alternative.run, sets, runs))
-            yield alternative.name, event_sampler(graph.replay, runs)
+            yield alternative.name, _keeping(sets, event_sampler(graph.replay, runs))
         except CASE_ERRORS as error:
             yield alternative.name, error
+
+
+def _keeping(tensors: Any, sampler: Sampler) -> Sampler:
+    """``sampler``, which keeps ``tensors``: a graph knows only the addresses of its operands."""
+
+    def sample(repeats: int, keep: Any = tensors) -> Sequence[float]:
+        del keep
+        return sampler(repeats)
+
+    return sample
 
 
 def _in_turn(run: Callable[..., Any], sets: Sequence[Sequence[Any]], runs: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from nrt.cuda_kernels.compiler import Cubin, compile_kernel
+from nrt.cuda_kernels.compiler import Cubin, cached_kernel, compile_kernel
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.errors import CompileError
@@ -68,6 +68,10 @@ class CompilePool:
     def _compile(self, spec: KernelSpec) -> Cubin:
         if self.workers == 1 or spec.local is not None:
             return compile_kernel(spec, self.device)
+        # A rebuild finds everything here: no worker starts, which takes seconds.
+        cached = cached_kernel(spec, self.device)
+        if cached is not None:
+            return cached
         process = self._process()
         assert process.stdin is not None
         assert process.stdout is not None

@@ -28,7 +28,7 @@ from nrt.cuda_kernels.variant import KernelSpec
 from nrt.errors import CompileError
 from nrt.settings import settings
 
-__all__ = ["Cubin", "compile_kernel", "kernel_key", "toolchain"]
+__all__ = ["Cubin", "cached_kernel", "compile_kernel", "kernel_key", "toolchain"]
 
 # A binary depends on its factory's module, on all that it imports from these places, and on this
 # module.
@@ -146,17 +146,16 @@ def compile_kernel(spec: KernelSpec, device: DeviceSpec, *, cache: bool = True) 
         CompileError: Numba or the linker refused (the message names the kernel and its parameters),
             or the cache cannot be written.
     """
-    if not cache or (spec.code is not None and not spec.code.lasting):
+    path = _cache_path(spec, device) if cache else None
+    if path is None:
         return _compile(spec, device)
-    key = kernel_key(spec, device)
-    folder = settings().cache_dir / "cubins" / key[:2]
-    path = folder / f"{key}.cubin"
     cached = _read(path)
     if cached is not None:
         return cached
     cubin = _compile(spec, device)
     fields = {name: getattr(cubin, name) for name in _HEADER}
     header = json.dumps({**fields, "sha256": hashlib.sha256(cubin.code).hexdigest()})
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=folder)
@@ -169,6 +168,20 @@ def compile_kernel(spec: KernelSpec, device: DeviceSpec, *, cache: bool = True) 
             "that can"
         ) from error
     return cubin
+
+
+def cached_kernel(spec: KernelSpec, device: DeviceSpec) -> Cubin | None:
+    """The cubin of ``spec`` if it is in the cache; nothing is compiled."""
+    path = _cache_path(spec, device)
+    return None if path is None else _read(path)
+
+
+def _cache_path(spec: KernelSpec, device: DeviceSpec) -> Path | None:
+    """Where the cubin of ``spec`` is kept; None for a kernel that outlives no process."""
+    if spec.code is not None and not spec.code.lasting:
+        return None
+    key = kernel_key(spec, device)
+    return settings().cache_dir / "cubins" / key[:2] / f"{key}.cubin"
 
 
 _HEADER = ("entry", "registers", "spills", "shared")

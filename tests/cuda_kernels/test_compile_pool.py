@@ -56,6 +56,15 @@ def test_workers_give_what_this_process_does(capfd: pytest.CaptureFixture[str]) 
     assert "noise" in capfd.readouterr().err
 
 
+def test_what_the_cache_holds_starts_no_worker() -> None:
+    known = compile_kernel(spec("_shared", 10), SM80)
+    with CompilePool(SM80, 2) as pool:
+        assert pool.submit(spec("_shared", 10)).result(SECONDS) == known
+        assert pool._processes == []
+        pool.submit(spec("_shared", 13)).result(SECONDS)
+        assert len(pool._processes) == 1
+
+
 def test_a_spec_is_compiled_once(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()

@@ -22,6 +22,9 @@ from .test_mma import CONVS, MATMULS, TF32, conv
 from .test_mma import LIMIT as FLOAT_LIMIT
 
 LIMIT = {**FLOAT_LIMIT, "int8": 1e-2}
+PARTS = 6
+"""Tests that share the tiles of one task: they compile side by side."""
+
 MORE = [
     conv(3, 64, 14, 14, 256, 1, 1, residual=True),
     conv(2, 72, 10, 9, 200, 3, 3, pads=(0, 1, 2, 0), strides=(1, 2)),
@@ -78,11 +81,13 @@ def limit(task: Problem) -> dict[str, float]:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("task", [CONVS[2], CONVS[8], MORE[4]], ids=str)
-def test_every_tile_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+def test_every_tile_on_the_gpu(cuda_runner: Any, task: Problem, part: int) -> None:
     if cuda_runner.device.arch != "sm_90a":
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
-    assert_right(cuda_runner, ConvWgmma(), task, LIMIT)
+    configs = ConvWgmma().configs(task, cuda_runner.device)[part::PARTS]
+    assert_right(cuda_runner, ConvWgmma(), task, LIMIT, configs)
 
 
 def test_forms_are_all_there() -> None:

@@ -247,7 +247,9 @@ def test_on_the_gpu(rng: np.random.Generator) -> None:
     batches = images(rng, 8)[:, None]
     wanted = np.stack([evaluate(net.graph, {"image": b})["scores"] for b in batches])
     for precision in ({"int8", "fp16"}, {"int8", "fp32"}):
-        engine = nrt.compile(net, target="cuda", precision=precision, calibration=ranges)
+        engine = nrt.compile(
+            net, target="cuda", precision=precision, calibration=ranges, opt_level=1
+        )
         assert sum(layer.precision == "int8" for layer in engine.plan.layers) >= 6
         found = np.stack([np.array(engine(b)) for b in batches])
         assert sqnr(found, wanted) >= LEAST_SQNR
@@ -265,7 +267,7 @@ def test_q_and_dq_on_the_gpu(zero: int | None) -> None:
     net.out(net.q(net.pool(net.op(Relu(), net.qconv(y, 32))), 0.5, zero))
     report = run_pipeline(net.graph, pipeline(PipelineOptions(frozenset({"fp16"}))), verify=True)
     assert products(report.graph) == [(INT8, INT8)] * 3
-    engine = CompiledEngine(build_graph(report.graph, target="cuda"))
+    engine = CompiledEngine(build_graph(report.graph, target="cuda", opt_level=1))
     data = 12 * net.random(2, 16, 21, 19)
     apart = np.abs(
         np.asarray(engine(data)).astype(np.int64) - evaluate(net.graph, {"x": data})["y"]
