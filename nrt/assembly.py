@@ -80,9 +80,9 @@ class Bound:
 
 def memory_image(array: Array, spec: TensorSpec) -> Array:
     """The bytes of ``array`` (logical order) as memory with ``spec``'s strides; gaps are zero."""
-    array = np.ascontiguousarray(array, spec.dtype.numpy).reshape(spec.shape)
     if spec.is_row_major:
-        return array.reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(array, spec.dtype.numpy).reshape(-1).view(np.uint8)
+    array = np.asarray(array, spec.dtype.numpy).reshape(spec.shape)
     flat = np.zeros(spec.span, spec.dtype.numpy)
     view = np.lib.stride_tricks.as_strided(
         flat, spec.shape, tuple(s * spec.dtype.itemsize for s in spec.strides)

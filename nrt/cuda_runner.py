@@ -25,6 +25,7 @@ from nrt.cuda_kernels.variant import (
     Variant,
     Work,
 )
+from nrt.device_compare import device_error, on_device
 from nrt.errors import BuildError, TuningError
 from nrt.ir.op import Array
 from nrt.plan import BufferRef, TensorMapArg
@@ -32,6 +33,7 @@ from nrt.problem import Problem, TensorSpec
 from nrt.runtime.cuda import CudaDevice, open_device
 from nrt.runtime.info import DeviceInfo
 from nrt.runtime.tensor_map import encode_tensor_map
+from nrt.trial import relative_error
 
 __all__ = ["CudaRunner", "Operands", "Prepared", "device_spec"]
 
@@ -118,10 +120,13 @@ class Operands:
             self._packed[slot] = variant.pack(problem, config, slot, array)
         return self._packed[slot]
 
-    def buffer(self, slot: int, copy: int, upload: Callable[[], Any]) -> Any:
-        """Copy number ``copy`` of an input that is not packed."""
+    def buffer(
+        self, slot: int, copy: int, upload: Callable[[], Any], again: Callable[[Any], Any]
+    ) -> Any:
+        """Copy number ``copy`` of an input that is not packed: uploaded, or made of another one."""
         if (slot, copy) not in self._buffers:
-            self._buffers[slot, copy] = upload()
+            first = self._buffers.get((slot, 0))
+            self._buffers[slot, copy] = upload() if first is None else again(first)
         return self._buffers[slot, copy]
 
 
@@ -168,7 +173,7 @@ class CudaRunner:
             data = shared.data(variant, problem, config, slot, array)
             if data is array:
                 upload = partial(self._upload_as, array, spec)
-                buffers.append(shared.buffer(slot, copy, upload))
+                buffers.append(shared.buffer(slot, copy, upload, self._copy))
             else:
                 buffers.append(self._upload(data))
         outputs = []
@@ -204,6 +209,22 @@ class CudaRunner:
 
         return Prepared(enqueue, outputs, [*buffers, *maps, work])
 
+    def launched(
+        self,
+        variant: Variant,
+        problem: Problem,
+        config: tuple[Any, ...],
+        inputs: Sequence[Array],
+        binary: Callable[[KernelSpec], Cubin] | None = None,
+        *,
+        operands: Operands | None = None,
+    ) -> Prepared:
+        """The variant after a run; its outputs stay on the device."""
+        prepared = self.prepare(variant, problem, config, inputs, binary, operands)
+        prepared.enqueue(self.stream)
+        self.cuda.synchronize(self.stream)
+        return prepared
+
     def run(
         self,
         variant: Variant,
@@ -219,10 +240,36 @@ class CudaRunner:
         Raises:
             TuningError: the variant wrote between an output's elements.
         """
-        prepared = self.prepare(variant, problem, config, inputs, binary, operands)
-        prepared.enqueue(self.stream)
-        self.cuda.synchronize(self.stream)
+        prepared = self.launched(variant, problem, config, inputs, binary, operands=operands)
         return [self._fetch(variant, buffer, spec) for buffer, spec in prepared.outputs]
+
+    def error(
+        self,
+        variant: Variant,
+        found: Any,
+        expected: Any,
+        spec: TensorSpec,
+        binary: Callable[[KernelSpec], Cubin],
+    ) -> float:
+        """`nrt.trial.relative_error` of two outputs on the device, ``found`` by ``variant``.
+
+        Raises:
+            TuningError: the variant wrote between the output's elements.
+        """
+        if on_device(spec):
+            error = device_error(self.cuda, self.stream, found, expected, spec, binary)
+            if error is not None:
+                return error
+        out = self._fetch(variant, found, spec)
+        return relative_error(out, self._fetch(variant, expected, spec))
+
+    def output_of(self, array: Array, spec: TensorSpec) -> Any:
+        """A device buffer that holds ``array`` (logical order) as if a kernel had written it."""
+        data = np.full(spec.nbytes, _POISON, np.uint8)
+        strides = tuple(s * spec.dtype.itemsize for s in spec.strides)
+        flat = data.view(spec.dtype.numpy)
+        np.lib.stride_tricks.as_strided(flat, spec.shape, strides)[...] = array
+        return self._upload(data)
 
     def seconds(
         self,
@@ -276,6 +323,11 @@ class CudaRunner:
 
     def _upload_as(self, array: Array, spec: TensorSpec) -> Any:
         return self._upload(memory_image(array, spec))
+
+    def _copy(self, buffer: Any) -> Any:
+        again = self.cuda.alloc(buffer.nbytes)
+        self.cuda.copy(again.ptr, buffer.ptr, buffer.nbytes, self.stream)
+        return again
 
     def _upload(self, data: Array) -> Any:
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)

@@ -19,14 +19,32 @@ def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
     """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range.
 
     int8 factors of products take their whole range but -128, other integers are below 8. Elements
-    that share memory (a stride of 0) have one value.
+    that share memory (a stride of 0) have one value. Dense arrays lie in memory as their specs say,
+    so that an upload copies bytes; floats repeat with a period of `_PERIOD` elements.
     """
     return [
         _repeated(spec, _random(problem, slot, rng)) for slot, spec in enumerate(problem.inputs)
     ]
 
 
+_PERIOD = 4_194_301
+"""A prime: elements that a wrong index confuses do not lie a multiple of it apart."""
+
+
+def _normal(spec: TensorSpec, rng: np.random.Generator, scale: float = 1.0) -> Array:
+    """Gaussian numbers in the order of ``spec``'s memory, if that is dense."""
+    block = rng.standard_normal(min(spec.size, _PERIOD), np.float32)
+    block *= scale
+    flat = np.resize(block.astype(spec.dtype.numpy), spec.size)
+    if spec.size != spec.span or 0 in spec.strides:
+        return flat.reshape(spec.shape)
+    strides = tuple(s * flat.itemsize for s in spec.strides)
+    return np.lib.stride_tricks.as_strided(flat, spec.shape, strides)
+
+
 def _repeated(spec: TensorSpec, values: Array) -> Array:
+    if 0 not in spec.strides:
+        return values
     first = tuple(slice(0, 1) if s == 0 else slice(None) for s in spec.strides)
     return np.array(np.broadcast_to(values[first], spec.shape))
 
@@ -35,14 +53,15 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
     spec, op = problem.inputs[slot], problem.op
     is_factor = isinstance(op, Conv | MatMul) and slot < 2
     if spec.dtype.is_float:
-        values = rng.standard_normal(spec.shape, np.float32)
+        scale = 1.0
         if slot == 1 and len(spec.shape) >= 2 and spec.dtype is not FP8E4M3:
             # Weights: keep sums of many products near 1, so that fp16 outputs stay in range. Those
             # of fp8 would lose their mantissa, and their sums stay in range as they are.
-            values *= 1.0 / np.sqrt(max(1, spec.size // max(spec.shape)))
+            scale = 1.0 / math.sqrt(max(1, spec.size // max(spec.shape)))
+        values = _normal(spec, rng, scale)
         if slot == 4 and isinstance(op, BatchNormalization):
-            values = np.abs(values)  # a variance: of a negative one there is no root to compare
-        return values.astype(spec.dtype.numpy)
+            return np.abs(values)  # a variance: of a negative one there is no root to compare
+        return values
     if spec.dtype.kind == "bool":
         return rng.integers(0, 2, spec.shape).astype(np.bool_)
     if spec.dtype is INT8 and is_factor:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from nrt.cuda_kernels.compare_kernels import compare_spec
 from nrt.cuda_kernels.compile_pool import CompilePool
 from nrt.cuda_kernels.compiler import Cubin, kernel_key
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.variant import KernelSpec, Variant
 from nrt.cuda_runner import CudaRunner, Operands
+from nrt.device_compare import on_device
 from nrt.dtypes import INT8
 from nrt.errors import CompileError, TuningError
 from nrt.extensions.registry import registry
@@ -26,7 +28,7 @@ from nrt.ir.op import Array
 from nrt.ir.ops import Conv, ConvTranspose, MatMul
 from nrt.problem import Problem, Refusal, TensorSpec
 from nrt.timing_cache import Timing
-from nrt.trial import random_inputs, relative_error
+from nrt.trial import random_inputs
 
 __all__ = ["CudaBench", "tolerance"]
 
@@ -68,7 +70,7 @@ class CudaBench:
         self.runner = runner
         self.pool = pool
         self.can_measure = runner is not None
-        self._data: tuple[Problem, list[Array], list[Array]] | None = None
+        self._data: tuple[Problem, list[Array], list[Any]] | None = None
         self._operands = Operands()
         self._best = math.inf
         self._compiling: dict[Problem, list[Future[Cubin]]] = {}
@@ -106,7 +108,12 @@ class CudaBench:
     ) -> None:
         for variant, problem, config in jobs:
             futures = self._compiling.setdefault(problem, [])
-            reference = self._reference_kernel(problem) if check and not futures else None
+            first = check and not futures
+            reference = self._reference_kernel(problem) if first else None
+            if first:
+                futures += self.pool.submit_all(
+                    compare_spec(spec.dtype) for spec in problem.outputs if on_device(spec)
+                )
             if reference is not None:
                 futures += self._submit(*reference)
             futures += self._submit(variant, problem, config)
@@ -143,13 +150,16 @@ class CudaBench:
             raise TuningError("no GPU to measure on")
         inputs, expected = self._reference(problem)
         try:
-            outputs = self.runner.run(
+            ran = self.runner.launched(
                 variant, problem, config, inputs, self.binary, operands=self._operands
             )
+            errors = [
+                self.runner.error(variant, found, wanted, spec, self.binary)
+                for (found, spec), wanted in zip(ran.outputs, expected, strict=True)
+            ]
         except (CompileError, TuningError) as error:
             return Timing(None, str(error).splitlines()[0])
-        for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
-            error_ = relative_error(out, ref)
+        for error_, spec in zip(errors, problem.outputs, strict=True):
             limit = tolerance(problem, spec)
             if not error_ <= limit:
                 return Timing(None, f"wrong result: relative error {error_:.2e}, limit {limit:.0e}")
@@ -160,8 +170,8 @@ class CudaBench:
         self._best = min(self._best, seconds)
         return Timing(seconds, _BRIEFLY if seconds > limit else "")
 
-    def _reference(self, problem: Problem) -> tuple[list[Array], list[Array]]:
-        """Random inputs and the reference variant's outputs; kept for the current problem.
+    def _reference(self, problem: Problem) -> tuple[list[Array], list[Any]]:
+        """Random inputs, and the reference variant's outputs on the device; kept for one problem.
 
         A registered op has no reference variant: NumPy computes what its kernels are checked with.
         """
@@ -172,12 +182,18 @@ class CudaBench:
             kernel = self._reference_kernel(problem)
             self._operands, self._best = Operands(), math.inf
             if kernel is None:
-                outputs = list(problem.op.reference(*inputs))
+                outputs = [
+                    self.runner.output_of(np.asarray(array), spec)
+                    for array, spec in zip(
+                        problem.op.reference(*inputs), problem.outputs, strict=True
+                    )
+                ]
             else:
                 reference, _, config = kernel
-                outputs = self.runner.run(
+                ran = self.runner.launched(
                     reference, problem, config, inputs, self.binary, operands=self._operands
                 )
+                outputs = [buffer for buffer, _ in ran.outputs]
             self._data = (problem, inputs, outputs)
         return self._data[1], self._data[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -13,10 +14,12 @@ import pytest
 from runtime.simulated import SimulatedDevice, view
 
 import nrt
+from nrt.cuda_kernels.compare_kernels import BLOCKS, SUMS, compare_spec
 from nrt.cuda_kernels.compiler import Cubin
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_runner import CudaRunner, Operands
+from nrt.device_compare import LEAST_BYTES
 from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
 from nrt.errors import TuningError
 from nrt.extensions.registry import registry
@@ -24,6 +27,7 @@ from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops import MatMul, Relu
 from nrt.problem import Problem, Refusal, TensorSpec
 from nrt.timing_cache import Timing
+from nrt.trial import random_inputs, relative_error
 from nrt.tuner_cuda import CudaBench, tolerance
 
 N = 29
@@ -72,7 +76,7 @@ class Device(SimulatedDevice):
     """Counts uploads; its clock shows the seconds of the kernel that ran last."""
 
     def __init__(self) -> None:
-        functions = {"relu": _relu, "wrong": _wrong}
+        functions = {"relu": _relu, "wrong": _wrong, "compare": _compare, "hole": _hole}
         super().__init__(functions, 5)
         self.uploads = 0
         self.shown = 1e-4
@@ -105,6 +109,19 @@ def _wrong(x: int, y: int, count: int) -> None:
     view(y, count)[:] = view(x, count) + 1
 
 
+def _hole(x: int, y: int, count: int) -> None:
+    _relu(x, y, count - 1)
+
+
+def _compare(a: int, b: int, sums: int, count: int) -> None:
+    x, y = view(a, count).astype(np.float64), view(b, count).astype(np.float64)
+    good = np.isfinite(x) & np.isfinite(y)
+    odd = (view(a, count).view(np.int32) != view(b, count).view(np.int32)) & ~good
+    found = np.ctypeslib.as_array((ctypes.c_double * (SUMS * BLOCKS)).from_address(sums))
+    found[:] = 0
+    found[:SUMS] = np.sum((x - y)[good] ** 2), np.sum(y[good] ** 2), np.sum(odd)
+
+
 class Pool:
     """Cubins that name the entry; those of ``held`` come when they are let go."""
 
@@ -123,7 +140,8 @@ class Pool:
         return [self.submit(spec) for spec in specs]
 
     def finish(self, spec: KernelSpec) -> None:
-        self.futures[spec].set_result(Cubin(b"", spec.params[0], 1, 0, 0))
+        entry = "compare" if spec == compare_spec(FP32) else spec.params[0]
+        self.futures[spec].set_result(Cubin(b"", entry, 1, 0, 0))
 
     def cancel(self) -> None:
         for future in self.futures.values():
@@ -148,9 +166,9 @@ def test_inputs_are_uploaded_once_for_all_candidates(monkeypatch: pytest.MonkeyP
     setup = Setup(monkeypatch, *variants)
     times = [setup.measure(v, problem()) for v in variants]
     assert [t.seconds for t in times] == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4])
-    assert setup.cuda.uploads == 3  # one for the check, which the clock shares, and two copies
+    assert setup.cuda.uploads == 1  # the check and the clock share it; more are copied there
     setup.measure(variants[0], problem(size=N + 1))
-    assert setup.cuda.uploads == 6
+    assert setup.cuda.uploads == 2
 
 
 def test_constants_are_packed_once_per_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +204,25 @@ def test_wrong_kernels_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(monkeypatch, wrong)
     assert setup.measure(wrong, problem()).note.startswith("wrong result: relative error")
     assert setup.cuda.timed == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_results_are_compared_where_they_are_large_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    of = problem(size=LEAST_BYTES // 4 - (0 if large else 1))
+    right, wrong = Plain("right", 1e-4), Plain("wrong", 1e-6, entry="wrong")
+    hole = Plain("hole", 1e-6, entry="hole")
+    setup = Setup(monkeypatch, right, wrong, hole)
+    assert setup.measure(right, of).seconds == pytest.approx(1e-4)
+    note = setup.measure(wrong, of).note
+    x = random_inputs(of, np.random.default_rng(int(of.key[:16], 16)))[0]
+    error = relative_error(x + 1, np.maximum(x, 0))
+    assert note == f"wrong result: relative error {error:.2e}, limit 1e-04"
+    # The element that was not written is NaN: the host finds that.
+    assert setup.measure(hole, of).note == "wrong result: relative error inf, limit 1e-04"
+    compared = [entry for entry, _ in setup.cuda.launches if entry == "compare"]
+    assert len(compared) == (3 if large else 0)
 
 
 def test_shared_operands_give_the_same_results() -> None:
