@@ -25,7 +25,7 @@ _MOST = (1 << 32) - BLOCKS * THREADS
 
 def on_device(spec: TensorSpec) -> bool:
     """Whether a result of ``spec`` is worth comparing there."""
-    return LEAST_BYTES <= spec.nbytes and spec.span < _MOST
+    return spec.nbytes >= LEAST_BYTES and spec.span < _MOST
 
 
 def device_error(

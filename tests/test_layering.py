@@ -46,6 +46,7 @@ _TIES = {
     "tuner",
     "tuner_cpu",
     "tuner_cuda",
+    "device_compare",
     "cuda_runner",
     "plan_clock",
     "programmatic",
