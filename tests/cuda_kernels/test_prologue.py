@@ -101,6 +101,23 @@ CASES = [
     conv((1, 24, 4, 4), 32, PLAIN),
     conv((1, 104, 4, 5), 32, LOG),
 ]
+
+
+def window(
+    shape: tuple[int, int, int, int], k: int, prologue: Program = NORM, dtype: DType = FP16,
+    size: tuple[int, int] = (2, 2), **more: Any,
+) -> Problem:  # fmt: skip
+    """A convolution whose windows of ``size`` lie side by side."""
+    return conv(shape, k, prologue, dtype, filter_size=size, strides=size, **more)
+
+
+WINDOWS = [
+    # Blocks of 64 channels meet two filter positions, or nothing but zeros in the end.
+    window((1, 40, 6, 5), 24),
+    window((2, 128, 4, 7), 40, epilogue=RESIDUAL, front=24),
+    window((1, 64, 6, 4), 16, GATE, BF16, size=(3, 2)),
+    conv((1, 8, 5, 5), 16, LOG, filter_size=(2, 3)),
+]
 EMULATED: list[tuple[Any, Problem, Any]] = [
     (ConvMma(), CASES[0], SMALL),
     (ConvMma(), CASES[1], SMALL._replace(split=2)),
@@ -114,6 +131,12 @@ EMULATED: list[tuple[Any, Problem, Any]] = [
     (ConvSimt(), conv((1, 20, 5, 7), 24, dtype=FP32), SimtTile(32, 32, 16, 4, 4)),
     (ConvSimt(), conv((1, 40, 5, 5), 9, LOG, FP32, strides=(2, 2)), SimtTile(32, 32, 16, 4, 4, 2)),
     (ConvSimt(), conv((2, 36, 5, 5), 24, epilogue=RESIDUAL), SimtTile(32, 32, 16, 4, 4, 3)),
+    (ConvSimt(), window((1, 20, 5, 7), 24, LOG, FP32), SimtTile(32, 32, 16, 4, 4)),
+    (ConvMma(), WINDOWS[0], SMALL),
+    (ConvMma(), WINDOWS[1], SMALL._replace(split=2)),
+    (ConvMma(), WINDOWS[2], Tile(32, 32, 32, 2, 1, 4, 4)),
+    (ConvMma(), WINDOWS[3], SMALL),
+    (ConvDirect(), WINDOWS[3], ()),
 ]  # fmt: skip
 
 
@@ -160,9 +183,13 @@ LOG_ALONE = _program("f", ("log", 0))
 @pytest.mark.parametrize(
     ("variant", "task", "reason"),
     [
-        (ConvMma(), conv((1, 16, 5, 5), 16, filter_size=(3, 3)), "a filter, padding or groups"),
-        (ConvMma(), conv((1, 16, 5, 5), 16, pads=(1, 1, 1, 1)), "a filter, padding or groups"),
-        (ConvSimt(), conv((1, 16, 5, 5), 16, groups=2), "a filter, padding or groups"),
+        (
+            ConvMma(),
+            conv((1, 16, 5, 5), 16, filter_size=(3, 3), pads=(1, 1, 1, 1)),
+            "the prologue of a convolution with padding or groups, expected neither",
+        ),
+        (ConvWgmma(), conv((1, 16, 5, 5), 16, pads=(0, 0, 0, 1)), "with padding or groups"),
+        (ConvSimt(), conv((1, 16, 5, 5), 16, groups=2), "with padding or groups"),
         (ConvMma(), conv((1, 16, 5, 5), 16, constants=False), "an operand of the prologue is comp"),
         (ConvMma(), conv((1, 16, 5, 5), 16, LOG_ALONE), "makes no finite number of zeros"),
         (ConvMma(), conv((1, 20, 5, 5), 16), "are not multiples of 8 with channels innermost"),
