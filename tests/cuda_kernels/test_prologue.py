@@ -118,6 +118,12 @@ WINDOWS = [
     window((1, 64, 6, 4), 16, GATE, BF16, size=(3, 2)),
     conv((1, 8, 5, 5), 16, LOG, filter_size=(2, 3)),
 ]
+TRANSITIONS = [
+    window((n, c, size, size), c // 2, epilogue=None)
+    for c, size in ((256, 56), (512, 28), (1024, 14))
+    for n in (1, 3)
+]
+"""DenseNet-121's convolutions before an average pooling, in one with it."""
 EMULATED: list[tuple[Any, Problem, Any]] = [
     (ConvMma(), CASES[0], SMALL),
     (ConvMma(), CASES[1], SMALL._replace(split=2)),
@@ -282,12 +288,25 @@ def test_hopper_compiles_without_spills() -> None:
 
 
 @pytest.mark.slow
-def test_every_hopper_tile_compiles_without_spills() -> None:
-    task, variant = conv((32, 256, 28, 28), 512), ConvWgmma()
+@pytest.mark.parametrize(
+    "task", [conv((32, 256, 28, 28), 512), window((32, 256, 56, 56), 512)], ids=str
+)
+def test_every_hopper_tile_compiles_without_spills(task: Problem) -> None:
+    variant = ConvWgmma()
     shapes = {(c.consumers, c.bn, c.per_sm): c for c in variant.configs(task, ARCHS["sm_90a"])}
     assert len(shapes) > 10
     for config in shapes.values():
         for cubin in compiled(variant, task, "sm_90a", config):
+            assert cubin.spills == 0, config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TRANSITIONS[1::2], ids=str)
+@pytest.mark.parametrize(("variant", "arch"), [(ConvMma(), "sm_80"), (ConvWgmma(), "sm_90a")])
+def test_windows_compile_without_spills(variant: Any, arch: str, task: Problem) -> None:
+    configs = variant.configs(task, ARCHS[arch])
+    for config in (configs[0], next(c for c in configs if c.split == 1)):
+        for cubin in compiled(variant, task, arch, config):
             assert cubin.spills == 0, config
 
 
@@ -350,6 +369,19 @@ def test_hopper_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     if cuda_runner.device.arch != "sm_90a":
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
     assert_right(cuda_runner, ConvWgmma(), task, LIMIT, forms(ConvWgmma(), task))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*TRANSITIONS, *WINDOWS], ids=str)
+def test_windows_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_right(cuda_runner, ConvDirect(), task, LIMIT)
+    assert_right(
+        cuda_runner, ConvSimt(), task, LIMIT, ConvSimt().configs(task, cuda_runner.device)[:2]
+    )
+    for variant in (ConvMma(), ConvWgmma()):
+        if variant.supports(task, cuda_runner.device) is None:
+            configs = forms(variant, task)
+            assert_right(cuda_runner, variant, task, LIMIT, configs)
 
 
 @pytest.mark.gpu
