@@ -132,16 +132,16 @@ class _PastAverage(_IntoConvolution):
 
     def check(self, graph: Graph, match: Match) -> str | None:
         pool = match.op("pool")
+        if pool.epilogue is not None:
+            return f"{match.nodes['pool']} has an epilogue already"
         if any(pool.pads) and pool.count_include_pad:
             return f"{match.nodes['pool']} counts zeros of its padding, which a shift would change"
         return super().check(graph, match)
 
     def rewrite(self, graph: Graph, match: Match) -> str:
-        conv, pool = match.nodes["conv"], match.nodes["pool"]
-        inputs = self._inputs(graph, match)
-        origin = tuple(dict.fromkeys((*conv.origin, *match.root.origin)))
-        folded = graph.add_node(conv.op, inputs, name=conv.name, origin=origin)
-        graph.replace_node(match.root, pool.op, [folded.output], also=[pool, conv], name=pool.name)
+        conv, pool, norm = match.nodes["conv"], match.nodes["pool"], match.root
+        folded = graph.replace_node(conv, conv.op, self._inputs(graph, match), also=[norm])
+        graph.replace_node(norm, pool.op, [folded.output], also=[pool], name=pool.name)
         return f"folded into the weights of {conv}, before {pool}"
 
 

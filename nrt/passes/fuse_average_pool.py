@@ -192,8 +192,11 @@ def _weights(w: Value, kernel: tuple[int, ...]) -> Any:
 
 def _site(match: Match) -> Site:
     pool, conv = match.root, match.nodes["conv"]
-    types = ", ".join(str(v.type) for v in (*conv.inputs, *pool.inputs))
-    key = f"{op_text(conv.op)} | {op_text(pool.op)} | {types}"
+    op = match.op("conv")
+    # A prologue is no part of the key: left apart, the same convolution gets one in the next sweep.
+    inputs = (*conv.inputs[:2], *conv.inputs[epilogue_slot(op) :], *pool.inputs)
+    types = ", ".join(str(v.type) for v in inputs)
+    key = f"{op_text(replace(op, prologue=None))} | {op_text(pool.op)} | {types}"
     return Site(key, frozenset((*pool.origin, *conv.origin)))
 
 

@@ -289,13 +289,15 @@ def test_hopper_compiles_without_spills() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "task", [conv((32, 256, 28, 28), 512), window((32, 256, 56, 56), 512)], ids=str
+    ("task", "step"),
+    [(conv((32, 256, 28, 28), 512), 1), (window((32, 256, 56, 56), 512), 3)],
+    ids=str,
 )
-def test_every_hopper_tile_compiles_without_spills(task: Problem) -> None:
+def test_every_hopper_tile_compiles_without_spills(task: Problem, step: int) -> None:
     variant = ConvWgmma()
     shapes = {(c.consumers, c.bn, c.per_sm): c for c in variant.configs(task, ARCHS["sm_90a"])}
     assert len(shapes) > 10
-    for config in shapes.values():
+    for config in list(shapes.values())[::step]:
         for cubin in compiled(variant, task, "sm_90a", config):
             assert cubin.spills == 0, config
 
@@ -304,8 +306,8 @@ def test_every_hopper_tile_compiles_without_spills(task: Problem) -> None:
 @pytest.mark.parametrize("task", TRANSITIONS[1::2], ids=str)
 @pytest.mark.parametrize(("variant", "arch"), [(ConvMma(), "sm_80"), (ConvWgmma(), "sm_90a")])
 def test_windows_compile_without_spills(variant: Any, arch: str, task: Problem) -> None:
-    configs = variant.configs(task, ARCHS[arch])
-    for config in (configs[0], next(c for c in configs if c.split == 1)):
+    best = {c.split == 1: c for c in reversed(variant.configs(task, ARCHS[arch]))}
+    for config in best.values():
         for cubin in compiled(variant, task, arch, config):
             assert cubin.spills == 0, config
 
