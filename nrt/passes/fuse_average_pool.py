@@ -11,10 +11,10 @@ As many products as before, but the large image between the two is neither writt
 launch less. What ends the convolution comes along where a mean does not change it: numbers per
 channel that are added or multiplied. So does what the pooling ends with, behind it.
 
-A choice all the same. The products become fewer and longer sums, which fill a GPU worse for one
-small image. Pooling first, ``conv(mean(x), w)``, would need k² times fewer products, but as many
-launches as now and a pass over the input, which has more channels than the output where networks
-do this (the transitions of DenseNet, Huang et al. 2017).
+A choice all the same: sums become fewer and longer, which fills a GPU worse where images are small.
+Pooling first, ``conv(mean(x), w)``, would need k² times fewer products. It would save no launch,
+though, and pool the larger tensor: networks that do this have more channels before the convolution
+than behind it (the transitions of DenseNet, Huang et al. 2017).
 """
 
 from __future__ import annotations

@@ -151,9 +151,10 @@ def test_emulated(variant: Any, task: Problem, config: Any) -> None:
     assert_emulated(variant, task, LIMIT | (TF32 if task.op == EMULATED[6][1].op else {}), config)
 
 
-def test_without_cp_async_emulated() -> None:
+@pytest.mark.parametrize("task", [CASES[0], WINDOWS[0], WINDOWS[1]], ids=str)
+def test_without_cp_async_emulated(task: Problem) -> None:
     """Before sm_80 there are no pairs of halves either."""
-    assert_emulated(synchronous(ConvMma), CASES[0], LIMIT, SYNCHRONOUS[-1])
+    assert_emulated(synchronous(ConvMma), task, LIMIT, SYNCHRONOUS[-1])
 
 
 @pytest.mark.slow
@@ -376,14 +377,20 @@ def test_hopper_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", [*TRANSITIONS, *WINDOWS], ids=str)
 def test_windows_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    device = cuda_runner.device
     assert_right(cuda_runner, ConvDirect(), task, LIMIT)
-    assert_right(
-        cuda_runner, ConvSimt(), task, LIMIT, ConvSimt().configs(task, cuda_runner.device)[:2]
-    )
-    for variant in (ConvMma(), ConvWgmma()):
-        if variant.supports(task, cuda_runner.device) is None:
-            configs = forms(variant, task)
-            assert_right(cuda_runner, variant, task, LIMIT, configs)
+    assert_right(cuda_runner, ConvSimt(), task, LIMIT, ConvSimt().configs(task, device)[:2])
+    tiles = ConvMma().configs(task, device)
+    best = {tile.split > 1: tile for tile in reversed(tiles)}
+    assert_right(cuda_runner, ConvMma(), task, LIMIT, list(best.values()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*TRANSITIONS, *WINDOWS], ids=str)
+def test_windows_on_hopper(cuda_runner: Any, task: Problem) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    assert_right(cuda_runner, ConvWgmma(), task, LIMIT, forms(ConvWgmma(), task))
 
 
 @pytest.mark.gpu
