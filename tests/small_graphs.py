@@ -108,6 +108,16 @@ def _pool(m: Maker, x: Value) -> None:
         m.op(kind((3, 3), (1, 1), (1, 1, 1, 1)), x)
 
 
+def _mean(m: Maker, x: Value) -> None:
+    """A linear 1x1 convolution and the mean of windows that lie side by side."""
+    if len(x.shape) != 4 or min(x.shape) == 0 or not x.dtype.is_float:
+        return
+    c, size = x.shape[1], (1 + m.pick(min(3, x.shape[2])), 1 + m.pick(min(3, x.shape[3])))
+    weights = (m.random(8, c, 1, 1) / np.float32(np.sqrt(c))).astype(x.dtype.numpy)
+    y = m.op(Conv(), x, m.graph.add_constant("w", weights))
+    m.op(AveragePool(size, size, (0, 0, 0, 0)), y)
+
+
 def _concat(m: Maker, x: Value) -> None:
     if not x.shape:
         return
@@ -285,6 +295,7 @@ STEPS: dict[str, Callable[[Maker, Value], None]] = {
     "join": _join,
     "layout": _layout,
     "matmul": _matmul,
+    "mean": _mean,
     "pool": _pool,
     "reformat": _reformat,
     "reshape": _reshape,

@@ -11,7 +11,6 @@ from nrt.cuda_kernels.conv_common import (
     extra_args,
     prologue_args,
     refuse_conv,
-    rounded,
     store_width,
 )
 from nrt.cuda_kernels.device import DeviceSpec
@@ -101,7 +100,9 @@ class ConvMma(Variant):
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
         tile, shape = Tile(*config), ConvShape.of(problem)
         if 1 < slot < epilogue_slot(problem.op):
-            return channel_table(problem, array, rounded(shape.c, tile.bk))
+            length = self._gemm(problem).table_length(tile)
+            taps = 1 if length == shape.c else shape.r * shape.s
+            return channel_table(problem, array, length, taps)
         if slot != 1:
             return array
         shared = 1

@@ -91,8 +91,9 @@ def _mma_kernel(
 ) -> tuple[Any, Any]:
     """The kernel; ``pointwise`` drops the filter position (a matrix product or an unpadded 1x1).
 
-    A ``prologue`` needs a filter of 1x1 without padding. The pointers to its tables follow those of
-    the epilogue's operands.
+    A ``prologue`` needs a filter without padding. The pointers to its tables follow those of the
+    epilogue's operands. The tables have the channels of one filter position where its channels are
+    whole blocks, and else all of j (see `Gemm.table_length`).
 
     With ``tile.split > 1`` the block of part z writes its sums (``out_dtype``: float32 or int32) to
     ``y[z, m, k]`` and the epilogue is left to `_reduce_kernel`. Without ``asynchronous`` copies
@@ -225,11 +226,14 @@ def _mma_kernel(
             s0 = cuda.local.array(numbers_size, types.float32)
             s1 = cuda.local.array(numbers_size, types.float32)
             table = u32(shared + u32(ring))
-            table_bytes = u32(total * u32(bk * 4))
-            numbers = u32(
-                table
-                + u32(u32(u32(first * u32(bk)) + u32((lane & u32(3)) * u32(per_word))) * u32(4))
-            )
+            length = u32(total * u32(bk))
+            at = u32(first * u32(bk))
+            if not pointwise and channels % u32(bk) == u32(0):
+                length = channels
+                at = u32(at % channels)
+            table_bytes = u32(length * u32(4))
+            origin = u32(table + u32(u32((lane & u32(3)) * u32(per_word)) * u32(4)))
+            numbers = u32(origin + u32(at * u32(4)))
 
         for slot in range(stages - 1):
             to = u32(u32(slot) * u32(stage_bytes))
@@ -249,7 +253,7 @@ def _mma_kernel(
             else:
                 c, r, s = next_position(c, r, s, u32(bk), channels, filter_w)
         if starts:
-            fill(table, u32(total * u32(bk)), tid, e0, e1, e2, e3)
+            fill(table, length, tid, e0, e1, e2, e3)
         if asynchronous:
             ptx.cp_async_wait(pending)
         else:
@@ -327,6 +331,8 @@ def _mma_kernel(
             if starts:
                 # Behind the last block these are numbers of nothing, which are not used.
                 numbers = u32(numbers + u32(deep * 8))
+                if not pointwise and numbers == u32(origin + table_bytes):
+                    numbers = origin
                 take(s0, numbers, table_bytes)
                 apply(fa1, s1)
             products(acc, fa1, fb1)

@@ -164,10 +164,19 @@ class Gemm:
     group_c: int = 0
     prologue: Prologue | None = None
 
+    def table_length(self, tile: Tile) -> int:
+        """Numbers in each of the prologue's tables.
+
+        Those of one filter position's channels, where these are whole blocks; else those of all.
+        """
+        if not self.pointwise and self.channels % tile.bk == 0:
+            return self.channels
+        return rounded(self.j, tile.bk)
+
     def tables(self, tile: Tile) -> int:
         """Bytes of the prologue's tables."""
         count = 0 if self.prologue is None else len(self.prologue.operands)
-        return count * rounded(self.j, tile.bk) * 4
+        return count * self.table_length(tile) * 4
 
     def tiles(self, device: DeviceSpec) -> list[Tile]:
         """The tiles for this run that fit the device."""

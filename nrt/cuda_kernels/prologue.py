@@ -87,15 +87,14 @@ def refuse_prologue(problem: Problem) -> Refusal | None:
     """None, or why a kernel that computes it on what it loads cannot take the prologue.
 
     Such kernels fill what lies outside of the image with zeros, which the program would change.
+    Filters are no matter: operands are numbers per channel, the same at every position.
     """
     op, prologue = problem.op, conv_prologue(problem)
     if prologue is None:
         return None
     assert isinstance(op, Conv)
-    if any(op.pads) or op.groups > 1 or any(d != 1 for d in problem.inputs[1].shape[2:]):
-        return Refusal(
-            "the prologue of a convolution with a filter, padding or groups, expected a plain 1x1"
-        )
+    if any(op.pads) or op.groups > 1:
+        return Refusal("the prologue of a convolution with padding or groups, expected neither")
     return None
 
 
@@ -115,14 +114,14 @@ def refuse_tables(problem: Problem) -> Refusal | None:
     return refuse_prologue(problem)
 
 
-def channel_table(problem: Problem, array: Array, channels: int) -> Array:
-    """A prologue's operand as float32 ``[channels]``, padded behind the input's last channel."""
+def channel_table(problem: Problem, array: Array, length: int, taps: int = 1) -> Array:
+    """A prologue's operand as float32 ``[length]``: ``taps`` times the channels, then padding."""
     prologue = conv_prologue(problem)
     assert prologue is not None
     assert prologue.padding is not None
     count = problem.inputs[0].shape[1]
-    table = np.full(channels, prologue.padding, np.float32)
-    table[:count] = np.broadcast_to(array.reshape(-1), count)
+    table = np.full(length, prologue.padding, np.float32)
+    table[: taps * count] = np.tile(np.broadcast_to(array.reshape(-1), count), taps)
     return table
 
 

@@ -145,7 +145,7 @@ def _hopper_kernel(
     fill: Any = None
     changed: Any = None
     if prologue is not None:
-        changed = prologue_products(tile, dtype, prologue, stage_bytes, w_bytes)
+        changed = prologue_products(tile, dtype, prologue, stage_bytes, w_bytes, taps=im2col)
         fill = fill_tables(len(prologue.operands), len(extras), consumers * 128)
     following = next_slot(stages)
     load_w = _weights_loader(tile, bk)
@@ -300,11 +300,10 @@ def _hopper_kernel(
         else:
             if starts:
                 table = u32(ring + u32(table_at))
-                fill(table, u32(blocks * u32(bk)), tid, extra0, extra1, extra2, extra3)
+                fill(table, u32(blocks_c * u32(bk)), tid, extra0, extra1, extra2, extra3)
                 # A lane's first two channels; its other two are 8 further on.
-                table_lane = u32(
-                    table + u32(u32(u32(first * u32(bk)) + u32((lane & u32(3)) * 2)) * u32(4))
-                )
+                origin = u32(table + u32(u32((lane & u32(3)) * 2) * u32(4)))
+                table_lane = u32(origin + u32(u32(first % blocks_c) * u32(bk * 4)))
                 ptx_hopper.bar_sync(u32(1), u32(consumers * 128))
             ptx_hopper.grid_wait()
             ptx_hopper.grid_launch()
@@ -338,7 +337,7 @@ def _hopper_kernel(
                 if starts:
                     slot, parity = changed(
                         acc, u32(rows + lane_rows(warp, lane)), there, full, freed, frees,
-                        table_lane, u32(blocks * u32(bk * 4)), slot, parity, count,
+                        table_lane, origin, u32(blocks_c * u32(bk * 4)), slot, parity, count,
                     )  # fmt: skip
                 else:
                     slot, parity = products(

@@ -8,7 +8,8 @@ blocks go on meanwhile; the products of a warpgroup wait for its program and it 
 second warpgroup or block on the SM has to fill the cores. A block of a warpgroup: 32 elements a
 lane (about 100 instructions for scale, shift and ReLU), (64 + BN) * 128 bytes, 64 * BN * 128 flops.
 The tables of the operands lie behind the barriers; consumers fill them before
-``griddepcontrol.wait``, since they are constants.
+``griddepcontrol.wait``, since they are constants. A filter has them once for all its positions: a
+lane's numbers start again with each.
 
 Rows behind the last one and channels behind the last one arrive as zeros: the former are never
 stored, the latter meet zeros of W and operands for which the program makes no infinity of them.
@@ -44,14 +45,21 @@ def lane_rows(warp, lane):
 
 
 def prologue_products(
-    tile: HopperTile, dtype: DType, prologue: Prologue, stage_bytes: int, w_bytes: int
+    tile: HopperTile,
+    dtype: DType,
+    prologue: Prologue,
+    stage_bytes: int,
+    w_bytes: int,
+    *,
+    taps: bool,
 ) -> Any:
     """Device function that adds all of a tile's blocks to ``acc``.
 
-    ``(acc, rows, there, full, empty, frees, numbers, pitch, slot, parity, count) -> (slot,
+    ``(acc, rows, there, full, empty, frees, numbers, origin, pitch, slot, parity, count) -> (slot,
     parity)``: as `ptx_hopper.wgmma_loop`, but ``rows`` is this lane's address (see `lane_rows`) and
-    ``empty`` one of this block. ``numbers`` is the shared address of this lane's first number in
-    the first table, ``pitch`` the bytes from one table to the next.
+    ``empty`` one of this block. ``numbers`` is the shared address of this lane's number for the
+    first block, ``origin`` that for channel 0, both in the first table; ``pitch`` are the bytes
+    from one table to the next. ``taps`` says that there may be several filter positions.
     """
     own = fragment_prologue(prologue, dtype, 1)
     take, apply, size = own.take, own.apply, own.size
@@ -62,7 +70,7 @@ def prologue_products(
     stays = tile.resident > 0
     b_step = w_bytes if stays else stage_bytes
 
-    def products(acc, rows, there, full, empty, frees, numbers, pitch, slot, parity, count):
+    def products(acc, rows, there, full, empty, frees, numbers, origin, pitch, slot, parity, count):
         a0 = cuda.local.array(4, types.uint32)
         a1 = cuda.local.array(4, types.uint32)
         a2 = cuda.local.array(4, types.uint32)
@@ -88,6 +96,8 @@ def prologue_products(
             multiply(acc, a0, a1, a2, a3, u32(there + u32(place * u32(b_step))))
             ptx_hopper.mbarrier_arrive_if(u32(empty + u32(slot * u32(8))), frees)
             numbers = u32(numbers + u32(4 * step))
+            if taps and numbers == u32(origin + pitch):
+                numbers = origin
             slot, parity = following(slot, parity)
         return slot, parity
 

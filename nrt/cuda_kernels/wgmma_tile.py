@@ -114,11 +114,14 @@ class HopperGemm:
 
     @property
     def tables(self) -> int:
-        """Bytes of the prologue's tables, which go with rows of 128 bytes."""
+        """Bytes of the prologue's tables, which go with rows of 128 bytes.
+
+        They hold the channels of one filter position: those of all have the same numbers.
+        """
         if self.prologue is None:
             return 0
         block = 128 // self.dtype.itemsize
-        return len(self.prologue.operands) * self.blocks(128) * block * 4
+        return len(self.prologue.operands) * self.blocks_c(128) * block * 4
 
     def blocks_c(self, row: int) -> int:
         """Blocks of ``row`` bytes of channels per filter position."""

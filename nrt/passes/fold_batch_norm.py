@@ -2,6 +2,7 @@
 
     a = scale / sqrt(var + ε)        b = bias - mean · a
     norm(conv(x, w) + c) = conv(x, a · w) + (a · c + b)
+    norm(average(x)) = average(norm(x))                     behind such a convolution
     norm(x) = a · x + b                                     elsewhere
 
 ::
@@ -27,7 +28,7 @@ import numpy as np
 from nrt.dtypes import DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
-from nrt.ir.ops import Add, BatchNormalization, Conv, ConvTranspose, MatMul, Pointwise
+from nrt.ir.ops import Add, AveragePool, BatchNormalization, Conv, ConvTranspose, MatMul, Pointwise
 from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder
 from nrt.ir.value import Node, Value
@@ -99,14 +100,49 @@ class _IntoConvolution(Rule):
         return (grouped * factor).reshape(w.shape)
 
     def rewrite(self, graph: Graph, match: Match) -> str:
+        conv = match.nodes["conv"]
+        inputs = self._inputs(graph, match)
+        graph.replace_node(match.root, conv.op, inputs, also=[conv], name=conv.name)
+        return f"folded into the weights of {conv}"
+
+    def _inputs(self, graph: Graph, match: Match) -> list[Value]:
+        """The convolution's input, its new weights and its new bias."""
         conv, x, w = match.nodes["conv"], match.values["x"], match.values["w"]
         a, b = _factors(match)
         for value in match.rest["bias"]:
             b = b + a * np.asarray(value.constant, np.float64)
         weights = _constant(graph, w.name, self._weights(match), w.dtype)
-        bias = _constant(graph, f"{conv.name}.bias", b, match.root.output.dtype)
-        graph.replace_node(match.root, conv.op, [x, weights, bias], also=[conv], name=conv.name)
-        return f"folded into the weights of {conv}"
+        bias = _constant(graph, f"{conv.name}.bias", b, conv.output.dtype)
+        return [x, weights, bias]
+
+
+class _PastAverage(_IntoConvolution):
+    """``norm(average(conv(x, w))) = average(norm(conv(x, w)))``: a mean keeps ``a · x + b``."""
+
+    pattern = _norm_of(
+        Pat(
+            AveragePool,
+            Pat(
+                (Conv, ConvTranspose), Var("x"), Var("w"), Rest("bias"), name="conv", only_use=True
+            ),
+            name="pool",
+            only_use=True,
+        )
+    )
+
+    def check(self, graph: Graph, match: Match) -> str | None:
+        pool = match.op("pool")
+        if pool.epilogue is not None:
+            return f"{match.nodes['pool']} has an epilogue already"
+        if any(pool.pads) and pool.count_include_pad:
+            return f"{match.nodes['pool']} counts zeros of its padding, which a shift would change"
+        return super().check(graph, match)
+
+    def rewrite(self, graph: Graph, match: Match) -> str:
+        conv, pool, norm = match.nodes["conv"], match.nodes["pool"], match.root
+        folded = graph.replace_node(conv, conv.op, self._inputs(graph, match), also=[norm])
+        graph.replace_node(norm, pool.op, [folded.output], also=[pool], name=pool.name)
+        return f"folded into the weights of {conv}, before {pool}"
 
 
 class _IntoMatMul(Rule):
@@ -174,4 +210,4 @@ class FoldBatchNorm(RulePass):
     name: ClassVar[str] = "fold-batch-norm"
 
     def rules(self) -> tuple[Rule, ...]:
-        return (_IntoConvolution(), _IntoMatMul(), _IntoPointwise(), _NotConstant())
+        return (_IntoConvolution(), _PastAverage(), _IntoMatMul(), _IntoPointwise(), _NotConstant())

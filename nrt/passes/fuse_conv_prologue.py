@@ -1,4 +1,4 @@
-"""fuse-conv-prologue: what comes before a 1x1 convolution happens as it loads its input.
+"""fuse-conv-prologue: what comes before a convolution happens as it loads its input.
 
     conv(relu(a · x + b), w) = conv(x, w; a; b; relu(a · x + b))        a, b: a number per channel
 
@@ -10,9 +10,10 @@
 A network with activations before its convolutions (DenseNet, ResNet v2) normalizes what a Concat or
 a sum has joined: no producer can take that in, since each of its readers has other numbers. A 1x1
 convolution reads every element once per tile of its output channels, and so computes the program
-about as often as a launch of its own would; a 3x3 would compute it nine times.
+about as often as a launch of its own would. So does one whose windows do not overlap, as a pooling
+in it leaves them (`fuse_average_pool`); a 3x3 would compute it nine times.
 
-Where several 1x1 convolutions read one such result, each computes it. Nothing is gained while
+Where several such convolutions read one such result, each computes it. Nothing is gained while
 anything else needs the result in memory. Whether it pays on a device is a choice: see `choice`.
 """
 
@@ -36,11 +37,12 @@ __all__ = ["FuseConvPrologue"]
 def _open(node: Node) -> bool:
     """Whether a convolution has no prologue yet and reads every element of its input once."""
     op: Any = node.op
+    extents = op.window(node.inputs[1].shape[2:]).extents
     return (
         op.prologue is None
         and op.groups == 1
         and not any(op.pads)
-        and all(size == 1 for size in node.inputs[1].shape[2:])
+        and all(extent <= step for extent, step in zip(extents, op.strides, strict=True))
     )
 
 
@@ -63,8 +65,8 @@ class _Fuse(Rule):
         conv, inner = match.root, match.nodes["inner"]
         if not _open(conv):
             return (
-                f"{conv} has a filter, padding, groups or a prologue: only a plain 1x1 convolution "
-                "computes a prologue once per element"
+                f"{conv} has windows that overlap, padding, groups or a prologue: only where none "
+                "does is a prologue computed once per element"
             )
         if graph.is_output(inner.output):
             return f"the result of {inner} is an output of the graph"

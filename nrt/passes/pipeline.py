@@ -22,6 +22,7 @@ from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fold_quantization import FoldQuantization
+from nrt.passes.fuse_average_pool import FuseAveragePool
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
@@ -65,6 +66,7 @@ PASSES: tuple[type[Pass], ...] = (
     FuseReduce,
     FusePoolEpilogue,
     QuantizeLayers,
+    FuseAveragePool,
     FuseConvPrologue,
     FusePoolClassifier,
     CopyPointwise,
@@ -205,6 +207,7 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         Phase(
             "choose",
             (
+                FuseAveragePool(),
                 FuseConvPrologue(),
                 FusePoolClassifier(),
                 CopyPointwise(),
@@ -213,7 +216,8 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             ),
             "Fusions that do not always pay: the builder compares the network with and without "
             "them. After the others, which cost less and take what they can; and in a phase of "
-            "their own, so that only what follows is run again.",
+            "their own, so that only what follows is run again. A convolution takes in the pooling "
+            "behind it before what comes before it, of which the new filter has a say.",
         ),
         Phase(
             "bindings",

@@ -160,9 +160,13 @@ LOG_ALONE = _program("f", ("log", 0))
 @pytest.mark.parametrize(
     ("variant", "task", "reason"),
     [
-        (ConvMma(), conv((1, 16, 5, 5), 16, filter_size=(3, 3)), "a filter, padding or groups"),
-        (ConvMma(), conv((1, 16, 5, 5), 16, pads=(1, 1, 1, 1)), "a filter, padding or groups"),
-        (ConvSimt(), conv((1, 16, 5, 5), 16, groups=2), "a filter, padding or groups"),
+        (
+            ConvMma(),
+            conv((1, 16, 5, 5), 16, filter_size=(3, 3), pads=(1, 1, 1, 1)),
+            "the prologue of a convolution with padding or groups, expected neither",
+        ),
+        (ConvWgmma(), conv((1, 16, 5, 5), 16, pads=(0, 0, 0, 1)), "with padding or groups"),
+        (ConvSimt(), conv((1, 16, 5, 5), 16, groups=2), "with padding or groups"),
         (ConvMma(), conv((1, 16, 5, 5), 16, constants=False), "an operand of the prologue is comp"),
         (ConvMma(), conv((1, 16, 5, 5), 16, LOG_ALONE), "makes no finite number of zeros"),
         (ConvMma(), conv((1, 20, 5, 5), 16), "are not multiples of 8 with channels innermost"),

@@ -15,6 +15,7 @@ from nrt.ir.layout import is_view
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
     Add,
+    AveragePool,
     BatchNormalization,
     Clip,
     Concat,
@@ -195,10 +196,13 @@ def resnet_like(batch: int = 2, blocks: Sequence[int] = (8, 13)) -> Net:
 
 
 def densenet_like(batch: int = 2) -> Net:
-    """Blocks of norm, relu, conv whose results are concatenated."""
+    """Blocks of norm, relu, conv whose results are concatenated, with a transition in between."""
     net = Net("densenet_like")
     x = net.conv(net.input(batch, 3, 13, 11), 6, 3)
-    for _ in range(3):
+    for layer in range(3):
+        if layer == 2:
+            x = net.conv(net.op(Relu(), net.norm(x)), 7, 1)
+            x = net.op(AveragePool((2, 2), (2, 2), (0, 0, 0, 0)), x)
         y = net.conv(net.op(Relu(), net.norm(x)), 9, 1)
         y = net.conv(net.op(Relu(), net.norm(y)), 5, 3)
         x = net.op(Concat(1), x, y)

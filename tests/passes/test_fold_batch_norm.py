@@ -5,6 +5,7 @@ import pytest
 
 from nrt.ir.ops import (
     Add,
+    AveragePool,
     BatchNormalization,
     Conv,
     ConvTranspose,
@@ -50,6 +51,41 @@ def test_into_a_one_dimensional_convolution() -> None:
     x = net.op(Conv((1,), (1, 1), (1,)), net.input(2, 3, 11), net.weight(5, 3, 3))
     net.out(net.norm(x))
     assert ops(apply(net, FoldBatchNorm(), FOLDED_TOLERANCE).graph) == ["Conv"]
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        AveragePool((2, 2), (2, 2), (0, 0, 0, 0)),
+        AveragePool((3, 2), (1, 2), (1, 0, 1, 1)),
+        AveragePool((2, 2), (2, 2), (0, 0, 0, 0), ceil_mode=True, count_include_pad=True),
+    ],
+    ids=str,
+)
+def test_past_an_average_pooling(pool: AveragePool) -> None:
+    net = Net()
+    x = net.op(pool, net.conv(net.input(2, 6, 7, 5), 9, bias=True), name="pool")
+    net.out(net.norm(x))
+    result = apply(net, FoldBatchNorm(), FOLDED_TOLERANCE)
+    conv, after = result.graph.nodes
+    assert (conv.name, conv.origin) == ("conv", ("/bn", "/conv"))
+    assert (after.name, after.op, after.origin) == ("pool", pool, ("/pool", "/bn"))
+    assert result.notes[-1].text == (
+        "folded into the weights of Conv 'conv', before AveragePool 'pool'"
+    )
+
+
+def test_a_pooling_whose_zeros_count_or_that_ends_in_a_program() -> None:
+    net = Net()
+    pool = AveragePool((2, 2), (2, 2), (1, 1, 0, 0), count_include_pad=True)
+    x = net.op(pool, net.conv(net.input(1, 3, 5, 5), 4), name="pool")
+    assert refused(net, net.norm(x)) == [
+        "AveragePool 'pool' counts zeros of its padding, which a shift would change"
+    ]
+    net = Net()
+    pool = AveragePool((2, 2), (2, 2), (0, 0, 0, 0), epilogue=identity())
+    x = net.op(pool, net.conv(net.input(1, 3, 4, 4), 4), name="pool")
+    assert refused(net, net.norm(x)) == ["AveragePool 'pool' has an epilogue already"]
 
 
 @pytest.mark.parametrize("trans_b", [False, True])

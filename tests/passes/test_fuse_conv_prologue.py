@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,20 @@ def test_the_node_before_a_1x1_is_its_prologue(strides: tuple[int, int]) -> None
     assert [n.text for n in result.notes] == ["took in Mul 'scale' before it: mul(x0, x1)"]
 
 
+@pytest.mark.parametrize(
+    ("op", "size"),
+    [(Conv((2, 3)), (2, 3)), (Conv((5, 1)), (3, 1)), (Conv((3, 3), dilations=(2, 1)), (2, 2))],
+)
+def test_windows_that_do_not_overlap_read_each_element_once(
+    op: Conv, size: tuple[int, ...]
+) -> None:
+    net = Net()
+    net.out(net.op(op, single(net, net.input(2, 6, 8, 7)), net.weight(4, 6, *size)))
+    (node,) = apply(net, PASS).graph.nodes
+    assert node.op == replace(op, prologue=node.op.prologue)
+    assert node.op.prologue.text() == "mul(x0, x1)"
+
+
 def test_a_scalar_is_an_instruction_and_a_bias_stays_behind() -> None:
     net = Net()
     x = net.op(Mul(), net.const(np.float32(0.5)), net.input(1, 3, 4, 4))
@@ -119,6 +135,9 @@ def test_an_output_of_the_graph_stays() -> None:
     ("op", "filters"),
     [
         (Conv(), (4, 6, 3, 3)),
+        (Conv((3, 1)), (4, 6, 3, 2)),
+        (Conv((2, 2), dilations=(2, 1)), (4, 6, 2, 2)),
+        (Conv((2, 2), (0, 0, 1, 1)), (4, 6, 2, 2)),
         (Conv(pads=(0, 1, 0, 0)), (4, 6, 1, 1)),
         (Conv(groups=2), (4, 3, 1, 1)),
     ],
@@ -128,8 +147,8 @@ def test_other_convolutions_would_compute_it_more_often(op: Conv, filters: tuple
     net.out(net.op(op, single(net, net.input(1, 6, 5, 5)), net.weight(*filters), name="c"))
     result = apply(net, PASS)
     assert refusals(result.notes) == [
-        "Conv 'c' has a filter, padding, groups or a prologue: only a plain 1x1 convolution "
-        "computes a prologue once per element"
+        "Conv 'c' has windows that overlap, padding, groups or a prologue: only where none does "
+        "is a prologue computed once per element"
     ]
 
 

@@ -53,13 +53,16 @@ class TestNetworks:
 
     def test_a_norm_before_a_1x1_is_its_prologue(self, options: PipelineOptions) -> None:
         # The second norm of each layer folds into the conv before it; the last one of all is part
-        # of the pooling.
+        # of the pooling. A transition's average pooling is in its convolution.
         found = Counter(through(densenet_like(), options, self.tolerance(options)))
-        others = {"Reformat": 1, "Conv": 7, "Concat": 3, "PooledMatMul": 1}
+        others = {"Reformat": 1, "Conv": 8, "Concat": 3, "PooledMatMul": 1}
         assert found == others
         options = replace(options, disabled=frozenset({"fuse-conv-prologue"}))
         found = Counter(through(densenet_like(), options, self.tolerance(options)))
-        assert found == {"Pointwise": 3, **others}
+        assert found == {"Pointwise": 4, **others}
+        options = replace(options, disabled=frozenset({"fuse-average-pool"}))
+        found = Counter(through(densenet_like(), options, self.tolerance(options)))
+        assert found == {"AveragePool": 1, **others}
 
     def test_flattening_channels_last_costs_nothing(self, options: PipelineOptions) -> None:
         found = Counter(through(vgg_like(), options, self.tolerance(options)))

@@ -80,6 +80,13 @@ def _siblings(net: Net, x: Value, other: Value) -> Value:
     return net.conv(y, 4, 1)
 
 
+def _transition(net: Net, x: Value, other: Value) -> Value:
+    """A linear 1x1 convolution whose windows are averaged, and what has that size again."""
+    y = net.conv(net.op(Relu(), net.norm(x)), 8, 1, bias=True)
+    y = net.op(AveragePool((2, 1), (2, 1), (0, 0, 0, 0)), y)
+    return net.op(Reshape((2, 4, 6, 5)), y)
+
+
 def _same(op: object) -> Step:
     return lambda net, x, other: net.op(op, x)  # type: ignore[arg-type]
 
@@ -127,6 +134,7 @@ STEPS: dict[str, Step] = {
     "attend": _attend,
     "tokens": _tokens,
     "siblings": _siblings,
+    "transition": _transition,
 }
 
 
