@@ -45,8 +45,13 @@ class _Fuse(FuseEpilogue):
 
 @dataclass(frozen=True)
 class FuseConvEpilogue(FusionLimits):
-    """See the module."""
+    """See the module.
 
+    Attributes:
+        max_inputs: most tensors that the epilogue reads; kernels have as many pointers.
+    """
+
+    max_inputs: int = 4
     name: ClassVar[str] = "fuse-conv-epilogue"
 
     def rules(self) -> tuple[Rule, ...]:

@@ -30,8 +30,13 @@ class _Fuse(FuseEpilogue):
 
 @dataclass(frozen=True)
 class FuseMatMulEpilogue(FusionLimits):
-    """See the module."""
+    """See the module.
 
+    Attributes:
+        max_inputs: most tensors that the epilogue reads; kernels have as many pointers.
+    """
+
+    max_inputs: int = 4
     name: ClassVar[str] = "fuse-matmul-epilogue"
 
     def rules(self) -> tuple[Rule, ...]:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS
+from nrt.cuda_kernels.registry import variants_for
 from nrt.dtypes import FP8E4M3, FP16, FP32, FP64, INT8, INT32, DType
 from nrt.ir.op import Op
 from nrt.ir.ops import (
@@ -23,6 +26,7 @@ from nrt.ir.ops import (
     Tanh,
     Where,
 )
+from nrt.lowering import lower
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 
@@ -175,6 +179,26 @@ def test_limits() -> None:
     assert ops(result.graph) == ["Conv", "Add", "Relu"]
     result = apply(net, FuseConvEpilogue(max_instructions=4))
     assert refusals(result.notes) == ["the fused program would have 5 instructions, the limit is 4"]
+
+
+@pytest.mark.parametrize("product", ["conv", "matmul"])
+def test_no_more_operands_than_kernels_have_pointers(product: str) -> None:
+    net = Net()
+    if product == "conv":
+        y = net.conv(net.input(1, 3, 6, 5), 3)
+    else:
+        y = net.op(MatMul(), net.input(7, 8), net.weight(8, 5))
+    for index in range(MAX_EXTRAS + 1):
+        y = net.op(Add(), y, net.input(*y.shape, name=f"s{index}"))
+    net.out(y)
+    result = apply(net, CONV if product == "conv" else FuseMatMulEpilogue())
+    first = result.graph.nodes[0]
+    assert len(first.inputs) == 2 + MAX_EXTRAS
+    assert ops(result.graph)[1] == "Add"
+    for arch in ("sm_80", "sm_90a"):
+        (task, _) = lower(result.graph).tasks
+        able = [v.name for v, refusal in variants_for(task.problem, ARCHS[arch]) if not refusal]
+        assert len(able) > 1
 
 
 def test_the_output_type_of_a_cast_is_kept() -> None:
