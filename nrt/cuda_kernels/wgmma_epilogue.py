@@ -13,7 +13,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.epilogue import Extra, make_store
-from nrt.cuda_kernels.epilogue_pair import make_quad
+from nrt.cuda_kernels.epilogue_box import make_cell
 from nrt.cuda_kernels.wgmma_layout import (
     DRAIN_COLUMNS,
     HopperTile,
@@ -39,19 +39,29 @@ def _inline(function: Any) -> Any:
 def box_drains(
     bn: int, program: Program | None, extras: tuple[Extra, ...], dtype: DType, held: bool
 ) -> list[Any]:
-    """Device functions that send a warp's 16 rows out as boxes of 64 columns, in turn.
+    """Device functions that send a warp's 16 rows out as boxes of up to 128 bytes, in turn.
 
     Each runs the epilogue on up to `DRAIN_COLUMNS` columns, packs the results into the warp's
     staging with ``stmatrix``, swizzled as the copy engine reads them, and one lane stores the
     boxes. What the engine fetched of a residual lies in the very cells that the results replace.
+
+    A cell is 16 bytes of a row: 8 columns of 16 bits, or 16 of 8 bits (see `epilogue_box`), of
+    which a lane holds 4 bytes. One ``stmatrix`` fills two cells in 16 rows, 512 bytes, in the four
+    passes that the banks of shared memory take for as many: 8 rows of one place in their rows of
+    128, 64 or 32 bytes lie, swizzled, in 8 different sixteens of bytes. So 16 rows of 128 columns
+    of int8 leave in 4 such instructions and one box, where rows of 128 halves take twice each.
     """
-    chunk = chunk_columns(bn)
-    row_bytes = chunk * 2
-    shift = {64: 0, 32: 1, 16: 2}[chunk]
-    mask = chunk // 8 - 1
-    quad = make_quad(program, extras, dtype)
+    size = dtype.itemsize
+    chunk = chunk_columns(bn, size)
+    row_bytes = chunk * size
+    shift = {128: 0, 64: 1, 32: 2}[row_bytes]
+    cells = row_bytes // 16
+    mask = cells - 1
+    # Columns of a cell, and what a lane has of it: sums of both rows, columns.
+    columns, sums, own = 16 // size, 8 // size, 4 // size
+    cell_words = make_cell(program, extras, dtype)
     per_drain = max(1, DRAIN_COLUMNS // chunk)
-    staged = staged_columns(bn, held) // chunk
+    staged = staged_columns(bn, size, held) // chunk
 
     def drain_of(base: int, count: int) -> Any:
         place = base % staged
@@ -61,32 +71,26 @@ def box_drains(
             half = u32(lane >> u32(4))
             turn = u32((row >> u32(shift)) & u32(mask))
             line = u32(staging + u32(row * u32(row_bytes)))
-            first = u32(n0 + u32((lane & u32(3)) * u32(2)))
-            last = u32(k_count - u32(2))
+            first = u32(n0 + u32((lane & u32(3)) * u32(own)))
+            last = u32(k_count - u32(own))
             for c in range(count):
-                for g in range(0, chunk // 8, 2):
+                for g in range(0, cells, 2):
                     cell = u32(
                         line
                         + u32((place + c) * 16 * row_bytes)
                         + u32((u32(half + u32(g)) ^ turn) << u32(4))
                     )
-                    i = ((base + c) * (chunk // 8) + g) * 4
-                    k = u32(first + u32((base + c) * chunk + g * 8))
+                    i = ((base + c) * cells + g) * sums
+                    k = u32(first + u32((base + c) * chunk + g * columns))
                     # Columns past the end are not stored, but their operands must not be read.
                     k0 = u32(min(k, last))
-                    k1 = u32(min(u32(k + u32(8)), last))
+                    k1 = u32(min(u32(k + u32(columns)), last))
                     if held:
                         h0, h1, h2, h3 = ptx.ldmatrix_x4(cell)
                     else:
                         h0, h1, h2, h3 = u32(0), u32(0), u32(0), u32(0)
-                    w0, w1 = quad(
-                        f32(acc[i]), f32(acc[i + 1]), f32(acc[i + 2]), f32(acc[i + 3]),
-                        k0, e0, e1, e2, e3, h0, h1,
-                    )  # fmt: skip
-                    w2, w3 = quad(
-                        f32(acc[i + 4]), f32(acc[i + 5]), f32(acc[i + 6]), f32(acc[i + 7]),
-                        k1, e0, e1, e2, e3, h2, h3,
-                    )  # fmt: skip
+                    w0, w1 = cell_words(acc, i, k0, e0, e1, e2, e3, h0, h1)
+                    w2, w3 = cell_words(acc, i + sums, k1, e0, e1, e2, e3, h2, h3)
                     ptx_hopper.stmatrix_x4(cell, w0, w1, w2, w3)
             ptx_hopper.fence_async_shared()
             cuda.syncwarp()
