@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nrt.cuda_kernels import (
     conv_depthwise,
+    conv_depthwise_int8,
     conv_direct,
     conv_mma,
     conv_simt,
@@ -42,6 +43,7 @@ VARIANTS: tuple[Variant, ...] = (
     *conv_mma.VARIANTS,
     *conv_stem.VARIANTS,
     *conv_depthwise.VARIANTS,
+    *conv_depthwise_int8.VARIANTS,
     *conv_simt.VARIANTS,
     *conv_direct.VARIANTS,
     *conv_transpose.VARIANTS,
