@@ -153,6 +153,18 @@ def test_every_tile_requantizes_on_the_gpu(cuda_runner: Any) -> None:
     assert_exact(cuda_runner, variant, task, variant.configs(task, cuda_runner.device))
 
 
+def test_boxes_of_bytes_are_expected_to_leave_faster() -> None:
+    device, variant = ARCHS["sm_90a"], ConvWgmma()
+    shapes = (128, 64, 56, 56), (256, 64, 1, 1)
+    boxes = requantized_conv(*shapes, residual=INT8)
+    rows = requantized_conv(*shapes, residual=FP16)
+    halves = conv(128, 64, 56, 56, 256, 1, 1, residual=True)
+    times = [
+        variant.estimate(t, variant.configs(t, device)[0], device) for t in (boxes, halves, rows)
+    ]
+    assert times[0] < 0.6 * times[1] < 0.6 * times[2]
+
+
 def test_weights_of_boxes_of_bytes_are_in_the_order_of_fragments() -> None:
     device, rng = ARCHS["sm_90a"], np.random.default_rng()
     for task, boxed in ((INT8_CONVS[0], True), (INT8_CONVS[4], False), (INT8_CONVS[6], False)):
