@@ -237,6 +237,75 @@ INTEGERS = [
 ]
 
 
+def _scaled(factor: float) -> Program:
+    """A mean of integers times ``factor``, plus one."""
+    b = Builder("f")
+    return b.build(b("add", b("mul", 0, b.const(factor)), b.const(1.0)))
+
+
+AVERAGES = [
+    # Whole windows of 4 and 8 elements and halves of an integer: exact in float32.
+    task(
+        AveragePool((2, 2), (2, 2), (0,) * 4, epilogue=_scaled(2.0), out_dtype=INT8),
+        last(2, 32, 6, 4, dtype=INT8),
+        out=last,
+    ),
+    task(
+        AveragePool((2, 4), (1, 2), (0,) * 4, epilogue=_scaled(0.5), out_dtype=FP16),
+        sliced(2, 24, 5, 8, dtype=INT8, order=NHWC, more=8),
+        out=last,
+    ),
+    # One element counts at a corner, two at an edge, four inside.
+    task(
+        AveragePool((2, 2), (1, 1), (1, 1, 1, 1), epilogue=_scaled(1.0), out_dtype=INT8),
+        last(1, 12, 5, 4, dtype=INT8),
+        out=last,
+    ),
+    task(
+        AveragePool(
+            (2, 2), (2, 2), (1, 0, 1, 0), (2, 1), epilogue=_scaled(1.0), out_dtype=FP32,
+            count_include_pad=True,
+        ),
+        last(1, 16, 7, 4, dtype=INT8),
+        out=last,
+    ),
+    # Floats that become int8.
+    task(
+        AveragePool((2, 2), (2, 2), (0,) * 4, epilogue=_scaled(4.0), out_dtype=INT8),
+        last(2, 16, 6, 4, dtype=FP16),
+        out=last,
+    ),
+]  # fmt: skip
+
+
+def _average_inputs(problem: Problem) -> list[np.ndarray]:
+    rng = np.random.default_rng()
+    (x,) = problem.inputs
+    return [rng.integers(-128, 128, x.shape).astype(x.dtype.numpy)]
+
+
+@pytest.mark.parametrize("problem", AVERAGES, ids=str)
+def test_averages_of_int8(problem: Problem) -> None:
+    inputs = _average_inputs(problem)
+    (expected,) = problem.op.reference(*inputs)
+    assert expected.dtype == problem.y.dtype.numpy
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, ARCHS["sm_80"]):
+            (out,) = KernelEmulator().run(variant, problem, config, inputs)
+            assert np.array_equal(out, expected), (variant.name, config)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", AVERAGES, ids=str)
+def test_averages_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    inputs = _average_inputs(problem)
+    (expected,) = problem.op.reference(*inputs)
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, cuda_runner.device):
+            (out,) = cuda_runner.run(variant, problem, config, inputs)
+            assert np.array_equal(out, expected), (variant.name, config)
+
+
 def _whole_range(problem: Problem) -> list[np.ndarray]:
     rng = np.random.default_rng()
     return [rng.integers(-128, 128, s.shape).astype(np.int8) for s in problem.inputs]
