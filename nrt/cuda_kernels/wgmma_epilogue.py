@@ -132,12 +132,7 @@ def row_drains(
     raw = whole and program is None and dtype == INT32
     store = make_store(program, extras, dtype, width)
     per_drain = max(1, DRAIN_COLUMNS // chunk)
-    if raw:
-        word = _inline(lambda value: ptx.bits_float(u32(value)))
-        value_of = _inline(lambda bits: i32(ptx.float_bits(bits)))
-    else:
-        word = f32
-        value_of = _inline(lambda value: value)
+    word, value_of = _words(raw)
     out_type = types.int32 if raw else types.float32
 
     def drain_of(base: int, count: int) -> Any:
@@ -192,9 +187,23 @@ def row_drains(
     return [drain_of(base, min(per_drain, chunks - base)) for base in range(0, chunks, per_drain)]
 
 
-def cluster_scatters(bn: int) -> list[Any]:
-    """Device functions that leave a warp's sums in this block's shared memory, as float32 rows."""
+def _words(whole: bool) -> tuple[Any, Any]:
+    """Device functions from an accumulator to a word that is a float, and back.
+
+    ``whole`` ones, int32, keep their bits; others are that float.
+    """
+    if whole:
+        return (
+            _inline(lambda value: ptx.bits_float(u32(value))),
+            _inline(lambda word: i32(ptx.float_bits(word))),
+        )
+    return f32, f32
+
+
+def cluster_scatters(bn: int, whole: bool) -> list[Any]:
+    """Device functions that leave a warp's sums in this block's shared memory, as rows of words."""
     groups = bn // 8
+    word, _ = _words(whole)
     step = sum_pitch(bn)
     per = DRAIN_COLUMNS // 8
 
@@ -206,9 +215,9 @@ def cluster_scatters(bn: int) -> list[Any]:
             for g in range(count):
                 v = (base + g) * 4
                 where = u32(cell + u32((base + g) * 32))
-                ptx.st_shared_v2_f32(where, f32(acc[v]), f32(acc[v + 1]))
+                ptx.st_shared_v2_f32(where, word(acc[v]), word(acc[v + 1]))
                 ptx.st_shared_v2_f32(
-                    u32(where + u32(8 * step * 4)), f32(acc[v + 2]), f32(acc[v + 3])
+                    u32(where + u32(8 * step * 4)), word(acc[v + 2]), word(acc[v + 3])
                 )
 
         return _inline(scatter)
@@ -244,10 +253,12 @@ def cluster_reduce(
     extras: tuple[Extra, ...],
     dtype: DType,
     width: int,
+    whole: bool,
 ) -> Any:
     """Device function that adds the parts of this block's rows, in order, and runs the epilogue.
 
-    Every block finishes an equal share of the tile's rows; ``width`` is 4 or 8.
+    Every block finishes an equal share of the tile's rows; ``width`` is 4 or 8. ``whole`` sums are
+    int32, and exact.
     """
     bn, split = tile.bn, tile.split
     share = tile.consumers * 64 // split
@@ -257,6 +268,9 @@ def cluster_reduce(
     step = sum_pitch(bn)
     part_bytes = share_bytes(tile)
     store = make_store(program, extras, dtype, width)
+    kind = i32 if whole else f32
+    _, value = _words(whole)
+    ended = i32 if whole and program is None and dtype == INT32 else f32
 
     def reduce(sums, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3):
         own = u32(sums + u32(rank * u32(part_bytes)))
@@ -268,22 +282,28 @@ def cluster_reduce(
             k = u32(n0 + col)
             if m < m_count and k < k_count:
                 offset = u32((line * u32(step) + col) * u32(4))
-                a0, a1, a2, a3 = f32(0), f32(0), f32(0), f32(0)
-                a4, a5, a6, a7 = f32(0), f32(0), f32(0), f32(0)
+                a0, a1, a2, a3 = kind(0), kind(0), kind(0), kind(0)
+                a4, a5, a6, a7 = kind(0), kind(0), kind(0), kind(0)
                 for p in range(split):
                     place = u32(p) if u32(p) < rank else u32(u32(p) - u32(1))
                     other = u32(inbox + u32(place * u32(part_bytes)))
                     cell = u32((own if u32(p) == rank else other) + offset)
                     b0, b1, b2, b3 = ptx.ld_shared_v4_f32(cell)
-                    a0, a1, a2, a3 = f32(a0 + b0), f32(a1 + b1), f32(a2 + b2), f32(a3 + b3)
+                    a0, a1 = kind(a0 + value(b0)), kind(a1 + value(b1))
+                    a2, a3 = kind(a2 + value(b2)), kind(a3 + value(b3))
                     if width == 8:
                         b4, b5, b6, b7 = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
-                        a4, a5, a6, a7 = f32(a4 + b4), f32(a5 + b5), f32(a6 + b6), f32(a7 + b7)
+                        a4, a5 = kind(a4 + value(b4)), kind(a5 + value(b5))
+                        a6, a7 = kind(a6 + value(b6)), kind(a7 + value(b7))
                 o = u32(u32(m * y_row) + k)
                 if width == 8:
-                    store(a0, a1, a2, a3, a4, a5, a6, a7, m, k, o, y, e0, e1, e2, e3)
+                    store(
+                        ended(a0), ended(a1), ended(a2), ended(a3),
+                        ended(a4), ended(a5), ended(a6), ended(a7),
+                        m, k, o, y, e0, e1, e2, e3,
+                    )  # fmt: skip
                 else:
-                    store(a0, a1, a2, a3, m, k, o, y, e0, e1, e2, e3)
+                    store(ended(a0), ended(a1), ended(a2), ended(a3), m, k, o, y, e0, e1, e2, e3)
             index = u32(index + u32(lanes))
 
     return _inline(reduce)

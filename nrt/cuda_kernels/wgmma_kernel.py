@@ -159,10 +159,10 @@ def _hopper_kernel(
     reduce: Any = None
     two = bn > 128
     if split > 1:
-        scatters = cluster_scatters(bn)
+        scatters = cluster_scatters(bn, whole)
         scatter0, scatter1 = scatters[0], scatters[-1]
         send = cluster_send(tile)
-        reduce = cluster_reduce(tile, program, extras, out_dtype, width)
+        reduce = cluster_reduce(tile, program, extras, out_dtype, width, whole)
     elif boxed:
         drains = box_drains(bn, program, extras, out_dtype, held)
         drain0, drain1 = drains[0], drains[-1]

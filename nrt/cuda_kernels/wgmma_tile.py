@@ -261,10 +261,9 @@ def _forms(gemm: HopperGemm, base: HopperTile, device: DeviceSpec) -> Iterator[H
     stays = blocks * base.bn * base.row <= 1024 * 128
     if stays and tiles > device.multiprocessors * base.per_sm:
         yield base._replace(resident=blocks)
-    exact = gemm.out_dtype.kind == "int"
     for split in (2, 4, 8):
         few = tiles * split <= 2 * device.multiprocessors and blocks >= 2 * split
-        if few and gemm.width >= 4 and not exact:
+        if few and gemm.width >= 4:
             yield base._replace(split=split)
 
 
