@@ -18,13 +18,15 @@ from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.value import NHWC
 from nrt.problem import Problem
+from nrt.trial import random_inputs
 
 from .harness import assert_right, compiled, problem
 from .int8_cases import assert_exact, requantized_conv, requantized_product
 from .test_mma import CONVS, MATMULS, TF32, conv
 from .test_mma import LIMIT as FLOAT_LIMIT
 
-LIMIT = {**FLOAT_LIMIT, "int8": 1e-2}
+# Sums of fp8 lose bits, so that a few results are the next number, a sixteenth away.
+LIMIT = {**FLOAT_LIMIT, "int8": 1e-2, "fp8e4m3": 2e-2}
 MORE = [
     conv(3, 64, 14, 14, 256, 1, 1, residual=True),
     conv(2, 72, 10, 9, 200, 3, 3, pads=(0, 1, 2, 0), strides=(1, 2)),
@@ -48,6 +50,8 @@ MORE = [
     conv(2, 48, 17, 9, 72, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP16),
     conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=INT8, out_dtype=BF16),
     conv(2, 272, 17, 9, 80, 1, 1, dtype=INT8, out_dtype=INT8),
+    conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP8E4M3),
+    conv(2, 64, 17, 9, 96, 1, 1, dtype=FP16, out_dtype=INT8),
 ]
 OTHER_MATMULS = [
     problem(MatMul(tf32=True), [(300, 1000), (1000, 200)], FP32, constants=(1,)),
@@ -143,6 +147,22 @@ def test_requantization_is_exact_on_the_gpu(cuda_runner: Any, task: Problem) -> 
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
     variant = ConvWgmma() if isinstance(task.op, Conv) else GemmWgmma()
     assert_exact(cuda_runner, variant, task, forms(variant, task))
+
+
+@pytest.mark.gpu
+def test_nan_passes_the_relu_of_a_box(cuda_runner: Any) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    variant, task = ConvWgmma(), conv(1, 64, 9, 8, 64, 1, 1)
+    inputs = random_inputs(task, np.random.default_rng())
+    inputs[0][0, 5, 3, 2] = np.nan
+    config = next(c for c in variant.configs(task, cuda_runner.device) if c.split == 1)
+    (out,) = cuda_runner.run(variant, task, config, inputs)
+    assert np.isnan(out[0, :, 3, 2]).all()
+    out[0, :, 3, 2] = 0
+    assert np.isfinite(out).all()
+    assert (out >= 0).all()
+    assert (out > 0).any()
 
 
 @pytest.mark.gpu
