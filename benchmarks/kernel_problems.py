@@ -6,6 +6,7 @@ lowering, and each distinct convolution comes out with its layout and its fused 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from nrt.lowering import lower
 from nrt.passes.base import run_pipeline
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.problem import Problem, TensorSpec
+from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
 
 if TYPE_CHECKING:
     import onnx
@@ -95,11 +97,12 @@ def group_problems(group: str, batch: int, precision: str, load: Loader) -> list
     Args:
         group: one of `GROUPS`.
         batch: images or sequences; of no effect on `FIXED` and `NARROW` groups.
-        precision: element type; of no effect on `NARROW` groups.
+        precision: element type; of no effect on `NARROW` groups. Layers that do not take int8 are
+            fp16 beside those that do.
         load: (name, batch) -> model, for the groups that are models.
 
     Raises:
-        InputError: there is no such group.
+        InputError: there is no such group, or its ops compute with floats alone.
     """
     if group in NARROW:
         narrow, attributes = NARROW[group]
@@ -111,6 +114,8 @@ def group_problems(group: str, batch: int, precision: str, load: Loader) -> list
         rows = batch * BERT_TOKENS
         return [product(rows, n, k, dtype) for k, n in BERT_PRODUCTS]
     if group == "memory":
+        if not dtype.is_float:
+            raise InputError(f"group memory: its ops have no {precision}; give a float type")
         return memory_problems(dtype)
     if group == "gemm-resnet50":
         return products_of(conv_problems(_network(load("resnet50", batch)), precision), dtype)
@@ -126,10 +131,23 @@ def _network(model: onnx.ModelProto) -> Graph:
 
 
 def conv_problems(graph: Graph, precision: str) -> list[Problem]:
-    """The distinct convolutions of ``graph`` in ``precision``, in its order."""
+    """The distinct convolutions of ``graph`` in ``precision``, in its order.
+
+    The ranges that int8 needs are made up: times do not depend on them.
+    """
     options = PipelineOptions(precision=frozenset({precision}))
+    if precision == "int8":
+        options = PipelineOptions(
+            precision=frozenset({"int8", "fp16"}), calibration=_assumed_ranges()
+        )
     tasks = lower(run_pipeline(graph, pipeline(options)).graph).tasks
     return list(dict.fromkeys(t.problem for t in tasks if isinstance(t.problem.op, Conv)))
+
+
+def _assumed_ranges() -> Calibration:
+    """The same range for whatever tensor is asked for."""
+    entry = TensorRange("any", "minmax", 4.0, -4.0, 4.0, 1, 0, 0.0, None)
+    return Calibration("", "", MethodRules("minmax"), 1, defaultdict(lambda: entry))
 
 
 def product(rows: int, columns: int, inner: int, dtype: DType, **attributes: Any) -> Problem:

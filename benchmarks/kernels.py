@@ -6,6 +6,7 @@ device events around its replays.
     python benchmarks/kernels.py --models DIR --group resnet50 --batch 32
     python benchmarks/kernels.py --group gemm memory
     python benchmarks/kernels.py --group gemm --variants gemm_mma
+    python benchmarks/kernels.py --models DIR --group resnet50 --batch 128 --precision int8
 """
 
 from __future__ import annotations
@@ -283,11 +284,18 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
                 try:
                     if isinstance(choice, Exception):
                         raise choice
-                    case |= kernel_case(problem, choice, subject, peers, protocol)
+                    others = None if _is_alone(problem) else peers
+                    case |= kernel_case(problem, choice, subject, others, protocol)
                 except CASE_ERRORS as error:
                     unit = rate_of(problem, 1.0)[1]
                     case |= {"status": "error", "message": describe_error(error), "unit": unit}
                 yield case
+
+
+def _is_alone(problem: Problem) -> bool:
+    """Whether PyTorch has no kernel on the GPU for it: its convolutions read and store floats."""
+    dtypes = (problem.inputs[0].dtype, problem.y.dtype)
+    return isinstance(problem.op, Conv) and INT8 in dtypes
 
 
 def problem_text(problem: Problem) -> str:
@@ -349,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, help="folder with zoo.py, for the networks")
     parser.add_argument("--group", nargs="+", choices=GROUPS, default=list(FIXED))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128])
-    parser.add_argument("--precision", choices=("fp16", "bf16", "fp32"), default="fp16")
+    parser.add_argument("--precision", choices=("fp16", "bf16", "fp32", "int8"), default="fp16")
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--opt-level", type=int, default=3, help="of nrt's tuner, 0 to 5 (3)")
     parser.add_argument("--match", default="", help="only problems whose text holds this")

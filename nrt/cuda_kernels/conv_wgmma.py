@@ -90,8 +90,8 @@ class ConvWgmma(Variant):
         )
 
     def pack(self, problem: Problem, config: Config, slot: int, array: Array) -> Array:
-        s = ConvShape.of(problem)
-        channels = rounded(_set_channels(s), depth(HopperTile(*config), s.dtype))
+        s, tile = ConvShape.of(problem), HopperTile(*config)
+        channels = rounded(_set_channels(s), depth(tile, s.dtype))
         if 1 < slot < epilogue_slot(problem.op):
             return channel_table(problem, array, channels)
         if slot != 1:
@@ -103,7 +103,7 @@ class ConvWgmma(Variant):
         for member in range(per_set):
             rows = (np.arange(s.k) // s.kg) % per_set == member
             packed[rows, :, :, member * s.cg : (member + 1) * s.cg] = taps[rows]
-        return packed
+        return wgmma_tile.weight_rows(_gemm(problem), tile, packed)
 
 
 def _refuse_prologue(problem: Problem) -> Refusal | None:
@@ -160,13 +160,13 @@ def _gemm(problem: Problem) -> HopperGemm:
             In(0), kind, (s.c, s.w, s.h, s.n), (pitch_w * size, pitch_h * size, pitch_n * size),
             (1, 1), (1, s.stride[1], s.stride[0], 1), low, high,
         )  # fmt: skip
-    epilogue = conv_epilogue(problem)
+    epilogue, limit = conv_epilogue(problem), wgmma_tile.store_limit(s.out_dtype)
     return HopperGemm(
         m=s.m, k=s.k, channels=_set_channels(s), taps=s.r * s.s,
         dtype=s.dtype, out_dtype=s.out_dtype,
         y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)) if s.m > 1 else s.k,
         x_map=x_map, im2col=not plain,
-        epilogue=epilogue, width=store_width(epilogue, problem.y, 1, 8),
+        epilogue=epilogue, width=store_width(epilogue, problem.y, 1, limit),
         filter_w=s.s, out_h=s.p, out_w=s.q, stride=s.stride, pad=s.pad, dilation=s.dilation,
         group_k=_group_columns(s) if s.groups > 1 else 0,
         group_c=_set_channels(s) if s.groups > 1 else 0,

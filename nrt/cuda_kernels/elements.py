@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.dtypes import FP8E4M3, FP64, DType
+from nrt.dtypes import FP8E4M3, FP64, INT8, DType
 
 __all__ = [
     "convert_text",
@@ -100,6 +101,8 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "st1": ptx.st_global_u32,
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
+        "floats_int8": ptx.f32x4_from_s8x4,
+        "pack_floats": ptx.s8x4_from_f32,
     }
     for dtype in dtypes:
         if dtype is FP8E4M3:
@@ -161,16 +164,21 @@ def _pack(dtype: DType, values: Sequence[str]) -> str:
     return text
 
 
+def _pack_floats(values: Sequence[str]) -> str:
+    return f"pack_floats({', '.join(values)})"
+
+
 def _vectorizable(dtype: DType, width: int) -> bool:
     return dtype.itemsize <= 4 and width * dtype.itemsize % 4 == 0
 
 
 def load_lines(
-    target: str, pointer: str, index: str, dtype: DType, width: int
+    target: str, pointer: str, index: str, dtype: DType, width: int, floats: bool = False
 ) -> tuple[list[str], list[str]]:
     """Lines that load ``width`` elements from ``index`` on, and the variables that hold them.
 
-    ``index`` is a variable (it is used several times), a multiple of ``width``.
+    ``index`` is a variable (it is used several times), a multiple of ``width``. With ``floats``
+    int8 may come as float32, which is faster where nothing else is made of them.
     """
     names = [f"{target}_{j}" for j in range(width)]
     lines = []
@@ -188,13 +196,23 @@ def load_lines(
             place = index if done == 0 else f"u32({index} + u32({done * per_word}))"
             lines.append(f"{', '.join(parts)}, = {load}(at({pointer}, {place}))")
             done += size
+    if floats and dtype is INT8:
+        for j in range(words):
+            lines.append(f"{', '.join(names[4 * j : 4 * j + 4])} = floats_int8({target}w{j})")
+        return lines, names
     for j, name in enumerate(names):
         lines.append(f"{name} = {unpack_text(dtype, f'{target}w{j // per_word}', j % per_word)}")
     return lines, names
 
 
-def store_lines(pointer: str, index: str, dtype: DType, values: Sequence[str]) -> list[str]:
-    """Lines that store ``values`` (as `convert_text` makes them) from ``index`` on."""
+def store_lines(
+    pointer: str, index: str, dtype: DType, values: Sequence[str], floats: bool = False
+) -> list[str]:
+    """Lines that store ``values`` (as `convert_text` makes them) from ``index`` on.
+
+    With ``floats`` they are float32 that become int8: to nearest even and saturated. Their number
+    is a multiple of 4.
+    """
     width = len(values)
     if not _vectorizable(dtype, width):
         return [
@@ -202,9 +220,8 @@ def store_lines(pointer: str, index: str, dtype: DType, values: Sequence[str]) -
             for j, value in enumerate(values)
         ]
     per_word = 4 // dtype.itemsize
-    packed = [
-        _pack(dtype, values[k * per_word : (k + 1) * per_word]) for k in range(width // per_word)
-    ]
+    pack = _pack_floats if floats else partial(_pack, dtype)
+    packed = [pack(values[k * per_word : (k + 1) * per_word]) for k in range(width // per_word)]
     lines = []
     done = 0
     for size, _, store in _PIECES:

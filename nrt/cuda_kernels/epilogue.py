@@ -25,14 +25,15 @@ __all__ = [
     "MAX_EXTRAS",
     "Extra",
     "epilogue_extras",
+    "float_uses",
     "held_operand",
     "make_store",
+    "signed_byte",
 ]
 
 f32 = types.float32
 i8 = types.int8
 i32 = types.int32
-i64 = types.int64
 u32 = types.uint32
 
 MAX_EXTRAS = 4
@@ -120,8 +121,18 @@ _BYTE = {"int8": "signed_byte", "fp8e4m3": "fp8_byte"}
 """By type of one byte: the function of (word, shift) that gives its element."""
 
 
-def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
-    """Append lines that load operand ``index`` for ``width`` channels; returns a variable each."""
+def float_uses(program: Program | None, register: int) -> bool:
+    """Whether ``program`` takes a register for nothing but its float: then it may be one."""
+    if program is None or register in program.outputs:
+        return False
+    return all(i.opcode == "to_f" for i in program.instrs if register in i.args)
+
+
+def _load_extra(index: int, extra: Extra, width: int, floats: bool, lines: list[str]) -> list[str]:
+    """Append lines that load operand ``index`` for ``width`` channels; returns a variable each.
+
+    Those of integers are floats if ``floats``.
+    """
     name = f"e{index}"
     variables = [f"v{index}_{j}" for j in range(width)]
     if extra.mode == "scalar":
@@ -139,6 +150,12 @@ def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[
         base, step = f"g{index}", extra.stride
     if step == 1 and extra.mode != "general" and _has_words(extra.dtype, width):
         lines += _word_loads(index, f"{base}", extra.dtype, width)
+        if floats and extra.dtype == INT8:
+            lines += [
+                f"{', '.join(variables[j : j + 4])} = unpack_s8(w{index}_{j // 4})"
+                for j in range(0, width, 4)
+            ]
+            return variables
         lines += [
             f"{v} = {_element(extra.dtype, f'w{index}_', j)}" for j, v in enumerate(variables)
         ]
@@ -246,7 +263,9 @@ def make_store(
     params = [*accs, "m", "k", "o", "y", *(f"e{i}" for i in range(MAX_EXTRAS))]
     lines: list[str] = []
     operands = [
-        _held_values(i, e, width, lines) if i == held else _load_extra(i, e, width, lines)
+        _held_values(i, e, width, lines)
+        if i == held
+        else _load_extra(i, e, width, float_uses(program, i + 1), lines)
         for i, e in enumerate(extras)
     ]
     if held is not None:
@@ -280,7 +299,8 @@ def make_store(
         "pack_s8": ptx.s8x4_from_f32,
         "pack_e4m3": _e4m3x4,
         "int_bits": _int_bits,
-        "signed_byte": _signed_byte,
+        "signed_byte": signed_byte,
+        "unpack_s8": ptx.f32x4_from_s8x4,
         "fp8_byte": _fp8_byte,
         "store": _store_s8 if dtype == INT8 else storer(dtype),
         **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
@@ -313,8 +333,9 @@ def _int_bits(value):
 
 
 @cuda.jit(device=True, inline="always")
-def _signed_byte(word, shift):
-    return i64(i8(u32(word >> shift)))
+def signed_byte(word, shift):
+    """The int8 that begins at bit ``shift`` of a word."""
+    return i32(i8(u32(word >> shift)))
 
 
 @cuda.jit(device=True, inline="always")

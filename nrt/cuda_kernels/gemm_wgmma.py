@@ -75,9 +75,10 @@ class GemmWgmma(Variant):
         columns = array if op.trans_b else array.T
         n, k = columns.shape
         array_type = problem.inputs[1].dtype
-        packed = np.zeros((n, rounded(k, depth(HopperTile(*config), array_type))), array.dtype)
+        tile = HopperTile(*config)
+        packed = np.zeros((n, rounded(k, depth(tile, array_type))), array.dtype)
         packed[:, :k] = columns
-        return packed
+        return wgmma_tile.weight_rows(_gemm(problem), tile, packed)
 
 
 def _gemm(problem: Problem) -> HopperGemm:
@@ -85,13 +86,14 @@ def _gemm(problem: Problem) -> HopperGemm:
     row = s.a_strides[0] if s.m > 1 else s.k
     size = s.dtype.itemsize
     epilogue, y = matmul_epilogue(problem), matrix_output(problem)
+    limit = wgmma_tile.store_limit(s.out_dtype)
     return HopperGemm(
         m=s.m, k=s.n, channels=s.k, taps=1, dtype=s.dtype,
         out_dtype=s.out_dtype, y_row=s.y_strides[0] if s.m > 1 else s.n,
         x_map=TensorMap(
             In(0), wgmma_tile.map_type(s.dtype), (s.k, s.m), (row * size,), (1, 1), (1, 1)
         ),
-        im2col=False, epilogue=epilogue, width=store_width(epilogue, y, len(y.shape) - 1, 8),
+        im2col=False, epilogue=epilogue, width=store_width(epilogue, y, len(y.shape) - 1, limit),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from nrt.cuda_kernels.elements import (
     store_lines,
     uses_double,
 )
+from nrt.cuda_kernels.epilogue import float_uses
 from nrt.cuda_kernels.strided import (
     Geometry,
     aligned,
@@ -29,7 +30,8 @@ from nrt.cuda_kernels.strided import (
     waves,
 )
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar
-from nrt.dtypes import DType
+from nrt.dtypes import INT8, DType
+from nrt.ir.ops.quantize import without_int8_rounding
 from nrt.ir.pointwise import Program
 from nrt.problem import Refusal
 
@@ -196,6 +198,10 @@ def _vector_kernel(
     fetch: list[str] = []
     work: list[str] = []
     kind = program.kinds[program.outputs[0]]
+    # Integers in and out of floats are as dear as several additions; int8 has its own ways there.
+    whole = width % 4 == 0 and not double and output is INT8
+    rounded = without_int8_rounding(program) if whole else None
+    main = rounded or program
     for j in range(unroll):
         fetch.append(f"v{j} = u32(t + u32({j * _THREADS}))")
         fetch.append(f"w{j} = v{j} if v{j} < n else last")
@@ -215,21 +221,24 @@ def _vector_kernel(
                 fetch.append(f"e{j}_{k} = load_{dtype}(x{k}, a{j}_{k})")
                 values.append([f"e{j}_{k}"] * width)
                 continue
-            lines, names = load_lines(f"e{j}_{k}", f"x{k}", f"a{j}_{k}", dtype, width)
+            floats = not double and float_uses(main, k)
+            lines, names = load_lines(f"e{j}_{k}", f"x{k}", f"a{j}_{k}", dtype, width, floats)
             fetch += lines
             values.append(names)
         results = []
         for e in range(width):
             lines, result = _program_lines(
-                program, [v[e] for v in values], inputs, double, f"p{j}_{e}"
+                main, [v[e] for v in values], inputs, double, f"p{j}_{e}"
             )
             work += lines
-            work.append(f"z{j}_{e} = {convert_text(result, kind, output)}")
+            stored = result if rounded else convert_text(result, kind, output)
+            work.append(f"z{j}_{e} = {stored}")
             results.append(f"z{j}_{e}")
         terms = [*zip(coords, steps["y"], strict=True), (inner, "1")]
         work.append(f"o{j} = {offset_text(terms)}")
         work.append(f"if v{j} < n:")
-        work += [f"    {line}" for line in store_lines("y", f"o{j}", output, results)]
+        stores = store_lines("y", f"o{j}", output, results, floats=rounded is not None)
+        work += [f"    {line}" for line in stores]
     after: list[str] = []
     if tail:
         loaded = []

@@ -124,7 +124,7 @@ def _kernel(op: _Pool, dtype: DType, width: int, end: PoolEnd | None = None) -> 
         lines += loads
         for a, name in zip(accs, names, strict=True):
             if average:
-                value = f"F({name})" if double else name
+                value = f"F({name})" if double or kind != "f" else name
                 lines.append(f"{a} = {a} + ({value} if ok{tag} else F(0))")
             else:
                 lines.append(f"{a} = max_({a}, {name} if ok{tag} else {_lowest(kind)})")

@@ -11,6 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from numba import cuda
+from numba.cuda import types
+
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.elements import (
@@ -20,14 +23,17 @@ from nrt.cuda_kernels.elements import (
     load_lines,
     store_lines,
 )
+from nrt.cuda_kernels.epilogue import float_uses
 from nrt.cuda_kernels.pool_end import PoolEnd, pool_args, pool_end, pool_signature, refuse_end
 from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_fp8, refuse_large, scalars
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Scalar, Variant
-from nrt.dtypes import BF16, FP16, FP32, DType
+from nrt.dtypes import BF16, FP16, FP32, INT8, DType
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.problem import Problem, Refusal
 
 __all__ = ["PoolStrips"]
+
+u32 = types.uint32
 
 _THREADS = 256
 # Loads that a strip of two rows may have: all are written out, and in flight together.
@@ -61,7 +67,9 @@ def _kernel(
     Coordinates are clamped to the input. For a maximum that is all: a clamped element lies in the
     same window. A mean adds nothing for what lies outside, if there is such (``ragged``).
 
-    ``packed``: maxima of 16-bit floats are taken two at a time (sm_80), else in float32.
+    ``packed``: maxima of 16-bit floats are taken two at a time (sm_80), else in float32. Those of
+    int8 are too, as halves: a byte and 128 under the exponent of 1024 is a number that rises with
+    it. Four bytes are three instructions and two maxima; of means, they are floats.
 
     Kernel parameters: x, y, with an ``end`` its four operands, threads' items, channel groups,
     strips, output height and width, input height and width, padding before, padding after (rows,
@@ -91,7 +99,8 @@ def _kernel(
             f"o1_{k} = u32(u32(g1_{k}) * xs1)",
         ]
     parts = width // 2 if packed else width
-    best = f"max_{dtype}" if packed else "max_"
+    words = width * dtype.itemsize // 4
+    best = f"max_{'fp16' if dtype is INT8 else dtype}" if packed else "max_"
     started: set[int] = set()
     for t in _row_offsets(rows, kernel_h, stride_h):
         lines += [
@@ -104,16 +113,22 @@ def _kernel(
             lines.append(f"at{t}_{k} = u32(o0_{t} + o1_{k})")
             if packed:
                 names = [f"{tag}_{j}" for j in range(parts)]
-                lines.append(f"{', '.join(names)}, = ld{parts}(at(x, at{t}_{k}))")
+                given = [f"{tag}w{j}" for j in range(words)] if dtype is INT8 else names
+                lines.append(f"{', '.join(given)}, = ld{words}(at(x, at{t}_{k}))")
+                if dtype is INT8:
+                    lines += [
+                        f"{names[2 * j]}, {names[2 * j + 1]} = halves({word})"
+                        for j, word in enumerate(given)
+                    ]
             else:
-                loads, names = load_lines(tag, "x", f"at{t}_{k}", dtype, width)
-                words = [f"{tag}w{j}" for j in range(width * dtype.itemsize // 4)]
+                loads, names = load_lines(tag, "x", f"at{t}_{k}", dtype, width, floats=True)
+                fetched = [f"{tag}w{j}" for j in range(words)]
                 fetch = [line for line in loads if "at(x," in line]
                 lines += fetch
                 if average and ragged:
                     # Words before they are unpacked: half as many selects.
                     lines.append(f"ok = q0_{t} == g0_{t} and q1_{k} == g1_{k}")
-                    lines += [f"{word} = {word} if ok else u32(0)" for word in words]
+                    lines += [f"{word} = {word} if ok else u32(0)" for word in fetched]
                 lines += loads[len(fetch) :]
             for j, name in enumerate(names):
                 if k == 0:
@@ -146,12 +161,16 @@ def _kernel(
         elif average:
             store += [f"{v} = {v} * F({1 / (kernel_h * kernel_w)!r})" for v in values]
         if end is not None:
-            if packed:
+            if packed and dtype is INT8:
+                values = [f"(fp16_{half}({v}) - F(1152))" for v in values for half in (0, 1)]
+            elif packed:
                 values = [f"{dtype}_{half}({v})" for v in values for half in (0, 1)]
             pixel = f"u32(u32(u32(u32(c0 * p0) + u32(row + u32({r}))) * p1) + c2)"
             store.append(end.store(values, pixel, "ch", f"yo{r}"))
         elif packed:
-            store.append(f"st{parts}(at(y, yo{r}), {', '.join(values)})")
+            if dtype is INT8:
+                values = [f"of_halves({values[j]}, {values[j + 1]})" for j in range(0, parts, 2)]
+            store.append(f"st{words}(at(y, yo{r}), {', '.join(values)})")
         else:
             results = [convert_text(v, "f", dtype) for v in values]
             store += store_lines("y", f"yo{r}", dtype, results)
@@ -169,10 +188,26 @@ def _kernel(
         "max_fp16": ptx.max_f16x2,
         "max_bf16": ptx.max_bf16x2,
         "rcp": ptx.rcp,
+        "halves": _halves,
+        "of_halves": _of_halves,
     }
     if end is not None:
         namespace |= end.namespace(width)
     return kernel_function(text, namespace), pool_signature(dtype, end, params)
+
+
+@cuda.jit(device=True, inline="always")
+def _halves(word):
+    """The int8 of a word, and 1152, as four fp16."""
+    above = u32(word ^ u32(0x80808080))
+    high = u32(0x64646464)
+    return ptx.prmt(above, high, 0x4140), ptx.prmt(above, high, 0x4342)
+
+
+@cuda.jit(device=True, inline="always")
+def _of_halves(low, high):
+    """The word that `_halves` was given."""
+    return u32(ptx.prmt(low, high, 0x6420) ^ u32(0x80808080))
 
 
 def _count_lines(axis: str, first: str, kernel: int, include: bool) -> list[str]:
@@ -191,13 +226,14 @@ class PoolStrips(Variant):
     rank = 3
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        del device
         op, x, y = problem.op, problem.inputs[0], problem.y
         assert isinstance(op, _Pool)
         if len(op.kernel) != 2:
             return Refusal(f"{len(op.kernel)} spatial dimensions, expected 2")
-        if x.dtype not in (FP16, BF16, FP32):
-            return Refusal(f"elements are {x.dtype}, expected fp16, bf16 or fp32")
+        if x.dtype not in (FP16, BF16, FP32, INT8):
+            return Refusal(f"elements are {x.dtype}, expected fp16, bf16, fp32 or int8")
+        if x.dtype is INT8 and (reason := _refuse_integers(problem, device)) is not None:
+            return reason
         for name, spec in (("input", x), ("output", y)):
             if spec.strides[1] != 1:
                 return Refusal(f"{name} has channel stride {spec.strides[1]}, expected 1 (NHWC)")
@@ -223,7 +259,7 @@ class PoolStrips(Variant):
         x, y = problem.inputs[0], problem.y
         steps = [s for t in (x, y) for d, s in enumerate(t.strides) if d != 1 and t.shape[d] > 1]
         width = 16 // x.dtype.itemsize
-        while width > 1:
+        while width * x.dtype.itemsize >= 4 and width > 1:
             if y.shape[1] % width == 0 and all(s % width == 0 for s in steps):
                 return width
             width //= 2
@@ -253,7 +289,7 @@ class PoolStrips(Variant):
         count = y.shape[0] * strips * y.shape[3] * groups
         ends = [(y.shape[2 + a] - 1) * op.strides[a] - op.pads[a] + op.kernel[a] for a in range(2)]
         ragged = any(op.pads[:2]) or any(e > s for e, s in zip(ends, x.shape[2:], strict=True))
-        packed = isinstance(op, MaxPool) and x.dtype.itemsize == 2 and device.cc >= (8, 0)
+        packed = isinstance(op, MaxPool) and x.dtype.itemsize <= 2 and device.cc >= (8, 0)
         end = pool_end(problem)
         params = (_binary_op(op), x.dtype, width, rows, packed, ragged, end)
         spec = KernelSpec(f"{__name__}:_kernel", params, _THREADS)
@@ -275,6 +311,17 @@ class PoolStrips(Variant):
         places = problem.y.size * math.prod(op.kernel)
         work = (1 if isinstance(op, MaxPool) else 2.5) * places / (device.fp32_flops / 2)
         return (problem.nbytes + extra) / device.bandwidth + work + 2e-6
+
+
+def _refuse_integers(problem: Problem, device: DeviceSpec) -> Refusal | None:
+    """None, or why int8 cannot be pooled: maxima as pairs of halves, ends as floats."""
+    op = problem.op
+    assert isinstance(op, _Pool)
+    if isinstance(op, MaxPool) and device.cc < (8, 0):
+        return Refusal(f"{device.arch} has no maximum of two halves, expected sm_80 or later")
+    if op.epilogue is not None and op.epilogue.inputs[0] == "i" and not float_uses(op.epilogue, 0):
+        return Refusal("the epilogue computes with the integer, expected with its float")
+    return None
 
 
 def _binary_op(op: _Pool) -> _Pool:

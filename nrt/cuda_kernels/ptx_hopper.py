@@ -22,6 +22,8 @@ __all__ = [
     "cluster_meet",
     "cluster_rank",
     "cluster_sync",
+    "e4m3x4_from_f32",
+    "f32x4_from_e4m3x4",
     "fence_async_shared",
     "fence_barrier_init",
     "grid_launch",
@@ -45,6 +47,7 @@ __all__ = [
     "wgmma_registers",
 ]
 
+f32 = types.float32
 u16 = types.uint16
 u32 = types.uint32
 i32 = types.int32
@@ -179,6 +182,23 @@ grid_wait = asm(
 grid_launch = asm(
     "grid_launch", "griddepcontrol.launch_dependents;", [], [],
     doc="``griddepcontrol.launch_dependents``: let the next kernel start its preamble.",
+)  # fmt: skip
+
+
+e4m3x4_from_f32 = asm(
+    "e4m3x4_from_f32", "{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, $2, $1; "
+    "cvt.rn.satfinite.e4m3x2.f32 h, $4, $3; mov.b32 $0, {l, h}; }",
+    [u32], [f32] * 4, pure=True,
+    doc="Two ``cvt.rn.satfinite.e4m3x2.f32``: pack four floats, the first lowest, into e4m3, to "
+    "nearest even and saturated at 448; NaN stays NaN (sm_89).",
+)  # fmt: skip
+f32x4_from_e4m3x4 = asm(
+    "f32x4_from_e4m3x4",
+    "{ .reg .b16 l, h, a, b, c, d; .reg .b32 p, q; mov.b32 {l, h}, $4; "
+    "cvt.rn.f16x2.e4m3x2 p, l; cvt.rn.f16x2.e4m3x2 q, h; mov.b32 {a, b}, p; mov.b32 {c, d}, q; "
+    "cvt.f32.f16 $0, a; cvt.f32.f16 $1, b; cvt.f32.f16 $2, c; cvt.f32.f16 $3, d; }",
+    [f32] * 4, [u32], pure=True,
+    doc="Two ``cvt.rn.f16x2.e4m3x2``: the e4m3 of a word, the lowest first, as float32 (sm_89).",
 )  # fmt: skip
 
 

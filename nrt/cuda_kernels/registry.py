@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from nrt.cuda_kernels import (
     conv_depthwise,
+    conv_depthwise_int8,
     conv_direct,
+    conv_dp4a,
     conv_mma,
     conv_simt,
     conv_stem,
@@ -42,7 +44,9 @@ VARIANTS: tuple[Variant, ...] = (
     *conv_mma.VARIANTS,
     *conv_stem.VARIANTS,
     *conv_depthwise.VARIANTS,
+    *conv_depthwise_int8.VARIANTS,
     *conv_simt.VARIANTS,
+    *conv_dp4a.VARIANTS,
     *conv_direct.VARIANTS,
     *conv_transpose.VARIANTS,
     *gemv.VARIANTS,

@@ -13,7 +13,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.epilogue import Extra, make_store
-from nrt.cuda_kernels.epilogue_pair import make_quad
+from nrt.cuda_kernels.epilogue_box import make_cell
 from nrt.cuda_kernels.wgmma_layout import (
     DRAIN_COLUMNS,
     HopperTile,
@@ -39,19 +39,29 @@ def _inline(function: Any) -> Any:
 def box_drains(
     bn: int, program: Program | None, extras: tuple[Extra, ...], dtype: DType, held: bool
 ) -> list[Any]:
-    """Device functions that send a warp's 16 rows out as boxes of 64 columns, in turn.
+    """Device functions that send a warp's 16 rows out as boxes of up to 128 bytes, in turn.
 
     Each runs the epilogue on up to `DRAIN_COLUMNS` columns, packs the results into the warp's
     staging with ``stmatrix``, swizzled as the copy engine reads them, and one lane stores the
     boxes. What the engine fetched of a residual lies in the very cells that the results replace.
+
+    A cell is 16 bytes of a row: 8 columns of 16 bits, or 16 of 8 bits (see `epilogue_box`), of
+    which a lane holds 4 bytes. One ``stmatrix`` fills two cells in 16 rows, 512 bytes, in the four
+    passes that the banks of shared memory take for as many: 8 rows of one place in their rows of
+    128, 64 or 32 bytes lie, swizzled, in 8 different sixteens of bytes. So 16 rows of 128 columns
+    of int8 leave in 4 such instructions and one box, where rows of 128 halves take twice each.
     """
-    chunk = chunk_columns(bn)
-    row_bytes = chunk * 2
-    shift = {64: 0, 32: 1, 16: 2}[chunk]
-    mask = chunk // 8 - 1
-    quad = make_quad(program, extras, dtype)
+    size = dtype.itemsize
+    chunk = chunk_columns(bn, size)
+    row_bytes = chunk * size
+    shift = {128: 0, 64: 1, 32: 2}[row_bytes]
+    cells = row_bytes // 16
+    mask = cells - 1
+    # Columns of a cell, and what a lane has of it: sums of both rows, columns.
+    columns, sums, own = 16 // size, 8 // size, 4 // size
+    cell_words = make_cell(program, extras, dtype)
     per_drain = max(1, DRAIN_COLUMNS // chunk)
-    staged = staged_columns(bn, held) // chunk
+    staged = staged_columns(bn, size, held) // chunk
 
     def drain_of(base: int, count: int) -> Any:
         place = base % staged
@@ -61,32 +71,26 @@ def box_drains(
             half = u32(lane >> u32(4))
             turn = u32((row >> u32(shift)) & u32(mask))
             line = u32(staging + u32(row * u32(row_bytes)))
-            first = u32(n0 + u32((lane & u32(3)) * u32(2)))
-            last = u32(k_count - u32(2))
+            first = u32(n0 + u32((lane & u32(3)) * u32(own)))
+            last = u32(k_count - u32(own))
             for c in range(count):
-                for g in range(0, chunk // 8, 2):
+                for g in range(0, cells, 2):
                     cell = u32(
                         line
                         + u32((place + c) * 16 * row_bytes)
                         + u32((u32(half + u32(g)) ^ turn) << u32(4))
                     )
-                    i = ((base + c) * (chunk // 8) + g) * 4
-                    k = u32(first + u32((base + c) * chunk + g * 8))
+                    i = ((base + c) * cells + g) * sums
+                    k = u32(first + u32((base + c) * chunk + g * columns))
                     # Columns past the end are not stored, but their operands must not be read.
                     k0 = u32(min(k, last))
-                    k1 = u32(min(u32(k + u32(8)), last))
+                    k1 = u32(min(u32(k + u32(columns)), last))
                     if held:
                         h0, h1, h2, h3 = ptx.ldmatrix_x4(cell)
                     else:
                         h0, h1, h2, h3 = u32(0), u32(0), u32(0), u32(0)
-                    w0, w1 = quad(
-                        f32(acc[i]), f32(acc[i + 1]), f32(acc[i + 2]), f32(acc[i + 3]),
-                        k0, e0, e1, e2, e3, h0, h1,
-                    )  # fmt: skip
-                    w2, w3 = quad(
-                        f32(acc[i + 4]), f32(acc[i + 5]), f32(acc[i + 6]), f32(acc[i + 7]),
-                        k1, e0, e1, e2, e3, h2, h3,
-                    )  # fmt: skip
+                    w0, w1 = cell_words(acc, i, k0, e0, e1, e2, e3, h0, h1)
+                    w2, w3 = cell_words(acc, i + sums, k1, e0, e1, e2, e3, h2, h3)
                     ptx_hopper.stmatrix_x4(cell, w0, w1, w2, w3)
             ptx_hopper.fence_async_shared()
             cuda.syncwarp()
@@ -128,12 +132,7 @@ def row_drains(
     raw = whole and program is None and dtype == INT32
     store = make_store(program, extras, dtype, width)
     per_drain = max(1, DRAIN_COLUMNS // chunk)
-    if raw:
-        word = _inline(lambda value: ptx.bits_float(u32(value)))
-        value_of = _inline(lambda bits: i32(ptx.float_bits(bits)))
-    else:
-        word = f32
-        value_of = _inline(lambda value: value)
+    word, value_of = _words(raw)
     out_type = types.int32 if raw else types.float32
 
     def drain_of(base: int, count: int) -> Any:
@@ -188,9 +187,23 @@ def row_drains(
     return [drain_of(base, min(per_drain, chunks - base)) for base in range(0, chunks, per_drain)]
 
 
-def cluster_scatters(bn: int) -> list[Any]:
-    """Device functions that leave a warp's sums in this block's shared memory, as float32 rows."""
+def _words(whole: bool) -> tuple[Any, Any]:
+    """Device functions from an accumulator to a word that is a float, and back.
+
+    ``whole`` ones, int32, keep their bits; others are that float.
+    """
+    if whole:
+        return (
+            _inline(lambda value: ptx.bits_float(u32(value))),
+            _inline(lambda word: i32(ptx.float_bits(word))),
+        )
+    return f32, f32
+
+
+def cluster_scatters(bn: int, whole: bool) -> list[Any]:
+    """Device functions that leave a warp's sums in this block's shared memory, as rows of words."""
     groups = bn // 8
+    word, _ = _words(whole)
     step = sum_pitch(bn)
     per = DRAIN_COLUMNS // 8
 
@@ -202,9 +215,9 @@ def cluster_scatters(bn: int) -> list[Any]:
             for g in range(count):
                 v = (base + g) * 4
                 where = u32(cell + u32((base + g) * 32))
-                ptx.st_shared_v2_f32(where, f32(acc[v]), f32(acc[v + 1]))
+                ptx.st_shared_v2_f32(where, word(acc[v]), word(acc[v + 1]))
                 ptx.st_shared_v2_f32(
-                    u32(where + u32(8 * step * 4)), f32(acc[v + 2]), f32(acc[v + 3])
+                    u32(where + u32(8 * step * 4)), word(acc[v + 2]), word(acc[v + 3])
                 )
 
         return _inline(scatter)
@@ -240,10 +253,12 @@ def cluster_reduce(
     extras: tuple[Extra, ...],
     dtype: DType,
     width: int,
+    whole: bool,
 ) -> Any:
     """Device function that adds the parts of this block's rows, in order, and runs the epilogue.
 
-    Every block finishes an equal share of the tile's rows; ``width`` is 4 or 8.
+    Every block finishes an equal share of the tile's rows; ``width`` is 4 or 8. ``whole`` sums are
+    int32, and exact.
     """
     bn, split = tile.bn, tile.split
     share = tile.consumers * 64 // split
@@ -253,6 +268,9 @@ def cluster_reduce(
     step = sum_pitch(bn)
     part_bytes = share_bytes(tile)
     store = make_store(program, extras, dtype, width)
+    kind = i32 if whole else f32
+    _, value = _words(whole)
+    ended = i32 if whole and program is None and dtype == INT32 else f32
 
     def reduce(sums, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3):
         own = u32(sums + u32(rank * u32(part_bytes)))
@@ -264,22 +282,28 @@ def cluster_reduce(
             k = u32(n0 + col)
             if m < m_count and k < k_count:
                 offset = u32((line * u32(step) + col) * u32(4))
-                a0, a1, a2, a3 = f32(0), f32(0), f32(0), f32(0)
-                a4, a5, a6, a7 = f32(0), f32(0), f32(0), f32(0)
+                a0, a1, a2, a3 = kind(0), kind(0), kind(0), kind(0)
+                a4, a5, a6, a7 = kind(0), kind(0), kind(0), kind(0)
                 for p in range(split):
                     place = u32(p) if u32(p) < rank else u32(u32(p) - u32(1))
                     other = u32(inbox + u32(place * u32(part_bytes)))
                     cell = u32((own if u32(p) == rank else other) + offset)
                     b0, b1, b2, b3 = ptx.ld_shared_v4_f32(cell)
-                    a0, a1, a2, a3 = f32(a0 + b0), f32(a1 + b1), f32(a2 + b2), f32(a3 + b3)
+                    a0, a1 = kind(a0 + value(b0)), kind(a1 + value(b1))
+                    a2, a3 = kind(a2 + value(b2)), kind(a3 + value(b3))
                     if width == 8:
                         b4, b5, b6, b7 = ptx.ld_shared_v4_f32(u32(cell + u32(16)))
-                        a4, a5, a6, a7 = f32(a4 + b4), f32(a5 + b5), f32(a6 + b6), f32(a7 + b7)
+                        a4, a5 = kind(a4 + value(b4)), kind(a5 + value(b5))
+                        a6, a7 = kind(a6 + value(b6)), kind(a7 + value(b7))
                 o = u32(u32(m * y_row) + k)
                 if width == 8:
-                    store(a0, a1, a2, a3, a4, a5, a6, a7, m, k, o, y, e0, e1, e2, e3)
+                    store(
+                        ended(a0), ended(a1), ended(a2), ended(a3),
+                        ended(a4), ended(a5), ended(a6), ended(a7),
+                        m, k, o, y, e0, e1, e2, e3,
+                    )  # fmt: skip
                 else:
-                    store(a0, a1, a2, a3, m, k, o, y, e0, e1, e2, e3)
+                    store(ended(a0), ended(a1), ended(a2), ended(a3), m, k, o, y, e0, e1, e2, e3)
             index = u32(index + u32(lanes))
 
     return _inline(reduce)

@@ -13,12 +13,12 @@ where all of W for a block's columns fits, it stays (``resident``).
 
 With a prologue the left operand goes through registers: see `wgmma_prologue`.
 
-The accumulators (BN / 2 registers a thread) leave as boxes where the output has 16-bit rows: the
-epilogue runs in registers, ``stmatrix`` puts the halves into the warp's staging, and the engine
-stores them while the next tile is multiplied; a residual is fetched into the same staging while
-this tile is. Other outputs go row by row. A split reduction is one cluster: every block finishes a
-share of the rows, and is sent the others' sums of them by copies from shared memory to shared
-memory.
+The accumulators (BN / 2 registers a thread) leave as boxes where the output has rows of 16 or 8
+bits: the epilogue runs in registers, ``stmatrix`` puts its words into the warp's staging, and the
+engine stores them while the next tile is multiplied; a residual is fetched into the same staging
+while this tile is. Other outputs go row by row. A split reduction is one cluster: every block
+finishes a share of the rows, and is sent the others' sums of them by copies from shared memory to
+shared memory.
 
 Weights are read before ``griddepcontrol.wait``: launched programmatically, a kernel fills its ring
 with them while the kernel before it ends.
@@ -35,7 +35,7 @@ from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
 from nrt.cuda_kernels.epilogue import Extra
-from nrt.cuda_kernels.epilogue_pair import boxed_operand
+from nrt.cuda_kernels.epilogue_box import boxed_operand
 from nrt.cuda_kernels.prologue import Prologue, fill_tables
 from nrt.cuda_kernels.tile_order import tile_position
 from nrt.cuda_kernels.wgmma_epilogue import (
@@ -87,15 +87,15 @@ def _weights_loader(tile: HopperTile, bk: int) -> Any:
     return cuda.jit(device=True, inline="always")(load_w)
 
 
-def _residual_loader(bn: int) -> Any:
+def _residual_loader(bn: int, size: int) -> Any:
     """Device function: the residual of a warp's 16 rows, into its staging."""
-    chunk = chunk_columns(bn)
+    chunk = chunk_columns(bn, size)
 
     def load_residual(staging, map_r, bar, n0, m):
-        ptx_hopper.mbarrier_expect(bar, u32(16 * bn * 2))
+        ptx_hopper.mbarrier_expect(bar, u32(16 * bn * size))
         for c in range(bn // chunk):
             ptx_hopper.tma_load_2d(
-                u32(staging + u32(c * 16 * chunk * 2)), ptx.at(map_r, u32(0)), bar,
+                u32(staging + u32(c * 16 * chunk * size)), ptx.at(map_r, u32(0)), bar,
                 i32(u32(n0 + u32(c * chunk))), i32(m),
             )  # fmt: skip
 
@@ -127,8 +127,9 @@ def _hopper_kernel(
         prologue: what x goes through; the pointers to its tables follow those of ``extras``.
     """
     consumers, bn, stages, _, split, cluster, resident, row_bytes = tile
-    held = boxed and boxed_operand(extras) is not None
-    layout = Layout.of(tile, boxed, held)
+    size = out_dtype.itemsize
+    held = boxed and boxed_operand(extras, out_dtype) is not None
+    layout = Layout.of(tile, size if boxed else 0, held)
     bm, bk = consumers * 64, depth(tile, dtype)
     whole = dtype == INT8
     acc_size, acc_type = bn // 2, types.int32 if whole else types.float32
@@ -136,7 +137,7 @@ def _hopper_kernel(
     stage_bytes, a_bytes, w_bytes = layout.stage, layout.a, bn * row_bytes
     producer, arrivals = consumers * 4, consumers * 4 * cluster
     # Whether the second half of the columns takes the first one's place in the staging.
-    again = staged_columns(bn, held) < bn
+    again = boxed and staged_columns(bn, size, held) < bn
     products = ptx_hopper.wgmma_loop(
         dtype.name, bn, stages=stages, stage_bytes=stage_bytes,
         row=row_bytes, resident_bytes=w_bytes if resident else 0, cluster=cluster > 1,
@@ -149,7 +150,7 @@ def _hopper_kernel(
         fill = fill_tables(len(prologue.operands), len(extras), consumers * 128)
     following = next_slot(stages)
     load_w = _weights_loader(tile, bk)
-    load_residual = _residual_loader(bn)
+    load_residual = _residual_loader(bn, size)
     drain0: Any = None
     drain1: Any = None
     scatter0: Any = None
@@ -158,10 +159,10 @@ def _hopper_kernel(
     reduce: Any = None
     two = bn > 128
     if split > 1:
-        scatters = cluster_scatters(bn)
+        scatters = cluster_scatters(bn, whole)
         scatter0, scatter1 = scatters[0], scatters[-1]
         send = cluster_send(tile)
-        reduce = cluster_reduce(tile, program, extras, out_dtype, width)
+        reduce = cluster_reduce(tile, program, extras, out_dtype, width, whole)
     elif boxed:
         drains = box_drains(bn, program, extras, out_dtype, held)
         drain0, drain1 = drains[0], drains[-1]

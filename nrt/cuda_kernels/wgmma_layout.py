@@ -85,18 +85,21 @@ def depth(tile: HopperTile, dtype: DType) -> int:
     return tile.row // dtype.itemsize
 
 
-def chunk_columns(bn: int) -> int:
-    """Columns of the output that one copy-engine box holds: 64 halves are 128 bytes."""
-    return 64 if bn % 64 == 0 else 32 if bn % 32 == 0 else 16
+def chunk_columns(bn: int, size: int) -> int:
+    """Columns of the output, of ``size`` bytes, that one copy-engine box holds: 128 bytes or less.
 
-
-def staged_columns(bn: int, held: bool) -> int:
-    """Columns of its rows that a warp stages at a time.
-
-    All of them where a residual is fetched ahead; else half of 256, which leaves room for a fourth
-    buffer of 128 x 256 tiles.
+    Its rows are as long as one of the engine's swizzles.
     """
-    return bn if held else min(bn, DRAIN_COLUMNS)
+    return next(row // size for row in ROWS if bn * size % row == 0)
+
+
+def staged_columns(bn: int, size: int, held: bool) -> int:
+    """Columns of its rows that a warp stages at a time, of ``size`` bytes.
+
+    All of them where a residual is fetched ahead; else 256 bytes, half of 256 halves, which leaves
+    room for a fourth buffer of 128 x 256 tiles.
+    """
+    return bn if held else min(bn, 2 * DRAIN_COLUMNS // size)
 
 
 def sum_pitch(bn: int) -> int:
@@ -125,12 +128,12 @@ class Layout(NamedTuple):
     total: int
 
     @classmethod
-    def of(cls, tile: HopperTile, boxed: bool, held: bool) -> Layout:
+    def of(cls, tile: HopperTile, boxed: int, held: bool) -> Layout:
         """The layout of ``tile``.
 
         Args:
             tile: configuration.
-            boxed: the output leaves through the copy engine.
+            boxed: bytes of the output's elements, if it leaves through the copy engine; else 0.
             held: which fetches a residual too.
         """
         a = tile.consumers * 64 * tile.row
@@ -140,7 +143,7 @@ class Layout(NamedTuple):
         if tile.split > 1:
             warp_staging = 0  # the ring serves again
         elif boxed:
-            warp_staging = 16 * staged_columns(tile.bn, held) * 2
+            warp_staging = 16 * staged_columns(tile.bn, boxed, held) * boxed
         else:
             warp_staging = -(-16 * (min(32, tile.bn) + 4) * 4 // 128) * 128
         ring = tile.stages * stage

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra
-from nrt.cuda_kernels.epilogue_pair import boxed_operand, refuse_pairs
+from nrt.cuda_kernels.epilogue_box import boxed_operand, fragment_order, refuse_boxes
 from nrt.cuda_kernels.prologue import Prologue
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Null, Scalar, TensorMap
 from nrt.cuda_kernels.wgmma_layout import (
@@ -21,6 +23,7 @@ from nrt.cuda_kernels.wgmma_layout import (
     threads,
 )
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
+from nrt.ir.op import Array
 from nrt.ir.ops import Conv, MatMul
 from nrt.problem import Problem, Refusal
 
@@ -33,6 +36,8 @@ __all__ = [
     "ranked",
     "refuse_device",
     "refuse_operands",
+    "store_limit",
+    "weight_rows",
 ]
 
 OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, INT8, FP8E4M3)
@@ -84,7 +89,7 @@ class HopperGemm:
         x_map: the map of x, but for its box, which is the tile's.
         im2col: whether that map walks patches.
         epilogue: what ends the kernel.
-        width: channels of its stores, see `conv_common.store_width`.
+        width: channels of its stores, see `conv_common.store_width`; `store_limit` at most.
         filter_w, out_h, out_w, stride, pad, dilation: geometry, for im2col.
         group_k: columns that share their input channels; 0: all. A tile lies inside of one.
         group_c: channels from one such set of columns to the next.
@@ -151,12 +156,28 @@ class HopperGemm:
     @property
     def boxed(self) -> bool:
         """Whether the output can leave through the copy engine."""
-        return self.width == 8 and not refuse_pairs(self.epilogue.extras, self.out_dtype)
+        whole = self.width * self.out_dtype.itemsize == 16
+        return whole and not refuse_boxes(self.epilogue.extras, self.out_dtype)
 
     @property
     def residual(self) -> bool:
-        """Whether the epilogue reads an operand of the output's size."""
-        return boxed_operand(self.epilogue.extras) is not None
+        """Whether the copy engine can fetch an operand of the epilogue of the output's size."""
+        return boxed_operand(self.epilogue.extras, self.out_dtype) is not None
+
+
+def store_limit(dtype: DType) -> int:
+    """Channels of ``dtype`` that rows of the output must be whole multiples of to leave as boxes.
+
+    16 bytes are what the copy engine steps by; of wider types, a store takes as many.
+    """
+    return 16 if dtype.itemsize == 1 else 8
+
+
+def weight_rows(gemm: HopperGemm, tile: HopperTile, rows: Array) -> Array:
+    """Packed weights, a row per output channel, in the order that ``tile`` reads them in."""
+    if not _boxed(gemm, tile) or gemm.out_dtype.itemsize != 1:
+        return rows
+    return np.ascontiguousarray(rows[fragment_order(len(rows))])
 
 
 def refuse_device(device: DeviceSpec) -> Refusal | None:
@@ -190,7 +211,8 @@ def _boxed(gemm: HopperGemm, tile: HopperTile) -> bool:
 
 
 def _layout(gemm: HopperGemm, tile: HopperTile) -> Layout:
-    return Layout.of(tile, _boxed(gemm, tile), _boxed(gemm, tile) and gemm.residual)
+    boxed = _boxed(gemm, tile)
+    return Layout.of(tile, gemm.out_dtype.itemsize if boxed else 0, boxed and gemm.residual)
 
 
 def _with_stages(gemm: HopperGemm, tile: HopperTile, device: DeviceSpec) -> HopperTile | None:
@@ -242,10 +264,9 @@ def _forms(gemm: HopperGemm, base: HopperTile, device: DeviceSpec) -> Iterator[H
     stays = blocks * base.bn * base.row <= 1024 * 128
     if stays and tiles > device.multiprocessors * base.per_sm:
         yield base._replace(resident=blocks)
-    exact = gemm.out_dtype.kind == "int"
     for split in (2, 4, 8):
         few = tiles * split <= 2 * device.multiprocessors and blocks >= 2 * split
-        if few and gemm.width >= 4 and not exact:
+        if few and gemm.width >= 4:
             yield base._replace(split=split)
 
 
@@ -314,10 +335,16 @@ class _Model:
 
 
 def _epilogue_rate(gemm: HopperGemm, tile: HopperTile) -> float:
-    """Elements per second that the epilogues of an SM finish."""
+    """Elements per second that the epilogues of an SM finish.
+
+    Those of boxes were fitted on halves, which 132 SMs store and fetch at 3.6 to 4 TB/s, the pace
+    of the memory. Bytes move at twice the rate: an epilogue of int8 with a residual has about 9
+    instructions an element, which an SM issues at 2.1e10 a second, without one 6.
+    """
     if not _boxed(gemm, tile):
         return _Model.ROWS
-    return _Model.RESIDUAL if gemm.residual else _Model.BOXED
+    rate = _Model.RESIDUAL if gemm.residual else _Model.BOXED
+    return rate * 2 / gemm.out_dtype.itemsize
 
 
 def estimate(gemm: HopperGemm, tile: HopperTile, problem: Problem, device: DeviceSpec) -> float:
@@ -347,7 +374,7 @@ def emission(
     """The launch of one run."""
     boxed = _boxed(gemm, tile)
     epilogue = gemm.epilogue
-    held = boxed_operand(epilogue.extras) if boxed else None
+    held = boxed_operand(epilogue.extras, gemm.out_dtype) if boxed else None
     # What the copy engine fetches has its pitch in the map: one binary for all.
     operands = tuple(
         Extra(e.dtype, "same") if i == held else e for i, e in enumerate(epilogue.extras)
@@ -356,7 +383,7 @@ def emission(
         "nrt.cuda_kernels.wgmma_kernel:_hopper_kernel",
         (
             tile, gemm.dtype, gemm.out_dtype, epilogue.program, operands,
-            8 if boxed else gemm.width, gemm.im2col, boxed,
+            8 if boxed else min(8, gemm.width), gemm.im2col, boxed,
             *([] if gemm.prologue is None else [gemm.prologue]),
         ),
         threads(tile),
@@ -408,10 +435,11 @@ def map_type(dtype: DType) -> str:
 def _output_map(gemm: HopperGemm, tile: HopperTile, of: Arg, dtype: DType, pitch: int) -> TensorMap:
     """Boxes of 16 rows of an operand in the output's order."""
     assert not isinstance(of, Null | Scalar | TensorMap)
-    columns = chunk_columns(tile.bn)
+    size = dtype.itemsize
+    columns = chunk_columns(tile.bn, size)
     return TensorMap(
-        of, dtype.name, (gemm.k, gemm.m), (pitch * 2,), (columns, 16), (1, 1),
-        swizzle=columns * 2,
+        of, dtype.name, (gemm.k, gemm.m), (pitch * size,), (columns, 16), (1, 1),
+        swizzle=columns * size,
     )  # fmt: skip
 
 

@@ -239,11 +239,12 @@ def _pool(w: Writer, node: Node) -> None:
         return
     x, *extras = (w.tensor(v) for v in node.inputs)
     result = w.tensor(node.output)
-    dtype = wide(x.dtype)
+    # ONNX averages floats only; a mean of int8 is one in nrt too.
+    dtype = FP32 if isinstance(op, ops.AveragePool) and x.dtype is INT8 else wide(x.dtype)
     type_ = TensorType(result.shape, dtype)
     pooled = w.emit(op.name, [w.cast(x, dtype)], type_, **attributes)
     (y,) = write_program(w, op.epilogue, [pooled, *extras])
-    w.finish(y, result)
+    w.finish(_quantized(w, y) if result.dtype is INT8 else y, result)
 
 
 def _rounding(node: Node) -> dict[str, Any]:

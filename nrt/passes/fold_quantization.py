@@ -10,7 +10,8 @@
 `Quantize` and `Dequantize` are arithmetic: what is left of them joins programs and epilogues by the
 passes that follow, which end a layer in a store of int8 and read a residual of int8. Here
 
-- products of dequantized operands become products of integers (`fold_quantized_product`);
+- products of dequantized operands become products of integers (`fold_quantized_product`), and means
+  of them means of integers (`fold_quantized_pool`);
 - Quantize moves up through what only moves elements or takes a maximum, Dequantize down, so that
   the integers move; where the two meet on one grid, both are gone;
 - uint8 becomes int8, ``q - 128`` with the zero point ``z - 128``: the same numbers;
@@ -46,6 +47,7 @@ from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Instr, Program
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, PassResult
+from nrt.passes.fold_quantized_pool import AverageOfIntegers
 from nrt.passes.fold_quantized_product import (
     ConvOfIntegers,
     IntegersIntoEpilogue,
@@ -217,6 +219,7 @@ class FoldQuantization(RulePass):
             ConvOfIntegers(),
             MatMulOfIntegers(),
             IntegersIntoEpilogue(),
+            AverageOfIntegers(),
         )
 
     def run(self, graph: Graph) -> PassResult:

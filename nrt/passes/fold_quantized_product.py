@@ -39,8 +39,11 @@ LEAST_CHANNELS = 16
 
 
 def dense_channels(channels: int, groups: int) -> str | None:
-    """Why no int8 kernel reads ``channels`` per group, or None."""
-    if channels % LEAST_CHANNELS == 0:
+    """Why no int8 kernel reads ``channels`` per group, or None.
+
+    Depthwise layers have kernels of their own, which read four neighbouring groups and up.
+    """
+    if channels % LEAST_CHANNELS == 0 or (channels == 1 and groups > 1 and groups % 4 == 0):
         return None
     here = f"a group has {channels}" if groups > 1 else f"it has {channels}"
     return f"int8 kernels read input channels in runs of {LEAST_CHANNELS}, {here}"

@@ -124,6 +124,7 @@ class _Epilogue(FuseAfter):
         Elementwise,
         Anywhere(Pat((MaxPool, AveragePool), Rest("operands"), name="anchor", only_use=True)),
     )
+    integers = True
 
     def check(self, graph: Graph, match: Match) -> str | None:
         anchor = match.nodes["anchor"]

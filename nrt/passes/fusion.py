@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -238,7 +238,12 @@ class FuseAfter(Rule):
 
     The same for ops of one operand, whose ``parts`` tell it from those of their programs. The
     pattern calls the anchor ``anchor`` and states that only the root reads it.
+
+    Attributes:
+        integers: the anchor may store int8, rounded and saturated.
     """
+
+    integers: ClassVar[bool] = False
 
     def __init__(self, limits: FusionLimits) -> None:
         self.limits = limits
@@ -246,14 +251,17 @@ class FuseAfter(Rule):
     def check(self, graph: Graph, match: Match) -> str | None:
         outer, anchor = match.root, match.nodes["anchor"]
         for node in (anchor, outer):
-            if not node.output.dtype.is_float:
-                return f"the result of {node} is {node.output.dtype}, an epilogue computes floats"
+            dtype = node.output.dtype
+            if not dtype.is_float and not (self.integers and node is outer and dtype is INT8):
+                return f"the result of {node} is {dtype}, an epilogue computes floats"
         if outer.output.shape != anchor.output.shape:
             return (
                 f"broadcasting enlarges the output of {anchor} from {list(anchor.output.shape)} "
                 f"to {list(outer.output.shape)}"
             )
         program, after = self._joined(match)
+        if program is None:
+            return f"the int8 result of {outer} is not rounded and saturated, as stores do"
         _, before, _ = match.op("anchor").parts(anchor.inputs)
         involved = [v.dtype for v in (*outer.inputs, *anchor.inputs, outer.output)]
         return unsafe_intermediate(anchor.output.dtype, involved) or too_large(
@@ -261,25 +269,31 @@ class FuseAfter(Rule):
         )
 
     @staticmethod
-    def _joined(match: Match) -> tuple[Program, tuple[Value, ...]]:
+    def _joined(match: Match) -> tuple[Program | None, tuple[Value, ...]]:
+        """The new epilogue and its operands; no program where it does not end in a float."""
         outer, anchor = match.root, match.nodes["anchor"]
         op: Any = anchor.op
         _, _, after = op.parts(anchor.inputs)
-        return joined(
+        program, inputs = joined(
             op.epilogue or identity(),
             (None, *after),
             own_program(outer),
             outer.inputs,
             hole=anchor.output,
         )
+        rounded = outer.output.dtype is INT8
+        return without_int8_rounding(program) if rounded else program, inputs
 
     def rewrite(self, graph: Graph, match: Match) -> str:
         outer, anchor = match.root, match.nodes["anchor"]
         program, after = self._joined(match)
+        assert program is not None
         op: Any = anchor.op
         x, before, _ = op.parts(anchor.inputs)
         dtype = outer.output.dtype
-        op = replace(op, epilogue=program, out_dtype=None if dtype is x.dtype else dtype)
+        # int8 that a pool averages says nothing of what it stores.
+        kept = dtype is x.dtype and dtype is not INT8
+        op = replace(op, epilogue=program, out_dtype=None if kept else dtype)
         inputs = [x, *before, *(trimmed(graph, v) for v in after)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
         return f"took in {outer}: {own_program(outer).text()}"

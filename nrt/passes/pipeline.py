@@ -263,6 +263,7 @@ def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
         FusePointwise(),
         FuseConvEpilogue(),
         FuseMatMulEpilogue(),
+        FusePoolEpilogue(),
         DeadCode(),
     )
 

@@ -14,9 +14,8 @@ output channel. Everything that reads x reads the integers, so that no float cop
 so do residuals between two layers of int8.
 
 Floats remain where int8 does not pay or costs too much accuracy: layers of few input channels (the
-first one of a network as a rule), depthwise ones, for which there are no kernels, products of two
-activations, and the layer that gives the network's result. A pattern of ``layers`` that asks for
-int8 overrules the last.
+first one of a network as a rule), products of two activations, and the layer that gives the
+network's result. A pattern of ``layers`` that asks for int8 overrules the last.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
+    AveragePool,
     Concat,
     Conv,
     ConvTranspose,
@@ -219,7 +220,8 @@ class _Rewriter:
         if node.op.precisions is not None:
             self.visit_registered(node, precision, reason)
             return
-        if slots == (0, 1) and node.inputs[0].dtype is INT8:
+        averages = isinstance(node.op, AveragePool)
+        if (slots == (0, 1) or averages) and node.inputs[0].dtype is INT8:
             self.visit_integers(node, dtype)
             return
         if not node.inputs[0].dtype.is_float:
@@ -257,7 +259,7 @@ class _Rewriter:
         self.say(node, reason, dtype)
 
     def visit_integers(self, node: Node, dtype: DType) -> None:
-        """A product of int8 keeps its operands; a result in floats has the type of the others."""
+        """A sum of int8 keeps its operands; a result in floats has the type of the others."""
         op: Any = node.op
         result = node.output.dtype
         if result.is_float and result is not dtype and not self.graph.is_output(node.output):

@@ -44,6 +44,20 @@ def _network() -> Network:
     return net
 
 
+def _residual() -> Network:
+    rng = np.random.default_rng()
+    net = Network("residual")
+    x = net.input("x", (2, 16, 6, 5))
+
+    def weight(k: int, size: int) -> Any:
+        return rng.standard_normal((k, 16, size, size), np.float32)
+
+    y = net.relu(net.conv2d(x, weight(16, 3), rng.standard_normal(16, np.float32), padding=1))
+    y = net.relu(net.add(net.conv2d(y, weight(16, 1), rng.standard_normal(16, np.float32)), y))
+    net.output(net.relu(net.conv2d(y, weight(24, 1), rng.standard_normal(24, np.float32))), "y")
+    return net
+
+
 def test_convolutions_are_distinct_fused_and_channels_last() -> None:
     problems = conv_problems(_network().graph, "fp16")
     assert len(problems) == 3
@@ -53,6 +67,23 @@ def test_convolutions_are_distinct_fused_and_channels_last() -> None:
     assert first.inputs[0].dtype is FP16
     assert first.inputs[0].is_nhwc
     assert first.constants[:2] == (False, True)
+
+
+def test_convolutions_of_int8_read_and_store_int8() -> None:
+    problems = conv_problems(_residual().graph, "int8")
+    types = [(p.inputs[0].dtype, p.y.dtype) for p in problems]
+    # The last layer gives the result: it reads and computes floats.
+    assert types == [(INT8, INT8), (INT8, FP16), (FP16, FP32)]
+    assert [p.op.epilogue is not None for p in problems if isinstance(p.op, Conv)] == [True] * 3
+    second = problems[1]
+    assert [s.dtype for s in second.inputs[2:]] == [FP32, FP32, INT8]
+    assert second.inputs[4].shape == second.y.shape
+
+
+def test_ops_of_floats_have_no_int8() -> None:
+    with pytest.raises(InputError, match="group memory: its ops have no int8; give a float type"):
+        group_problems("memory", 0, "int8", _no_model)
+    assert {p.inputs[0].dtype for p in group_problems("gemm", 0, "int8", _no_model)} == {INT8}
 
 
 def test_products_are_those_of_convolutions_that_are_products() -> None:

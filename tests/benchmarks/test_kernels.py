@@ -20,6 +20,36 @@ from nrt.tuner_cpu import CpuBench
 
 RELATIVE = 1e-9
 PROTOCOL = {"warm_up": 0, "duration": 0}
+_BODY = """
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+
+def names():
+    return ["resnet50"]
+
+
+def load(name, batch=None):
+    rng = np.random.default_rng(5)
+    shapes = {"v": (16, 32, 3, 3), "w": (8, 16, 1, 1)}
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n)
+        for n, s in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 32, 5, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 8, 5, 4])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +67,21 @@ def test_a_group_runs_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[s
     flops = 2 * 128 * 768 * 768
     assert case["rate"] == pytest.approx(flops / case["nrt"]["median"] * 1e-12, rel=RELATIVE)
     assert "| gemm-bert | 1 | 0 of 1 |" in capsys.readouterr().out
+
+
+def test_convolutions_of_int8_run_without_peers(tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    (zoo / "zoo.py").write_text(_BODY, encoding="utf-8")
+    args = ["--target", "cpu", "--models", str(zoo), "--group", "resnet50", "--batch", "2"]
+    args += ["--precision", "int8", "--opt-level", "1", "--results", str(tmp_path)]
+    assert kernels.main(args) == 0
+    data = json.loads((tmp_path / "kernels_cpu.json").read_text(encoding="utf-8"))
+    first, second = data["cases"]
+    assert (first["status"], first["precision"], "peer" in first) == ("passed", "int8", False)
+    assert first["problem"].startswith("Conv(int8[2,32,5,4]{nhwc}, int8[16,32,3,3], ")
+    # What gives the result is not quantized.
+    assert second["problem"].startswith("Conv(fp16[2,16,5,4]{nhwc}, fp16[8,16,1,1]")
 
 
 def test_networks_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

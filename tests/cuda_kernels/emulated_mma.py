@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-__all__ = ["ldmatrix", "mma", "warp_mma"]
+__all__ = ["ldmatrix", "mma", "stmatrix", "warp_mma"]
 
 _ELEMENTS: dict[str, Any] = {
     "f16": np.float16, "f16_k8": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32,
@@ -29,6 +29,15 @@ def ldmatrix(rows: Sequence[np.ndarray], trans: bool = False) -> list[tuple[int,
         matrices = [m.T for m in matrices]
     words = [np.ascontiguousarray(m).view(np.uint32).ravel().tolist() for m in matrices]
     return [tuple(w[lane] for w in words) for lane in range(32)]
+
+
+def stmatrix(lanes: Sequence[Any]) -> np.ndarray:
+    """The 16 bytes of each of the 32 rows of four 8x8 matrices of 16-bit elements.
+
+    ``lanes`` holds a request of each lane, which ends in its four words.
+    """
+    words = np.array([lane[-4:] for lane in lanes], np.uint32)  # lane, matrix
+    return words.reshape(8, 4, 4).transpose(2, 0, 1).copy().view(np.uint8).reshape(32, 16)
 
 
 def mma(kind: str, lanes: Sequence[Any]) -> list[tuple[float, ...]]:

@@ -17,7 +17,9 @@ __all__ = [
     "bits_float",
     "conversion",
     "dp4a",
+    "e4m3x4",
     "float_bits",
+    "from_bytes",
     "half",
     "half_bits",
     "max_pair",
@@ -114,3 +116,14 @@ def dp4a(a: int, b: int, c: int) -> int:
 def s8x4(*values: float) -> int:
     """Four floats as int8: to nearest even, saturated."""
     return sum((min(max(nearest(v), -128), 127) & 0xFF) << 8 * k for k, v in enumerate(values))
+
+
+def e4m3x4(*values: float) -> int:
+    """Four floats as e4m3: to nearest even, saturated."""
+    array = np.clip(np.array(values, np.float32), -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    return int(array.view(np.uint32)[0])
+
+
+def from_bytes(kind: Any) -> Callable[[int], tuple[float, ...]]:
+    """The four elements of a word as floats."""
+    return lambda word: tuple(np.array([word], np.uint32).view(kind).astype(float).tolist())

@@ -22,24 +22,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numba.core.extending import _Intrinsic
 from numba.core.types import Boolean, Float, Integer
 from numba.cuda.dispatcher import CUDADispatcher
 
-from nrt.cuda_kernels import codegen, ptx
+from nrt.cuda_kernels import codegen, ptx, ptx_hopper
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
 from nrt.problem import Problem, TensorSpec
 
-from .emulated_mma import ldmatrix, mma, warp_mma
+from .emulated_mma import ldmatrix, mma, stmatrix, warp_mma
 from .emulated_numbers import (
     bf16,
     bf16_bits,
     bits_float,
     conversion,
     dp4a,
+    e4m3x4,
     float_bits,
+    from_bytes,
     half,
     half_bits,
     max_pair,
@@ -49,7 +52,7 @@ from .emulated_numbers import (
     u32,
 )
 
-__all__ = ["KernelEmulator"]
+__all__ = ["KernelEmulator", "Pointer"]
 
 _GUARD = 64  # elements of poison after each tensor
 
@@ -228,7 +231,8 @@ class _Cuda:
             "f32_from_bf16_lo": lambda v: bf16(v & 0xFFFF),
             "f32_from_bf16_hi": lambda v: bf16(v >> 16),
             "float_bits": float_bits, "bits_float": bits_float, "prmt": prmt,
-            "s8x4_from_f32": s8x4, "select_below": lambda a, b, c, d: c if a < b else d,
+            "s8x4_from_f32": s8x4, "f32x4_from_s8x4": from_bytes(np.int8),
+            "select_below": lambda a, b, c, d: c if a < b else d,
             "max_f16x2": max_pair(half), "max_bf16x2": max_pair(bf16),
             "dp4a": dp4a, "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
             "tanh_approx": math.tanh,
@@ -258,7 +262,7 @@ class _Barriers(ast.NodeTransformer):
             if function.attr.startswith("shfl_"):
                 parts: list[ast.expr] = [ast.Constant(function.attr), *node.args[1:]]
                 return ast.Yield(ast.Tuple(parts, ast.Load()))
-            if function.attr in ("ldmatrix_x4", "ldmatrix_x4_trans"):
+            if function.attr in ("ldmatrix_x4", "ldmatrix_x4_trans", "stmatrix_x4"):
                 return ast.Yield(ast.Tuple([ast.Constant(function.attr), *node.args], ast.Load()))
         if isinstance(function, ast.Name) and function.id == "mma":
             return ast.Yield(ast.Tuple([ast.Constant("mma"), function, *node.args], ast.Load()))
@@ -284,6 +288,18 @@ class KernelEmulator:
         self.by_id = {id(getattr(ptx, name)): f for name, f in table.items()}
         self.by_id |= _MMA
         self.by_id |= {id(codegen._min): _minimum, id(codegen._max): _maximum}
+        self.by_id |= {
+            id(codegen.NAN_EXTREMA["min_"]): _minimum, id(codegen.NAN_EXTREMA["max_"]): _maximum
+        }  # fmt: skip
+        self.stores: list[tuple[int, int, int]] = []
+        hopper: dict[str, Callable[..., Any]] = {
+            "fence_async_shared": lambda: None,
+            "tma_store_2d": lambda _, address, x, y: self.stores.append((address, x, y)),
+            "e4m3x4_from_f32": e4m3x4,
+            "f32x4_from_e4m3x4": from_bytes(ml_dtypes.float8_e4m3fn),
+        }
+        self.hopper = pytypes.SimpleNamespace(**hopper)
+        self.by_id |= {id(getattr(ptx_hopper, name)): f for name, f in hopper.items()}
         self.functions: dict[int, Any] = {}
 
     def run(
@@ -340,21 +356,50 @@ class KernelEmulator:
         for block in np.ndindex(*launch.grid):
             cuda.blockIdx = _Dim(*block)
             cuda.block = _Shared(launch.shared)
-            live = {t: kernel(*values) for t in range(threads)}
-            declared = dict.fromkeys(live, 0)
-            reply: dict[int, Any] = dict.fromkeys(live)
-            while live:
-                order = list(live)
-                self.random.shuffle(order)
-                asked: dict[int, Any] = {}
-                for t in order:
-                    cuda.thread, cuda.threadIdx, cuda.declared = t, indices[t], declared[t]
-                    try:
-                        asked[t] = live[t].send(reply[t])
-                    except StopIteration:
-                        del live[t]
-                    declared[t] = cuda.declared
-                reply = self._exchange(asked)
+            self._turns({t: kernel(*values) for t in range(threads)}, indices)
+
+    def warp(
+        self,
+        function: Callable[..., Any],
+        arguments: Callable[[int], Sequence[Any]],
+        memory: np.ndarray,
+    ) -> np.ndarray:
+        """Run a device function in the lanes of a warp.
+
+        Args:
+            function: the device function's Python.
+            arguments: of each lane.
+            memory: bytes of the shared memory, from address 0 on.
+
+        Returns:
+            The shared memory after. Boxes that the function stores through the copy engine are in
+            ``stores``: address, x and y of each.
+        """
+        self.cuda.block = _Shared(len(memory))
+        self.cuda.block.memory.data[:] = memory
+        self.stores.clear()
+        kernel = self._kernel(function)
+        lanes = [_Dim(t, 0, 0) for t in range(32)]
+        self._turns({t: kernel(*arguments(t)) for t in range(32)}, lanes)
+        return self.cuda.block.memory.data
+
+    def _turns(self, live: dict[int, Any], indices: Sequence[_Dim]) -> None:
+        """Run a block's threads from barrier to barrier until all have ended."""
+        cuda = self.cuda
+        declared = dict.fromkeys(live, 0)
+        reply: dict[int, Any] = dict.fromkeys(live)
+        while live:
+            order = list(live)
+            self.random.shuffle(order)
+            asked: dict[int, Any] = {}
+            for t in order:
+                cuda.thread, cuda.threadIdx, cuda.declared = t, indices[t], declared[t]
+                try:
+                    asked[t] = live[t].send(reply[t])
+                except StopIteration:
+                    del live[t]
+                declared[t] = cuda.declared
+            reply = self._exchange(asked)
 
     def _exchange(self, asked: dict[int, Any]) -> dict[int, Any]:
         """What each thread receives: of a shuffle or a matrix instruction; else nothing."""
@@ -364,7 +409,7 @@ class KernelEmulator:
             raise RuntimeError(f"threads wait at different barriers: {set(asked.values())}")
         if names == {"block"}:
             return self._warp_blocks(asked)
-        if names and names <= {"ldmatrix_x4", "ldmatrix_x4_trans", "mma"}:
+        if names and names <= {"ldmatrix_x4", "ldmatrix_x4_trans", "stmatrix_x4", "mma"}:
             return self._matrices(asked)
         for t, (name, *parts) in asked.items():
             if name == "barrier":
@@ -385,6 +430,11 @@ class KernelEmulator:
         for first in sorted({t - t % 32 for t in asked}):
             name, *_ = asked[first]
             requests = [asked[first + lane] for lane in range(32)]
+            if name == "stmatrix_x4":
+                for place, row in zip([r[1] for r in requests], stmatrix(requests), strict=True):
+                    Address(self.cuda.block.memory, place).window(16)[:] = row
+                reply |= {first + lane: None for lane in range(32)}
+                continue
             if name == "mma":
                 found: Sequence[Any] = mma(requests[0][1], [r[2:] for r in requests])
             else:
@@ -470,6 +520,8 @@ class KernelEmulator:
         """What stands for ``value`` inside emulated code."""
         if value is ptx:
             return self.ptx
+        if value is ptx_hopper:
+            return self.hopper
         if isinstance(value, pytypes.ModuleType) and value.__name__ == "numba.cuda":
             return self.cuda
         if isinstance(value, Integer | Float | Boolean):

@@ -24,6 +24,7 @@ from nrt.ir.value import NHWC
 from nrt.problem import Problem, TensorSpec
 
 from .harness import assert_right, compiled, problem
+from .int8_cases import assert_exact, requantized_conv, requantized_product
 from .kernel_emulator import KernelEmulator
 from .plain_cases import assert_emulated
 
@@ -146,6 +147,12 @@ SMALL, NARROW = Tile(32, 32, 64, 1, 2, 3), Tile(32, 32, 32, 1, 1, 3)
 WIDE = Tile(128, 32, 32, 4, 1, 4)
 
 
+REQUANTIZED = [
+    requantized_conv((1, 32, 7, 5), (40, 32, 3, 3), residual=INT8, pads=(1, 1, 1, 1)),
+    requantized_conv((1, 16, 6, 6), (36, 16, 1, 1), residual=INT8, out=FP16),
+    requantized_product(35, 80, 56, residual=INT8),
+    requantized_product(33, 48, 57),
+]
 GROUPED = [
     plain_conv(FP16, 2, 64, 7, 6, 64, 3, 3, pads=(1, 1, 1, 1), groups=16),
     plain_conv(FP16, 2, 64, 9, 7, 64, 3, 3, pads=(1, 1, 1, 1), strides=(2, 2), groups=8),
@@ -332,6 +339,20 @@ def test_groups_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 @pytest.mark.parametrize("task", [*INT8_MATMULS, *INT8_CONVS], ids=str)
 def test_int8_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     assert_few_right(cuda_runner, ConvMma() if task in INT8_CONVS else GemmMma(), task)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", REQUANTIZED, ids=str)
+def test_requantization_is_exact_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    variant: Any = ConvMma() if isinstance(task.op, Conv) else GemmMma()
+    assert_exact(cuda_runner, variant, task, variant.configs(task, cuda_runner.device)[:3])
+
+
+@pytest.mark.parametrize("task", REQUANTIZED, ids=str)
+def test_requantization_is_exact_emulated(task: Problem) -> None:
+    variant: Any = ConvMma() if isinstance(task.op, Conv) else GemmMma()
+    tile = Tile(32, 32, 128, 1, 2, 3) if variant.name == "gemm_mma" else Tile(64, 64, 64, 2, 2, 4)
+    assert_exact(KernelEmulator(), variant, task, [tile])
 
 
 @pytest.mark.gpu

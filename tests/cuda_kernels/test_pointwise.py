@@ -28,6 +28,7 @@ from nrt.ir.ops import (
     Sum,
     Where,
 )
+from nrt.ir.ops.quantize import int8_rounding
 from nrt.ir.pointwise import Builder
 from nrt.problem import Problem
 
@@ -129,6 +130,55 @@ def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
 def test_casts_to_integers_saturate() -> None:
     x = np.array([300, -300, 127.5, -128.5, np.nan, np.inf, -np.inf, 1.9, -1.9], np.float32)
     assert_emulates(VARIANTS, task(Cast(INT8), rows(9, dtype=FP32)), [x])
+
+
+def _sum_of_int8() -> Problem:
+    """``relu(a / 2 + b / 4)`` as int8; all of it exact in float32."""
+    b = Builder("ii")
+    value = b("add", *(b("mul", b("to_f", k), b.const(0.5 / (k + 1))) for k in (0, 1)))
+    program = int8_rounding(b.build(b("max", value, b.const(0.0))))
+    x = last(2, 32, 3, 5, dtype=INT8)
+    return task(Pointwise(program, INT8), x, x, out=last)
+
+
+def _quantized_halves() -> Problem:
+    b = Builder("f")
+    program = int8_rounding(b.build(b("mul", 0, b.const(8.0))))
+    return task(Pointwise(program, INT8), rows(3, 40, dtype=FP16))
+
+
+def _int8_inputs(problem: Problem) -> list[np.ndarray]:
+    """The whole range, halves and what is beyond."""
+    rng = np.random.default_rng()
+    return [
+        rng.integers(-128, 128, s.shape).astype(np.int8)
+        if s.dtype is INT8
+        else (rng.integers(-300, 300, s.shape) / 16).astype(np.float16)
+        for s in problem.inputs
+    ]
+
+
+@pytest.mark.parametrize("problem", [_sum_of_int8(), _quantized_halves()], ids=str)
+def test_int8_is_rounded_and_saturated(problem: Problem) -> None:
+    assert_emulates(VARIANTS, problem, _int8_inputs(problem))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", [_sum_of_int8(), _quantized_halves()], ids=str)
+def test_int8_is_exact_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    inputs = _int8_inputs(problem)
+    (expected,) = problem.op.reference(*inputs)
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, cuda_runner.device):
+            (out,) = cuda_runner.run(variant, problem, config, inputs)
+            assert np.array_equal(out, expected), (variant.name, config)
+
+
+def test_int8_moves_16_bytes_a_thread() -> None:
+    problem, device = _sum_of_int8(), ARCHS["sm_90a"]
+    assert VARIANTS[1].configs(problem, device)[0][0] == 16
+    (cubin,) = compiled(VARIANTS[1], problem, "sm_90a")
+    assert cubin.spills == 0
 
 
 def lone(op: type[Elementwise]) -> Problem | None:

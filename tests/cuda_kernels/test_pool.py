@@ -11,7 +11,7 @@ import pytest
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.pool import VARIANTS, PoolNhwc, PoolStrided
 from nrt.cuda_kernels.pool_strips import PoolStrips
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT16
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.ir.pointwise import Builder, Instr, Program
 from nrt.problem import Problem
@@ -130,7 +130,8 @@ REFUSED = [
     ),
     (PoolNhwc(), task(THREE, last(1, 7, 5, 5, dtype=FP16), out=last), "7 channels with strides"),
     (PoolStrips(), TASKS[7], "3 spatial dimensions, expected 2"),
-    (PoolStrips(), task(THREE, last(1, 8, 5, 5, dtype=INT8), out=last), "elements are int8"),
+    (PoolStrips(), task(THREE, last(1, 8, 5, 5, dtype=INT16), out=last), "elements are int16"),
+    (PoolStrips(), task(THREE, last(1, 6, 5, 5, dtype=INT8), out=last), "6 channels with strides"),
     (PoolStrips(), task(THREE, rows(1, 8, 5, 5, dtype=FP16)), "input has channel stride 25"),
     (PoolStrips(), TASKS[5], "dilations (2, 1), expected none"),
     (PoolStrips(), TASKS[8], "two rows of (9, 9) windows are more than 64 loads"),
@@ -223,6 +224,119 @@ def test_maxima_without_packed_halves() -> None:
     config = PoolStrips().configs(problem, device)[0]
     (out,) = KernelEmulator(device).run(PoolStrips(), problem, config, inputs)
     np.testing.assert_array_equal(out, problem.op.reference(*inputs)[0])
+
+
+INTEGERS = [
+    task(THREE, last(2, 32, 7, 9, dtype=INT8), out=last),
+    task(
+        MaxPool((3, 2), (1, 2), (1, 0, 1, 1), ceil_mode=True),
+        sliced(2, 24, 9, 5, dtype=INT8, order=NHWC, more=8),
+        out=sliced(2, 24, 9, 3, dtype=INT8, order=NHWC, more=16),
+    ),
+    task(MaxPool((2, 2), (2, 2), (0,) * 4), last(1, 20, 5, 6, dtype=INT8), out=last),
+]
+
+
+def _scaled(factor: float) -> Program:
+    """A mean of integers times ``factor``, plus one."""
+    b = Builder("f")
+    return b.build(b("add", b("mul", 0, b.const(factor)), b.const(1.0)))
+
+
+AVERAGES = [
+    # Whole windows of 4 and 8 elements and halves of an integer: exact in float32.
+    task(
+        AveragePool((2, 2), (2, 2), (0,) * 4, epilogue=_scaled(2.0), out_dtype=INT8),
+        last(2, 32, 6, 4, dtype=INT8),
+        out=last,
+    ),
+    task(
+        AveragePool((2, 4), (1, 2), (0,) * 4, epilogue=_scaled(0.5), out_dtype=FP16),
+        sliced(2, 24, 5, 8, dtype=INT8, order=NHWC, more=8),
+        out=last,
+    ),
+    # One element counts at a corner, two at an edge, four inside.
+    task(
+        AveragePool((2, 2), (1, 1), (1, 1, 1, 1), epilogue=_scaled(1.0), out_dtype=INT8),
+        last(1, 12, 5, 4, dtype=INT8),
+        out=last,
+    ),
+    task(
+        AveragePool(
+            (2, 2), (2, 2), (1, 0, 1, 0), (2, 1), epilogue=_scaled(1.0), out_dtype=FP32,
+            count_include_pad=True,
+        ),
+        last(1, 16, 7, 4, dtype=INT8),
+        out=last,
+    ),
+    # Floats that become int8.
+    task(
+        AveragePool((2, 2), (2, 2), (0,) * 4, epilogue=_scaled(4.0), out_dtype=INT8),
+        last(2, 16, 6, 4, dtype=FP16),
+        out=last,
+    ),
+]  # fmt: skip
+
+
+def _average_inputs(problem: Problem) -> list[np.ndarray]:
+    rng = np.random.default_rng()
+    (x,) = problem.inputs
+    return [rng.integers(-128, 128, x.shape).astype(x.dtype.numpy)]
+
+
+@pytest.mark.parametrize("problem", AVERAGES, ids=str)
+def test_averages_of_int8(problem: Problem) -> None:
+    inputs = _average_inputs(problem)
+    (expected,) = problem.op.reference(*inputs)
+    assert expected.dtype == problem.y.dtype.numpy
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, ARCHS["sm_80"]):
+            (out,) = KernelEmulator().run(variant, problem, config, inputs)
+            assert np.array_equal(out, expected), (variant.name, config)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", AVERAGES, ids=str)
+def test_averages_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    inputs = _average_inputs(problem)
+    (expected,) = problem.op.reference(*inputs)
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, cuda_runner.device):
+            (out,) = cuda_runner.run(variant, problem, config, inputs)
+            assert np.array_equal(out, expected), (variant.name, config)
+
+
+def _whole_range(problem: Problem) -> list[np.ndarray]:
+    rng = np.random.default_rng()
+    return [rng.integers(-128, 128, s.shape).astype(np.int8) for s in problem.inputs]
+
+
+@pytest.mark.parametrize("rows_each", [1, 2])
+@pytest.mark.parametrize("problem", INTEGERS, ids=str)
+def test_maxima_of_int8(problem: Problem, rows_each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (width, _), *_ = PoolStrips().configs(problem, ARCHS["sm_80"])
+    assert width == {32: 16, 24: 8, 20: 4}[problem.y.shape[1]]
+    monkeypatch.setattr(PoolStrips, "configs", lambda *_: [(width, rows_each)])
+    assert_emulates([VARIANTS[0], PoolStrips()], problem, _whole_range(problem))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", INTEGERS, ids=str)
+def test_maxima_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    inputs = _whole_range(problem)
+    (expected,) = problem.op.reference(*inputs)
+    for variant in variants_of(VARIANTS, problem):
+        for config in variant.configs(problem, cuda_runner.device):
+            (out,) = cuda_runner.run(variant, problem, config, inputs)
+            assert np.array_equal(out, expected), (variant.name, config)
+
+
+def test_maxima_of_int8_move_16_bytes() -> None:
+    (cubin,) = compiled(PoolStrips(), INTEGERS[0], "sm_90a")
+    assert cubin.spills == 0
+    refused = PoolStrips().supports(INTEGERS[0], ARCHS["sm_75"])
+    assert refused is not None
+    assert refused.reason == "sm_75 has no maximum of two halves, expected sm_80 or later"
 
 
 def test_strips_are_expected_to_be_faster() -> None:

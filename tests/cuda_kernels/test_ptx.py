@@ -33,7 +33,7 @@ SM75 = {
     "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
     "ld_global_nc_v4_if": "gr>rrrr", "s8x4_from_f32": "ffff>r", "select_below": "rrrr>r",
     "red_global_add_u64": "gl>", "red_global_max_u32": "gr>", "red_shared_add_u32": "sr>",
-    "ld_shared_v2_f32": "s>ff",
+    "ld_shared_v2_f32": "s>ff", "f32x4_from_s8x4": "r>ffff",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",
@@ -50,6 +50,7 @@ SM90 = {
     "mbarrier_init": "sr>", "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>",
     "setmaxnreg_dec": "40>", "mbarrier_arrive_if": "sr>",
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
+    "e4m3x4_from_f32": "ffff>r", "f32x4_from_e4m3x4": "r>ffff",
 }  # fmt: skip
 GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
 ADDRESSES = {"at", "shared_address", "ahead"}  # used by every kernel, or moved pointers

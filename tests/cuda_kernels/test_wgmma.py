@@ -6,22 +6,27 @@ import zlib
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nrt.cuda_kernels.conv_wgmma import ConvWgmma
 from nrt.cuda_kernels.device import ARCHS
+from nrt.cuda_kernels.epilogue_box import fragment_order
 from nrt.cuda_kernels.gemm_wgmma import GemmWgmma
 from nrt.cuda_kernels.variant import TensorMap
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.value import NHWC
 from nrt.problem import Problem
+from nrt.trial import random_inputs
 
 from .harness import assert_right, compiled, problem
+from .int8_cases import assert_exact, requantized_conv, requantized_product
 from .test_mma import CONVS, MATMULS, TF32, conv
 from .test_mma import LIMIT as FLOAT_LIMIT
 
-LIMIT = {**FLOAT_LIMIT, "int8": 1e-2}
+# Sums of fp8 lose bits, so that a few results are the next number, a sixteenth away.
+LIMIT = {**FLOAT_LIMIT, "int8": 1e-2, "fp8e4m3": 2e-2}
 PARTS = 6
 """Tests that share the tiles of one task: they compile side by side."""
 
@@ -48,6 +53,8 @@ MORE = [
     conv(2, 48, 17, 9, 72, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP16),
     conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=INT8, out_dtype=BF16),
     conv(2, 272, 17, 9, 80, 1, 1, dtype=INT8, out_dtype=INT8),
+    conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP8E4M3),
+    conv(2, 64, 17, 9, 96, 1, 1, dtype=FP16, out_dtype=INT8),
 ]
 OTHER_MATMULS = [
     problem(MatMul(tf32=True), [(300, 1000), (1000, 200)], FP32, constants=(1,)),
@@ -57,6 +64,27 @@ OTHER_MATMULS = [
     problem(MatMul(out_dtype=BF16), [(70, 144), (144, 33)], INT8, constants=(1,)),
 ]
 MATMULS = [*MATMULS, *OTHER_MATMULS]
+
+INT8_CONVS = [
+    requantized_conv((3, 64, 14, 13), (256, 64, 1, 1), residual=INT8),
+    requantized_conv((2, 80, 15, 11), (96, 80, 3, 3), pads=(1, 1, 1, 1)),
+    requantized_conv((2, 64, 13, 11), (80, 64, 3, 3), strides=(2, 1), pads=(0, 1, 2, 0)),
+    # Pieces of wider tensors; no whole cell of 16 channels; other types beside int8.
+    requantized_conv((3, 64, 14, 14), (160, 64, 1, 1), residual=INT8, beside=32, leading=16),
+    requantized_conv((2, 48, 9, 9), (72, 48, 1, 1), residual=INT8),
+    requantized_conv((2, 64, 12, 10), (64, 64, 1, 1), residual=FP16),
+    requantized_conv((2, 64, 12, 10), (64, 64, 1, 1), residual=INT8, out=FP16),
+    requantized_conv((2, 256, 9, 9), (256, 16, 3, 3), pads=(1, 1, 1, 1), groups=16),
+    # Many tiles: clusters that multicast, weights that stay.
+    requantized_conv((6, 64, 56, 56), (256, 64, 1, 1), residual=INT8),
+    requantized_conv((7, 64, 57, 55), (64, 64, 3, 3), pads=(1, 1, 1, 1)),
+]
+INT8_MATMULS = [
+    requantized_product(300, 1040, 208),
+    requantized_product(77, 272, 80, residual=INT8),
+    requantized_product(130, 64, 96, residual=INT8, leading=16),
+    requantized_product(40, 128, 130),
+]
 
 
 def forms(variant: Any, task: Problem) -> list[Any]:
@@ -116,7 +144,68 @@ def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     assert_right(cuda_runner, GemmWgmma(), task, limit(task), forms(GemmWgmma(), task))
 
 
-@pytest.mark.parametrize("task", [CONVS[1], CONVS[2]], ids=str)
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*INT8_CONVS, *INT8_MATMULS], ids=str)
+def test_requantization_is_exact_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    variant = ConvWgmma() if isinstance(task.op, Conv) else GemmWgmma()
+    found = forms(variant, task)
+    # Each takes seconds to compile.
+    assert_exact(cuda_runner, variant, task, found[:: 1 + len(found) // 7])
+
+
+@pytest.mark.gpu
+def test_nan_passes_the_relu_of_a_box(cuda_runner: Any) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    variant, task = ConvWgmma(), conv(1, 64, 9, 8, 64, 1, 1)
+    inputs = random_inputs(task, np.random.default_rng())
+    inputs[0][0, 5, 3, 2] = np.nan
+    config = next(c for c in variant.configs(task, cuda_runner.device) if c.split == 1)
+    (out,) = cuda_runner.run(variant, task, config, inputs)
+    assert np.isnan(out[0, :, 3, 2]).all()
+    out[0, :, 3, 2] = 0
+    assert np.isfinite(out).all()
+    assert (out >= 0).all()
+    assert (out > 0).any()
+
+
+@pytest.mark.gpu
+def test_every_tile_requantizes_on_the_gpu(cuda_runner: Any) -> None:
+    if cuda_runner.device.arch != "sm_90a":
+        pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
+    variant, task = ConvWgmma(), INT8_CONVS[0]
+    configs = variant.configs(task, cuda_runner.device)
+    shapes = {(c.consumers, c.bn): c for c in reversed(configs) if c.split == 1}
+    assert len(shapes) > 8
+    assert_exact(cuda_runner, variant, task, list(shapes.values()))
+
+
+def test_boxes_of_bytes_are_expected_to_leave_faster() -> None:
+    device, variant = ARCHS["sm_90a"], ConvWgmma()
+    shapes = (128, 64, 56, 56), (256, 64, 1, 1)
+    boxes = requantized_conv(*shapes, residual=INT8)
+    rows = requantized_conv(*shapes, residual=FP16)
+    halves = conv(128, 64, 56, 56, 256, 1, 1, residual=True)
+    times = [
+        variant.estimate(t, variant.configs(t, device)[0], device) for t in (boxes, halves, rows)
+    ]
+    assert times[0] < 0.6 * times[1] < 0.6 * times[2]
+
+
+def test_weights_of_boxes_of_bytes_are_in_the_order_of_fragments() -> None:
+    device, rng = ARCHS["sm_90a"], np.random.default_rng()
+    for task, boxed in ((INT8_CONVS[0], True), (INT8_CONVS[4], False), (INT8_CONVS[6], False)):
+        config = ConvWgmma().configs(task, device)[0]
+        k, c = task.inputs[1].shape[:2]
+        weights = rng.integers(-128, 128, (k, c, 1, 1)).astype(np.int8)
+        rows = ConvWgmma().pack(task, config, 1, weights)[:, 0, 0, :c]
+        order = fragment_order(k) if boxed else np.arange(k)
+        assert np.array_equal(rows, weights[order, :, 0, 0])
+
+
+@pytest.mark.parametrize("task", [CONVS[1], CONVS[2], INT8_CONVS[3]], ids=str)
 def test_convolution_compiles_without_spills(task: Problem) -> None:
     for cubin in compiled(ConvWgmma(), task, "sm_90a"):
         assert cubin.spills == 0
@@ -148,6 +237,14 @@ def test_every_tile_compiles_without_spills() -> None:
     for config in shapes.values():
         for cubin in compiled(variant, task, "sm_90a", config):
             assert cubin.spills == 0, config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [*INT8_CONVS[4:7], INT8_MATMULS[1]], ids=str)
+def test_requantization_compiles_without_spills(task: Problem) -> None:
+    variant = ConvWgmma() if isinstance(task.op, Conv) else GemmWgmma()
+    for cubin in compiled(variant, task, "sm_90a"):
+        assert cubin.spills == 0
 
 
 def test_matrix_product_compiles() -> None:

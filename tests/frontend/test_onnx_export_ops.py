@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64, UINT8
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64, UINT8, DType
 from nrt.errors import ExportError
 from nrt.frontend.onnx_export import to_onnx
 from nrt.frontend.onnx_model import import_model
@@ -324,6 +324,16 @@ def test_pools() -> None:
     check(ops.MaxPool((1, 1), (2, 2), (0, 0, 1, 1), (1, 1), True), x[:, :, :8, :8])
     check(ops.MaxPool((3,), (2,), (1, 1), (1,)), normal(2, 3, 9, dtype=FP16))
     check(ops.MaxPool((2, 2), (1, 1), (0,) * 4), integers(1, 2, 5, 5, dtype=INT8))
+
+
+@pytest.mark.parametrize("out_dtype", [INT8, FP16])
+def test_means_of_int8(out_dtype: DType) -> None:
+    b = Builder("f")
+    op = ops.AveragePool(
+        (2, 2), (1, 1), (1, 0, 0, 1), epilogue=b.build(b("mul", 0, b.const(2.0))),
+        out_dtype=out_dtype,
+    )  # fmt: skip
+    check(op, integers(1, 2, 5, 5, dtype=INT8, low=-128, high=128))
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)

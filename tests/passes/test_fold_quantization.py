@@ -155,6 +155,13 @@ class TestProducts:
         # The padding is the zero point, which a kernel does not put there.
         assert ops(graph) == (["Pad", "Conv"] if pad else ["Conv"])
 
+    def test_depthwise(self) -> None:
+        net = QuantizedNet()
+        net.out(net.qconv(net.dq(net.input(2, 12, 7, 5, dtype=INT8), 0.125), 12, groups=12, pad=1))
+        graph = folded(net).graph
+        assert products(graph) == [(INT8, FP32)]
+        assert ops(graph) == ["Conv"]
+
     def test_padding_of_one_side(self) -> None:
         net = QuantizedNet()
         x = net.dq(net.input(2, 16, 7, 5, dtype=INT8), 0.125, -128)
@@ -185,9 +192,9 @@ class TestRefusals:
         net.out(net.qconv(net.dq(net.input(1, 24, 5, 5, dtype=INT8), 0.5), 16))
         self.check(net, "int8 kernels read input channels in runs of 16, it has 24")
 
-    def test_depthwise(self) -> None:
+    def test_depthwise_of_channels_in_no_runs_of_4(self) -> None:
         net = QuantizedNet()
-        net.out(net.qconv(net.dq(net.input(1, 16, 5, 5, dtype=INT8), 0.5), 16, groups=16))
+        net.out(net.qconv(net.dq(net.input(1, 18, 5, 5, dtype=INT8), 0.5), 18, groups=18))
         self.check(net, "runs of 16, a group has 1")
 
     def test_transposed(self) -> None:

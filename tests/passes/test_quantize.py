@@ -97,7 +97,6 @@ def test_layers_between_int8_carry_int8(net: nrt.Network, ranges: nrt.Calibratio
     report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
     assert refused(report) == {
         "stem": "no int8: int8 kernels read input channels in runs of 16, it has 3",
-        "depthwise": "no int8: int8 kernels read input channels in runs of 16, a group has 1",
         "head": "no int8: it gives the network's result, whose rounding nothing averages",
     }
     found = {n.name: n for n in report.graph.nodes}
@@ -107,6 +106,7 @@ def test_layers_between_int8_carry_int8(net: nrt.Network, ranges: nrt.Calibratio
     for name in ("wide.b", "same.b"):
         assert [v.dtype for v in found[name].inputs if len(v.shape) == 4] == [INT8] * 3
         assert len(found[name].inputs) == 5
+    assert found["depthwise"].inputs[0].dtype is found["depthwise"].output.dtype is INT8
     assert (INT8, INT8) in products(report.graph)
     assert products(report.graph)[-1] == (INT8, FP16)
     assert {n.inputs[0].dtype for n in report.graph.nodes if isinstance(n.op, Pointwise)} <= {INT8}
@@ -227,7 +227,7 @@ def test_ranges_without_int8_change_nothing(net: nrt.Network, ranges: nrt.Calibr
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
-def test_every_layer_has_a_kernel_of_tensor_cores(
+def test_every_layer_has_a_fast_kernel(
     arch: str, net: nrt.Network, ranges: nrt.Calibration
 ) -> None:
     report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
@@ -235,7 +235,10 @@ def test_every_layer_has_a_kernel_of_tensor_cores(
     for task in lower(report.graph).tasks:
         able = {v.name for v, refusal in variants_for(task.problem, device) if refusal is None}
         assert able, task.name
-        if isinstance(task.problem.op, Conv) and task.problem.inputs[0].dtype is INT8:
+        op = task.problem.op
+        if isinstance(op, Conv) and op.groups > 1:
+            assert "conv_depthwise_int8" in able
+        elif isinstance(op, Conv) and task.problem.inputs[0].dtype is INT8:
             assert "conv_mma" in able
             assert ("conv_wgmma" in able) == (arch == "sm_90a")
 

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from nrt.dtypes import BOOL, DType
+from nrt.dtypes import BOOL, FP32, INT8, DType
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -41,7 +41,9 @@ class _Pool(Op):
         ceil_mode: a last, partial window counts too, unless it starts in the right padding.
         epilogue: pointwise program applied to each result (register 0), which it gets unrounded;
             inputs beyond the first are its other operands, each broadcasting against the output.
-        out_dtype: float type of the output; that of the input by default.
+        out_dtype: type of the output; that of the input by default. With an epilogue it may be
+            int8, to which results are rounded, to nearest even, and saturate; otherwise a float
+            type.
     """
 
     arity: ClassVar[tuple[int, int]] = (1, MANY)
@@ -75,7 +77,7 @@ class _Pool(Op):
             )
         spatial = self.window().output(self.name, x.shape[2:], ceil=self.ceil_mode)
         shape = (*x.shape[:2], *spatial)
-        dtype = check_stored(self.name, x.dtype, self.out_dtype, self.epilogue is not None)
+        dtype = self.stored(x.dtype)
         if self.epilogue is not None:
             check_epilogue(self.name, self.epilogue, shape, extras)
         elif extras:
@@ -83,6 +85,13 @@ class _Pool(Op):
                 f"{self.name}: got {len(inputs)} inputs, expected 1 without an epilogue"
             )
         return (TensorType(shape, dtype),)
+
+    def stored(self, dtype: DType) -> DType:
+        """Element type of the output for an input of ``dtype``."""
+        ended = self.epilogue is not None
+        if ended and self.out_dtype is INT8 and dtype.is_float:
+            return INT8
+        return check_stored(self.name, dtype, self.out_dtype, ended)
 
     def ended(self, result: Array, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """``result``, freshly computed, behind the epilogue and in the output's type."""
@@ -109,7 +118,7 @@ class MaxPool(_Pool):
 
 @dataclass(frozen=True)
 class AveragePool(_Pool):
-    """Mean of each window.
+    """Mean of each window; that of int8 is a float, and needs an epilogue and ``out_dtype``.
 
     Attributes:
         count_include_pad: divide by all elements of the window that lie in the padded input,
@@ -119,8 +128,14 @@ class AveragePool(_Pool):
     count_include_pad: bool = False
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
-        check_float(self.name, inputs[0].dtype)
+        if inputs[0].dtype is not INT8 or self.epilogue is None or self.out_dtype is None:
+            check_float(self.name, inputs[0].dtype)
         return super().infer(*inputs)
+
+    def stored(self, dtype: DType) -> DType:
+        if dtype is INT8 and self.out_dtype is not None:
+            dtype = FP32
+        return super().stored(dtype)
 
     def divisors(self, spatial: tuple[int, ...]) -> Array:
         """Number of counted elements per window, ``[*S']``, for an input of size ``spatial``."""
@@ -142,7 +157,7 @@ class AveragePool(_Pool):
         x = inputs[0]
         win = self.window()
         out = win.output(self.name, x.shape[2:], ceil=self.ceil_mode)
-        wide = compute(x)
+        wide = compute(x) if x.dtype.kind == "f" or x.dtype.itemsize > 1 else x.astype(np.float32)
         padded = win.padded(wide, out, 0)
         total = np.zeros((*x.shape[:2], *out), wide.dtype)
         for _, cut in win.slices(out):

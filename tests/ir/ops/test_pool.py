@@ -162,6 +162,24 @@ def test_an_epilogue_ends_every_result(kind: type[MaxPool] | type[AveragePool]) 
     np.testing.assert_array_equal(half, plain.astype(np.float16))
 
 
+def test_means_of_int8_are_floats_that_an_epilogue_may_store_as_int8() -> None:
+    rng = np.random.default_rng()
+    x = rng.integers(-128, 128, (2, 3, 6, 8)).astype(np.int8)
+    b = Builder("f")
+    double = b.build(b("mul", 0, b.const(2.0)))
+    window = ((2, 2), (2, 2), (0, 0, 0, 0))
+    mean = x.reshape(2, 3, 3, 2, 4, 2).astype(np.float64).mean(axis=(3, 5))
+    (real,) = AveragePool(*window, epilogue=double, out_dtype=FP32).reference(x)
+    assert real.dtype == np.float32
+    np.testing.assert_array_equal(real, 2 * mean)
+    for data in (x, x.astype(np.float32)):
+        (whole,) = AveragePool(*window, epilogue=double, out_dtype=INT8).reference(data)
+        assert whole.dtype == np.int8
+        np.testing.assert_array_equal(whole, np.clip(np.rint(2 * mean), -128, 127))
+    with pytest.raises(ShapeError, match="AveragePool: input is int8, expected a float type"):
+        AveragePool(*window, epilogue=double).infer(TensorType(x.shape, INT8))
+
+
 @pytest.mark.parametrize(
     ("op", "count", "message"),
     [

@@ -1,0 +1,144 @@
+"""How the Hopper kernel's sums leave as boxes: emulated, a warp at a time."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from nrt.cuda_kernels.epilogue import Extra
+from nrt.cuda_kernels.epilogue_box import boxed_operand, fragment_order, refuse_boxes
+from nrt.cuda_kernels.wgmma_epilogue import box_drains
+from nrt.cuda_kernels.wgmma_layout import DRAIN_COLUMNS, chunk_columns, staged_columns
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
+from nrt.ir.pointwise import Builder, Program
+
+from .kernel_emulator import KernelEmulator, Pointer
+
+STEP = 0.5
+"""Of the residual: exact in float32, as all that the programs here compute."""
+
+
+def program(residual: str = "") -> Program:
+    """``relu(acc * scale + bias + residual * STEP)``; the residual of kind f or i."""
+    b = Builder(["f", "f", "f", *residual])
+    value = b("add", b("mul", 0, 1), 2)
+    if residual:
+        addend = b("to_f", 3) if residual == "i" else 3
+        value = b("add", value, b("mul", addend, b.const(STEP)))
+    return b.build(b("max", value, b.const(-100.0)))
+
+
+def swizzled(memory: np.ndarray, address: int, row_bytes: int) -> np.ndarray:
+    """What the copy engine reads at ``address``: 16 rows, swizzled over their own length."""
+    mask = row_bytes // 16 - 1
+    place = np.arange(address, address + 16 * row_bytes, 16)
+    place ^= (place >> 7 & mask) << 4
+    rows: np.ndarray = np.stack([memory[p : p + 16] for p in place]).reshape(16, row_bytes)
+    return rows
+
+
+def stored(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Floats as elements of ``dtype``: to nearest even, saturated."""
+    if dtype is INT8:
+        return np.clip(np.rint(values), -128, 127).astype(np.int8)
+    if dtype is FP8E4M3:
+        return np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    return values.astype(dtype.numpy)
+
+
+@pytest.mark.parametrize(
+    ("bn", "dtype", "residual", "columns"),
+    [
+        (32, INT8, None, 32),
+        (64, INT8, INT8, 48),
+        (96, INT8, INT8, 96),
+        (160, INT8, None, 160),
+        (256, INT8, INT8, 208),
+        (64, FP8E4M3, FP8E4M3, 64),
+        (64, FP8E4M3, INT8, 64),
+        (128, INT8, FP8E4M3, 112),
+        (64, FP16, FP16, 56),
+        (96, BF16, None, 96),
+        (192, FP16, FP16, 192),
+    ],
+)
+def test_boxes_hold_the_results(
+    bn: int, dtype: DType, residual: DType | None, columns: int
+) -> None:
+    rng = np.random.default_rng()
+    n0, m, size = 32, 48, dtype.itemsize
+    k_count = n0 + columns
+    sums = rng.integers(-500, 500, (16, bn))
+    scale = 2.0 ** rng.integers(-3, 0, k_count)
+    bias = rng.integers(-20, 20, k_count) / 2
+    kind = "" if residual is None else "i" if residual is INT8 else "f"
+    extras = [Extra(FP32, "channel", 1), Extra(FP32, "channel", 1)]
+    added = np.zeros((16, bn))
+    memory = np.zeros(16 * bn * size, np.uint8)
+    row_bytes = chunk_columns(bn, size) * size
+    if residual is not None:
+        extras.append(Extra(residual, "same"))
+        added = rng.integers(-16, 17, (16, bn))  # e4m3 holds them
+        raw = np.ascontiguousarray(added.astype(residual.numpy)).view(np.uint8)
+        boxes = raw.reshape(16, -1, row_bytes).transpose(1, 0, 2)
+        for index, box in enumerate(boxes):
+            place = np.arange(16 * row_bytes).reshape(16, row_bytes) + index * 16 * row_bytes
+            place ^= (place >> 7 & (row_bytes // 16 - 1)) << 4
+            memory[place] = box
+
+    # The rows of the weights are in the order of the fragments, so the sums come in it.
+    fragment = sums[:, fragment_order(bn)] if size == 1 else sums
+    lane, element = np.arange(32)[:, None], np.arange(bn // 2)
+    accumulators = fragment[
+        lane // 4 + element % 4 // 2 * 8, element // 4 * 8 + lane % 4 * 2 + element % 2
+    ]
+    emulator = KernelEmulator()
+    pointers = [Pointer(a.astype(np.float32), "operand") for a in (scale, bias)]
+    held = residual is not None
+    drains = box_drains(bn, program(kind), tuple(extras), dtype, held)
+    assert len(drains) == -(-bn // DRAIN_COLUMNS)
+    found: dict[int, np.ndarray] = {}
+    reals = added[:, :columns] * STEP
+    exact = sums[:, :columns] * scale[n0:] + bias[n0:] + reals
+    where = Pointer(np.zeros(128, np.uint8), "map")
+    rest = (n0, m, k_count, where, *pointers, None, None)
+    for drain in drains:
+        memory = emulator.warp(
+            drain.py_func, lambda t: (accumulators[t].tolist(), 0, t, *rest), memory
+        )
+        for address, x, y in emulator.stores:
+            assert y == m
+            found[x - n0] = swizzled(memory, address, row_bytes)
+    assert sorted(found) == list(range(0, columns, row_bytes // size))
+    rows = np.concatenate([found[x] for x in sorted(found)], axis=1).view(dtype.numpy)
+    expected = stored(np.maximum(exact, -100.0), dtype)
+    assert rows.dtype == expected.dtype
+    assert np.array_equal(rows[:, :columns], expected)
+
+
+def test_staging_is_what_leaves_at_a_time() -> None:
+    assert [staged_columns(bn, 2, False) for bn in (96, 256)] == [96, 128]
+    assert staged_columns(256, 2, True) == staged_columns(256, 1, False) == 256
+    assert [chunk_columns(bn, 2) for bn in (256, 96, 16)] == [64, 32, 16]
+    assert [chunk_columns(bn, 1) for bn in (256, 64, 96)] == [128, 64, 32]
+
+
+def test_order_of_fragments_is_a_permutation_within_sixteens() -> None:
+    order = fragment_order(48)
+    assert sorted(order) == list(range(48))
+    assert (order // 16 == np.arange(48) // 16).all()
+    # A lane's columns 2 t and 2 t + 1 of both eights are four neighbours.
+    for t in range(4):
+        mine = [order[c] for c in (2 * t, 2 * t + 1, 8 + 2 * t, 9 + 2 * t)]
+        assert mine == [4 * t, 4 * t + 1, 4 * t + 2, 4 * t + 3]
+
+
+def test_operands_of_boxes_are_as_wide_as_the_output() -> None:
+    column, byte, half = Extra(FP32, "channel", 1), Extra(INT8, "same"), Extra(FP16, "rows", 1)
+    assert boxed_operand([column, byte], INT8) == 1
+    assert boxed_operand([byte], FP16) is None
+    assert boxed_operand([half], INT8) is None
+    assert not refuse_boxes([column, byte], FP8E4M3)
+    assert refuse_boxes([half], INT8)
+    assert refuse_boxes([column], FP32)
