@@ -85,7 +85,7 @@ class PipelineOptions:
     Attributes:
         precision: permitted precisions; see `SelectPrecision`.
         layers: name pattern -> the one precision of the layers that it matches.
-        calibration: ranges for int8; see `QuantizeLayers`.
+        calibration: ranges for int8 and fp8; see `QuantizeLayers`.
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name; not one that the other options ask for.
@@ -248,9 +248,9 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
 
 
 def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
-    """What makes int8 of layers, where int8 is permitted."""
+    """What makes int8 or fp8 of layers, where one is permitted."""
     first = QuantizeLayers(options.calibration, options.precision, options.layers)
-    if "int8" not in options.precision:
+    if not first.wanted:
         return (first,)
     return (
         first,
