@@ -18,7 +18,8 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.dtypes import FP8E4M3, FP64, DType
+from nrt.cuda_kernels.fp8 import e4m3_word, f32_from_e4m3
+from nrt.dtypes import FP64, DType
 
 __all__ = [
     "convert_text",
@@ -90,6 +91,8 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "bits_float": ptx.bits_float,
         "pack_fp16": ptx.f16x2_from_f32,
         "pack_bf16": ptx.bf16x2_from_f32,
+        "pack_fp8e4m3": e4m3_word,
+        "from_fp8e4m3": f32_from_e4m3,
         "fp16_0": ptx.f32_from_f16_lo,
         "fp16_1": ptx.f32_from_f16_hi,
         "bf16_0": ptx.f32_from_bf16_lo,
@@ -102,8 +105,6 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "st4": ptx.st_global_v4,
     }
     for dtype in dtypes:
-        if dtype is FP8E4M3:
-            continue
         names[f"load_{dtype}"] = loader(dtype)
         names[f"store_{dtype}"] = storer(dtype)
         if dtype.kind == "int":
@@ -138,6 +139,8 @@ def unpack_text(dtype: DType, word: str, part: int) -> str:
         return f"{dtype}_{part}({word})"
     bits = 8 * dtype.itemsize
     shifted = word if part == 0 else f"({word} >> u32({bits * part}))"
+    if dtype.name == "fp8e4m3":
+        return f"from_fp8e4m3(u32(u32({shifted}) & u32(255)))"
     if dtype.kind == "bool":
         return f"(u8({shifted}) != 0)"
     sign = "i" if dtype.name.startswith("int") else "u"
@@ -152,6 +155,8 @@ def _pack(dtype: DType, values: Sequence[str]) -> str:
         return f"u32({values[0]})"
     if dtype.name in ("fp16", "bf16"):
         return f"pack_{dtype}({values[0]}, {values[1]})"
+    if dtype.name == "fp8e4m3":
+        return f"pack_fp8e4m3({', '.join(values)})"
     bits = 8 * dtype.itemsize
     text = ""
     for part, value in enumerate(values):

@@ -16,7 +16,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.cuda_kernels.fp8 import e4m3_from_f32, f32_from_e4m3
+from nrt.cuda_kernels.fp8 import e4m3_word, f32_from_e4m3
 from nrt.dtypes import FP32, INT8, DType
 from nrt.ir.pointwise import Program
 from nrt.problem import TensorSpec
@@ -278,7 +278,7 @@ def make_store(
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
         "pack_s8": ptx.s8x4_from_f32,
-        "pack_e4m3": _e4m3x4,
+        "pack_e4m3": e4m3_word,
         "int_bits": _int_bits,
         "signed_byte": _signed_byte,
         "fp8_byte": _fp8_byte,
@@ -298,13 +298,6 @@ def _store_s8(p, i, value):
     """Stores the nearest integer, half to even, in [-128, 127]; NaN is 0."""
     rounded = cuda.libdevice.float2int_rn(f32(value))
     p[i] = i8(min(max(rounded, i32(-128)), i32(127)))
-
-
-@cuda.jit(device=True, inline="always")
-def _e4m3x4(a, b, c, d):
-    low = u32(e4m3_from_f32(a) | u32(e4m3_from_f32(b) << u32(8)))
-    high = u32(e4m3_from_f32(c) | u32(e4m3_from_f32(d) << u32(8)))
-    return u32(low | u32(high << u32(16)))
 
 
 @cuda.jit(device=True, inline="always")

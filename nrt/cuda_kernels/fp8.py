@@ -1,4 +1,4 @@
-"""fp8 in e4m3 as integer arithmetic: PTX converts it from sm_89 on, this runs everywhere.
+"""fp8 in e4m3: by instructions where there are such, sm_89 on, else in integer arithmetic.
 
 Layout: a sign, four bits of exponent with bias 7, three of mantissa; no infinities, NaN is 0x7F,
 the largest number 448 (Micikevicius et al. 2022, "FP8 formats for deep learning").
@@ -11,7 +11,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 
-__all__ = ["e4m3_from_f32", "f32_from_e4m3"]
+__all__ = ["e4m3_from_f32", "e4m3_word", "f32_from_e4m3"]
 
 f32 = types.float32
 u16 = types.uint16
@@ -22,8 +22,8 @@ _NAN = 0x7FC00000
 
 
 @cuda.jit(device=True, inline="always")
-def f32_from_e4m3(bits):
-    """The float32 of e4m3 ``bits``.
+def _decoded(bits):
+    """The float32 of e4m3 ``bits``, on any GPU.
 
     The mantissa under the exponent field of fp16 is the number over 256, subnormals included: the
     two biases are 7 and 15.
@@ -35,8 +35,8 @@ def f32_from_e4m3(bits):
 
 
 @cuda.jit(device=True, inline="always")
-def e4m3_from_f32(value):
-    """e4m3 bits of a float32, to nearest even; beyond 448 it saturates, NaN stays NaN.
+def _encoded(value):
+    """`e4m3_from_f32` on any GPU.
 
     Numbers below 2^-6 are multiples of 2^-9: added to 2^14, whose last bit is that, they round in
     the adder. Above, the 20 bits that go are rounded in the integer, whose carry grows the exponent
@@ -52,3 +52,27 @@ def e4m3_from_f32(value):
     small = ptx.select_below(size, u32(0x3C800000), tiny, plain)
     outside = ptx.select_below(u32(0x7F800000), size, u32(0x7F), u32(0x7E))
     return u32(sign | ptx.select_below(size, u32(0x43E00000), small, outside))
+
+
+@cuda.jit(device=True, inline="always")
+def f32_from_e4m3(bits):
+    """The float32 of e4m3 ``bits`` in the lowest byte, the others 0."""
+    return ptx.f32_from_e4m3_byte(u32(bits)) if ptx.converts_e4m3() else _decoded(bits)
+
+
+@cuda.jit(device=True, inline="always")
+def e4m3_from_f32(value):
+    """e4m3 bits of a float32, to nearest even; beyond 448 it saturates, NaN stays NaN."""
+    if ptx.converts_e4m3():
+        return u32(ptx.e4m3x4_from_f32(f32(value), f32(0), f32(0), f32(0)))
+    return _encoded(value)
+
+
+@cuda.jit(device=True, inline="always")
+def e4m3_word(a, b, c, d):
+    """Four floats as e4m3, the first in the lowest byte."""
+    if ptx.converts_e4m3():
+        return u32(ptx.e4m3x4_from_f32(f32(a), f32(b), f32(c), f32(d)))
+    low = u32(_encoded(a) | u32(_encoded(b) << u32(8)))
+    high = u32(_encoded(c) | u32(_encoded(d) << u32(8)))
+    return u32(low | u32(high << u32(16)))
