@@ -18,7 +18,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.cuda_kernels.fp8 import e4m3_word, f32_from_e4m3
+from nrt.cuda_kernels.fp8 import e4m3x4_from_f32, f32_from_e4m3
 from nrt.dtypes import FP64, DType
 
 __all__ = [
@@ -91,7 +91,7 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "bits_float": ptx.bits_float,
         "pack_fp16": ptx.f16x2_from_f32,
         "pack_bf16": ptx.bf16x2_from_f32,
-        "pack_fp8e4m3": e4m3_word,
+        "pack_fp8e4m3": e4m3x4_from_f32,
         "from_fp8e4m3": f32_from_e4m3,
         "fp16_0": ptx.f32_from_f16_lo,
         "fp16_1": ptx.f32_from_f16_hi,
@@ -138,9 +138,9 @@ def unpack_text(dtype: DType, word: str, part: int) -> str:
     if dtype.name in ("fp16", "bf16"):
         return f"{dtype}_{part}({word})"
     bits = 8 * dtype.itemsize
-    shifted = word if part == 0 else f"({word} >> u32({bits * part}))"
     if dtype.name == "fp8e4m3":
-        return f"from_fp8e4m3(u32(u32({shifted}) & u32(255)))"
+        return f"from_fp8e4m3({word}, {part})"
+    shifted = word if part == 0 else f"({word} >> u32({bits * part}))"
     if dtype.kind == "bool":
         return f"(u8({shifted}) != 0)"
     sign = "i" if dtype.name.startswith("int") else "u"

@@ -16,7 +16,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.cuda_kernels.fp8 import e4m3_word, f32_from_e4m3
+from nrt.cuda_kernels.fp8 import e4m3x4_from_f32, f32_from_e4m3
 from nrt.dtypes import FP32, INT8, DType
 from nrt.ir.pointwise import Program
 from nrt.problem import TensorSpec
@@ -116,8 +116,8 @@ def _general_index(extra: Extra) -> str:
 
 
 _UNPACK = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
-_BYTE = {"int8": "signed_byte", "fp8e4m3": "fp8_byte"}
-"""By type of one byte: the function of (word, shift) that gives its element."""
+_BYTE = {"int8": "signed_byte({word}, u32({shift}))", "fp8e4m3": "fp8_byte({word}, {part})"}
+"""By type of one byte: the expression of an element of a word."""
 
 
 def _load_extra(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
@@ -174,7 +174,7 @@ def _element(dtype: DType, word: str, j: int) -> str:
         return f"as_float({word}{j})"
     if dtype.name in _UNPACK:
         return f"{_UNPACK[dtype.name][j % 2]}({word}{j // 2})"
-    return f"{_BYTE[dtype.name]}({word}{j // 4}, u32({j % 4 * 8}))"
+    return _BYTE[dtype.name].format(word=f"{word}{j // 4}", part=j % 4, shift=j % 4 * 8)
 
 
 def _held_values(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
@@ -278,10 +278,10 @@ def make_store(
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
         "pack_s8": ptx.s8x4_from_f32,
-        "pack_e4m3": e4m3_word,
+        "pack_e4m3": e4m3x4_from_f32,
         "int_bits": _int_bits,
         "signed_byte": _signed_byte,
-        "fp8_byte": _fp8_byte,
+        "fp8_byte": f32_from_e4m3,
         "store": _store_s8 if dtype == INT8 else storer(dtype),
         **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
     }
@@ -308,8 +308,3 @@ def _int_bits(value):
 @cuda.jit(device=True, inline="always")
 def _signed_byte(word, shift):
     return i64(i8(u32(word >> shift)))
-
-
-@cuda.jit(device=True, inline="always")
-def _fp8_byte(word, shift):
-    return f32_from_e4m3(u32(u32(word >> shift) & u32(0xFF)))

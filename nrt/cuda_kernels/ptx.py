@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils
-from numba.core.targetconfig import ConfigStack
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
@@ -35,9 +34,6 @@ __all__ = [
     "f16x2_from_f32",
     "f16x2_pair",
     "bf16x2_from_f32",
-    "converts_e4m3",
-    "e4m3x4_from_f32",
-    "f32_from_e4m3_byte",
     "f32_from_f16_hi",
     "f32_from_f16_lo",
     "f32_from_bf16_hi",
@@ -478,22 +474,6 @@ dp4a = asm(
     doc="``dp4a.s32.s32``: four int8 products of (a, b), added to c (sm_61).",
 )  # fmt: skip
 
-# -- what the target has ---------------------------------------------------------------------------
-
-
-@intrinsic
-def converts_e4m3(typingctx):
-    """Whether the target has ``cvt`` of e4m3 (sm_89): a constant, whose other branch goes."""
-    del typingctx
-
-    def codegen(context: Any, builder: Any, sig: Any, llvm_args: Any) -> Any:
-        del context, builder, sig, llvm_args
-        capability = ConfigStack().top().compute_capability
-        return ir.Constant(ir.IntType(1), int(tuple(capability)[:2] >= (8, 9)))
-
-    return types.boolean(), codegen
-
-
 # -- conversions and fast functions ----------------------------------------------------------------
 
 f32_from_f16 = asm(
@@ -533,19 +513,6 @@ s8x4_from_f32 = asm(
     [u32], [f32] * 4, pure=True,
     doc="Two ``cvt.pack.sat.s8.s32.b32``: pack four floats, the first lowest, into int8, to "
     "nearest even and saturated; NaN is 0 (sm_72).",
-)  # fmt: skip
-f32_from_e4m3_byte = asm(
-    "f32_from_e4m3_byte", "{ .reg .b16 p, l, h; .reg .b32 t; cvt.u16.u32 p, $1; "
-    "cvt.rn.f16x2.e4m3x2 t, p; mov.b32 {l, h}, t; cvt.f32.f16 $0, l; }",
-    [f32], [u32], pure=True,
-    doc="``cvt.rn.f16x2.e4m3x2``: the float32 of e4m3 bits in the lowest byte (sm_89).",
-)  # fmt: skip
-e4m3x4_from_f32 = asm(
-    "e4m3x4_from_f32", "{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, $2, $1; "
-    "cvt.rn.satfinite.e4m3x2.f32 h, $4, $3; mov.b32 $0, {l, h}; }",
-    [u32], [f32] * 4, pure=True,
-    doc="Two ``cvt.rn.satfinite.e4m3x2.f32``: pack four floats, the first lowest, into e4m3, to "
-    "nearest even and saturated; NaN stays NaN (sm_89).",
 )  # fmt: skip
 f32_from_f16_lo = asm(
     "f32_from_f16_lo", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }",

@@ -17,6 +17,8 @@ __all__ = [
     "bits_float",
     "conversion",
     "dp4a",
+    "e4m3_bits",
+    "e4m3_part",
     "float_bits",
     "half",
     "half_bits",
@@ -68,6 +70,18 @@ def half_bits(value: float) -> int:
 
 def bf16_bits(value: float) -> int:
     return int(np.asarray(value, ml_dtypes.bfloat16).view(np.uint16))
+
+
+def e4m3_part(word: int, part: int) -> float:
+    """Byte ``part`` of a word as a number of fp8."""
+    byte = np.uint8(u32(word) >> 8 * part & 0xFF)
+    return float(byte.view(ml_dtypes.float8_e4m3fn))
+
+
+def e4m3_bits(value: float) -> int:
+    """``cvt.rn.satfinite.e4m3x2.f32`` of one number."""
+    limited = np.clip(np.float32(value), -448, 448)
+    return int(np.asarray(limited, ml_dtypes.float8_e4m3fn).view(np.uint8))
 
 
 def float_bits(value: float) -> int:

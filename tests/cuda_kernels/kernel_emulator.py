@@ -27,7 +27,7 @@ from numba.core.extending import _Intrinsic
 from numba.core.types import Boolean, Float, Integer
 from numba.cuda.dispatcher import CUDADispatcher
 
-from nrt.cuda_kernels import codegen, ptx
+from nrt.cuda_kernels import codegen, fp8, ptx
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
 from nrt.problem import Problem, TensorSpec
@@ -39,6 +39,8 @@ from .emulated_numbers import (
     bits_float,
     conversion,
     dp4a,
+    e4m3_bits,
+    e4m3_part,
     float_bits,
     half,
     half_bits,
@@ -231,12 +233,20 @@ class _Cuda:
             "s8x4_from_f32": s8x4, "select_below": lambda a, b, c, d: c if a < b else d,
             "max_f16x2": max_pair(half), "max_bf16x2": max_pair(bf16),
             "dp4a": dp4a, "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
-            "tanh_approx": math.tanh, "converts_e4m3": lambda: False,
+            "tanh_approx": math.tanh,
         }  # fmt: skip
 
 
 _MMA = {id(ptx.mma_f16): "f16", id(ptx.mma_bf16): "bf16"}
 """The kind of each matrix instruction."""
+
+
+_FP8 = {
+    id(fp8.f32_from_e4m3): e4m3_part,
+    id(fp8.e4m3_from_f32): e4m3_bits,
+    id(fp8.e4m3x4_from_f32): lambda *v: sum(e4m3_bits(x) << 8 * k for k, x in enumerate(v)),
+}
+"""Conversions of fp8."""
 
 
 _BLOCKS = ("fragments_a", "fragments_b", "products")
@@ -282,7 +292,7 @@ class KernelEmulator:
         table = self.cuda.intrinsics()
         self.ptx = pytypes.SimpleNamespace(**table)
         self.by_id = {id(getattr(ptx, name)): f for name, f in table.items()}
-        self.by_id |= _MMA
+        self.by_id |= _MMA | _FP8
         self.by_id |= {id(codegen._min): _minimum, id(codegen._max): _maximum}
         self.functions: dict[int, Any] = {}
 
