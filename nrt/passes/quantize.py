@@ -166,7 +166,7 @@ class QuantizeLayers(Pass):
         first: dict[Value, DType] = {}
         for node, dtype in chosen.items():
             first.setdefault(self._source(node.inputs[0]), dtype)
-        values = {value: (dtype,) for value, dtype in first.items()}
+        values: dict[Value, tuple[DType, ...]] = {v: (dtype,) for v, dtype in first.items()}
         for node, dtype in chosen.items():
             value = self._source(node.inputs[0])
             if first[value] is not dtype:
@@ -175,10 +175,10 @@ class QuantizeLayers(Pass):
             values[value] = tuple(dict.fromkeys((*values.get(value, ()), dtype)))
         kinds = {n: n.inputs[0].dtype for n in graph.nodes if _is_quantized(n)} | dict(chosen)
         for node in kinds:
-            value = self._residual(graph, node, kinds)
-            if value is not None:
-                reader, _ = graph.consumers(value)[0]
-                values.setdefault(value, (kinds[reader],))
+            residual = self._residual(graph, node, kinds)
+            if residual is not None:
+                reader, _ = graph.consumers(residual)[0]
+                values.setdefault(residual, (kinds[reader],))
         return values
 
     def _source(self, value: Value) -> Value:
