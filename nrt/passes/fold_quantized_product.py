@@ -56,8 +56,11 @@ def _operands(op: type[Any] | tuple[type[Any], ...]) -> Pat:
     )
 
 
-def _grids(match: Match) -> tuple[Grid, Grid] | str:
-    """Those of both operands, or why they are not both of int8 or both of fp8."""
+def _grids(match: Match, no_fp8: str = "") -> tuple[Grid, Grid] | str:
+    """Those of both operands, or why they are not both of int8 or both of fp8.
+
+    ``no_fp8`` says why not the latter.
+    """
     found = []
     for name, label in (("x", "input"), ("w", "weights")):
         grid = grid_of(match.nodes[name])
@@ -69,6 +72,8 @@ def _grids(match: Match) -> tuple[Grid, Grid] | str:
     x, w = found
     if x.dtype is not w.dtype:
         return f"its input is {x.dtype}, its weights are {w.dtype}: kernels multiply equal types"
+    if x.dtype is FP8E4M3 and no_fp8:
+        return f"its operands are fp8: {no_fp8}"
     if not x.is_uniform:
         return "its input has a scale per channel, which the sums mix"
     if not w.is_symmetric:
@@ -174,13 +179,16 @@ class ConvOfIntegers(Rule):
 
     pattern = _operands((Conv, ConvTranspose))
 
+    def __init__(self, no_fp8: str = "") -> None:
+        self.no_fp8 = no_fp8
+
     def check(self, graph: Graph, match: Match) -> str | None:
         op: Any = match.root.op
         if isinstance(op, ConvTranspose):
             return "no kernel transposes a convolution of int8 or fp8"
         if op.prologue is not None:
             return "its input has a prologue, which computes floats"
-        grids = _grids(match)
+        grids = _grids(match, self.no_fp8)
         if isinstance(grids, str):
             return grids
         weights = match.nodes["w"].inputs[0]
@@ -233,18 +241,32 @@ class MatMulOfIntegers(Rule):
 
     pattern = _operands(MatMul)
 
+    def __init__(self, no_fp8: str = "") -> None:
+        self.no_fp8 = no_fp8
+
     def check(self, graph: Graph, match: Match) -> str | None:
-        grids = _grids(match)
+        grids = _grids(match, self.no_fp8)
         if isinstance(grids, str):
             return grids
         a, b = (match.nodes[name].inputs[0] for name in ("x", "w"))
         if len(a.shape) < 2 or len(b.shape) < 2:
             return "one of its operands is a vector"
         x, w = grids
+        if x.dtype is FP8E4M3 and (reason := self._sparse_fp8(match, a, b)):
+            return reason
         if w.scales(b.shape, self._axis(match)) is None:
             return "its right operand has scales along another dimension than that of the columns"
         if not x.is_symmetric and b.constant is None:
             return "its left operand has a zero point, and the right one is computed at run time"
+        return None
+
+    @staticmethod
+    def _sparse_fp8(match: Match, a: Value, b: Value) -> str | None:
+        """Why tensor cores, without which it does not pay, do not multiply these fp8."""
+        if b.constant is None or len(b.shape) != 2 or match.root.op.attributes()["trans_a"]:
+            return "its operands are fp8, which kernels multiply by a constant matrix"
+        if a.shape[-1] % LEAST_CHANNELS:
+            return f"fp8 kernels read rows in runs of {LEAST_CHANNELS}, these have {a.shape[-1]}"
         return None
 
     @staticmethod

@@ -68,16 +68,18 @@ class QuantizeLayers(Pass):
         calibration: ranges of the fused graph's values; None for a model that is quantized already.
         permitted: names of precisions; without ``int8`` and ``fp8`` nothing happens.
         layers: name pattern -> precision, the first match counts.
+        no_fp8: why the target multiplies no fp8; empty if it does.
 
     Raises:
         BuildError: int8 or fp8 is permitted, there are no ranges, and the model has no Q/DQ nodes
-            of that type.
+            of that type; or fp8 without int8, and the target multiplies none.
     """
 
     name: ClassVar[str] = "quantize"
     calibration: Calibration | None = None
     permitted: frozenset[str] = frozenset()
     layers: Mapping[str, str] = field(default_factory=dict)
+    no_fp8: str = ""
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -91,6 +93,8 @@ class QuantizeLayers(Pass):
     def run(self, graph: Graph) -> PassResult:
         if not self.wanted:
             return PassResult(graph, False)
+        if self.no_fp8 and self.wanted == ("fp8",):
+            raise BuildError(f"precision: fp8: {self.no_fp8}; permit int8 or fp16 instead")
         if self.calibration is None:
             types = [QUANTIZED[name] for name in self.wanted]
             if not any(_is_quantized(n) and n.inputs[0].dtype in types for n in graph.nodes):
@@ -111,14 +115,23 @@ class QuantizeLayers(Pass):
                 else:
                     notes.append(self.refused(node, found))
         values = self._values(graph, chosen)
+        uses = {value: graph.consumers(value) for value, _ in values}
         for node, dtype in chosen.items():
             assert self.calibration is not None
             scale = self.calibration.scale(self._source(node.inputs[0]).name, dtype)
             text = f"{_NAMES[dtype]}: its input has the scale {scale:.4g}"
             notes.append(self.fired(node, text))
             self._weights(graph, node, dtype)
-        for value in sorted(values, key=lambda v: v.name):
-            self._activation(graph, value, values[value], chosen)
+        for value, dtype in sorted(values, key=lambda pair: (pair[0].name, pair[1].name)):
+            back = self._round_trip(graph, value, dtype)
+            for reader, slot in uses[value]:
+                if reader in chosen and slot == 0:
+                    reads = chosen[reader] is dtype
+                else:
+                    # What an input holds is there as floats in any case.
+                    reads = values[value, dtype] and value.producer is not None
+                if reads:
+                    graph.replace_input(reader, slot, back)
         return PassResult(graph, bool(values), tuple(notes))
 
     def _choice(self, graph: Graph, node: Node, rules: LayerRules) -> DType | str:
@@ -142,6 +155,8 @@ class QuantizeLayers(Pass):
         """Why the operands of ``node`` are not of precision ``name``, or None."""
         op: Any = node.op
         x, w = node.inputs[:2]
+        if name == "fp8" and self.no_fp8:
+            return self.no_fp8
         if isinstance(op, ConvTranspose):
             return f"no kernel transposes a convolution of {name}"
         if not w.is_constant:
@@ -161,24 +176,24 @@ class QuantizeLayers(Pass):
             return f"the calibration has no range of its input '{x.name}'"
         return None
 
-    def _values(self, graph: Graph, chosen: Mapping[Node, DType]) -> dict[Value, tuple[DType, ...]]:
-        """What to quantize, with the types; the first is that of whoever reads it besides."""
+    def _values(
+        self, graph: Graph, chosen: Mapping[Node, DType]
+    ) -> dict[tuple[Value, DType], bool]:
+        """What to quantize, as what, and whether those read it that do not multiply it."""
         first: dict[Value, DType] = {}
         for node, dtype in chosen.items():
             first.setdefault(self._source(node.inputs[0]), dtype)
-        values: dict[Value, tuple[DType, ...]] = {v: (dtype,) for v, dtype in first.items()}
+        values = dict.fromkeys(first.items(), True)
         for node, dtype in chosen.items():
-            value = self._source(node.inputs[0])
-            if first[value] is not dtype:
-                # What is pooled, or moved, is of the other type.
-                value = node.inputs[0]
-            values[value] = tuple(dict.fromkeys((*values.get(value, ()), dtype)))
+            if first[self._source(node.inputs[0])] is not dtype:
+                # What is pooled, or moved, before it is of the other type.
+                values.setdefault((node.inputs[0], dtype), False)
         kinds = {n: n.inputs[0].dtype for n in graph.nodes if _is_quantized(n)} | dict(chosen)
         for node in kinds:
             residual = self._residual(graph, node, kinds)
-            if residual is not None:
+            if residual is not None and residual not in first:
                 reader, _ = graph.consumers(residual)[0]
-                values.setdefault(residual, (kinds[reader],))
+                values[residual, kinds[reader]] = True
         return values
 
     def _source(self, value: Value) -> Value:
@@ -203,21 +218,6 @@ class QuantizeLayers(Pass):
         if not uses or not inner or graph.is_output(value) or value.dtype is not FP32:
             return None
         return value if value.name in self.calibration else None
-
-    def _activation(
-        self, graph: Graph, value: Value, dtypes: tuple[DType, ...], chosen: Mapping[Node, DType]
-    ) -> None:
-        """Let the readers of ``value`` read it quantized; those of an input only if they multiply.
-
-        What an input holds is there as floats in any case.
-        """
-        uses = graph.consumers(value)
-        back = {dtype: self._round_trip(graph, value, dtype) for dtype in dtypes}
-        for reader, slot in uses:
-            multiplies = reader in chosen and slot == 0
-            if value.producer is not None or multiplies:
-                dtype = chosen[reader] if multiplies else dtypes[0]
-                graph.replace_input(reader, slot, back[dtype])
 
     def _round_trip(self, graph: Graph, value: Value, dtype: DType) -> Value:
         """``value`` quantized and dequantized."""
