@@ -10,7 +10,7 @@ import pytest
 from nrt.cpu_kernels import variant_by_name, variants_for
 from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
 from nrt.ir.op import Array
-from nrt.ir.ops import Cast, Conv, MatMul
+from nrt.ir.ops import Cast, Conv, MatMul, MaxPool
 from nrt.ir.ops.common import cast
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem
@@ -156,6 +156,20 @@ def test_fp8_reads_and_rounds_as_ml_dtypes_does(rng: np.random.Generator) -> Non
     wanted = cast(values, FP8E4M3)
     np.testing.assert_array_equal(out[:-1].view(np.uint8), wanted[:-1].view(np.uint8))
     assert np.isnan(out[-1].astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [INT8, FP8E4M3], ids=str)
+@pytest.mark.parametrize("out", ["nhwc", None])
+def test_maxima(dtype: DType, out: str | None, rng: np.random.Generator) -> None:
+    # The first line of windows lies in the padding alone.
+    op = MaxPool((3, 2), (2, 1), (3, 0, 0, 1), ceil_mode=True)
+    x = channel_slice((2, 13, 7, 6), 21, dtype) if out else spec((2, 13, 7, 6), dtype=dtype)
+    p = problem(op, [x], [out], constants=())  # type: ignore[list-item]
+    array = cast(50 * rng.standard_normal((2, 13, 7, 6)), dtype)
+    variant = variant_by_name("cpu_pool")
+    assert variant.supports(p) is None
+    ((found, _),) = run(variant, p, (), [array])
+    np.testing.assert_array_equal(found.view(np.uint8), op.reference(array)[0].view(np.uint8))
 
 
 def test_quantized_products_do_not_fall_back() -> None:
