@@ -17,7 +17,7 @@ from nrt.cuda_kernels.registry import variants_for
 from nrt.dtypes import FP8E4M3, FP16, FP32, INT8
 from nrt.errors import BuildError
 from nrt.ir.evaluate import evaluate
-from nrt.ir.ops import Add, Conv, MaxPool, Quantize, Relu
+from nrt.ir.ops import Add, Conv, MatMul, MaxPool, Quantize, Relu, Reshape
 from nrt.lowering import lower
 from nrt.passes.base import run_pipeline
 from nrt.passes.fold_quantization import FoldQuantization
@@ -33,6 +33,11 @@ LEAST_SQNR = 20.0
 """Decibels between a calibrated network of ten layers and its floats. Three bits of mantissa round
 with 31.5 dB; a product of two such operands has 28.5, and along the six layers of the longest path
 that adds up to 20.7 at worst. A scale that is wrong leaves less than 10."""
+
+Q_DQ_SQNR = 25.0
+"""Decibels between a target and the reference of a model that rounds to fp8 itself. They differ
+where sums, of which tensor cores keep some 14 bits, lie on two sides of a half: a few numbers in a
+hundred, by a step of a tenth. Four layers leave about 30; a scale that is wrong less than 10."""
 
 
 @pytest.fixture(autouse=True)
@@ -213,22 +218,24 @@ def test_on_the_gpu(net: nrt.Network, ranges: nrt.Calibration, rng: np.random.Ge
     assert sqnr(found, wanted) >= LEAST_SQNR
 
 
-@pytest.mark.gpu
-def test_q_and_dq_on_the_gpu() -> None:
-    """Few bits and scales of powers of two: the GPU's fp8 are the reference's, but for halves."""
+@pytest.mark.parametrize("target", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_q_and_dq(target: str) -> None:
+    """Residual, pool and product of a model of fp8, against the reference of each of its nodes."""
     net = QuantizedNet()
     x = net.qdq(net.input(2, 16, 21, 19), 0.25, dtype=FP8E4M3)
     y = net.qdq(net.op(Relu(), net.qconv(x, 32, dtype=FP8E4M3)), 0.25, dtype=FP8E4M3)
     y = net.op(Relu(), net.op(Add(), net.qconv(y, 16, 1, dtype=FP8E4M3), x))
     y = net.qdq(y, 0.25, dtype=FP8E4M3)
-    net.out(net.q(net.pool(net.op(Relu(), net.qconv(y, 32, dtype=FP8E4M3))), 0.5, dtype=FP8E4M3))
+    y = net.qdq(net.pool(net.op(Relu(), net.qconv(y, 32, dtype=FP8E4M3))), 0.5, dtype=FP8E4M3)
+    y = net.op(Reshape((2, 10 * 9 * 32)), y)
+    w = net.weights(10 * 9 * 32, 24, axis=1, dtype=FP8E4M3)
+    net.out(net.q(net.op(MatMul(), y, w), 4.0, dtype=FP8E4M3))
     report = run_pipeline(net.graph, pipeline(PipelineOptions(frozenset({"fp16"}))), verify=True)
-    assert products(report.graph) == [(FP8E4M3, FP8E4M3)] * 3
-    engine = CompiledEngine(build_graph(report.graph, target="cuda", opt_level=1))
+    assert products(report.graph) == [(FP8E4M3, FP8E4M3)] * 4
+    engine = CompiledEngine(build_graph(report.graph, target=target, opt_level=1))
     data = 3 * net.random(2, 16, 21, 19)
-    found = np.asarray(engine(data)).view(np.uint8).view(FP8E4M3.numpy).astype(np.float64)
+    found = np.asarray(engine(data)).view(FP8E4M3.numpy).astype(np.float64)
     wanted = evaluate(net.graph, {"x": data})["y"].astype(np.float64)
-    # A number that fp32 rounds to the other side of a half is a step of at most 1/8 apart.
-    apart = np.abs(found - wanted)
-    assert (apart <= np.abs(wanted) / 7 + 2.0**-9).all()
-    assert (apart > 0).mean() <= 1e-2
+    assert np.abs(wanted).max() < 448
+    with np.errstate(divide="ignore"):  # on the CPU nothing differs
+        assert sqnr(found, wanted) >= Q_DQ_SQNR
