@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["resolve"]
+__all__ = ["missing_fp8", "resolve"]
+
+_FP8 = ("sm_90a",)
+"""Architectures whose tensor cores multiply fp8 here."""
+
+
+def missing_fp8(device: DeviceSpec | None) -> str:
+    """Why products of fp8 are not worth making for ``device``, or nothing; None is the CPU."""
+    if device is None or device.arch in _FP8:
+        return ""
+    return f"{device.arch} has no fast fp8 kernels, {' and '.join(_FP8)} has"
 
 
 def resolve(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrt.assembly import Bound, Constants, assemble
-from nrt.build_target import resolve
+from nrt.build_target import missing_fp8, resolve
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError
 from nrt.extensions.report import variant_notes
@@ -55,7 +55,7 @@ class BuildRequest:
     Attributes:
         graph: as imported; builds work on a copy.
         precision: permitted element types.
-        calibration: ranges for int8, of this very model.
+        calibration: ranges for int8 and fp8, of this very model.
         kernels: layer of the plan -> the kernel that it must have, whatever is faster.
         target, opt_level, layers, io, disabled, extra_passes, tuning_seconds, timing_cache,
             programmatic, streams, snapshots: as of `build`.
@@ -150,7 +150,8 @@ def build(
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
-        calibration: ranges for ``int8``: what `nrt.calibrate` found, or the file that it wrote.
+        calibration: ranges for ``int8`` and ``fp8``: what `nrt.calibrate` found, or the file that
+            it wrote.
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
@@ -207,10 +208,14 @@ def build_request(request: BuildRequest, progress: Progress | None = None) -> Bu
         BuildError: it cannot be built as asked.
         DeviceError: ``target="cuda"`` without a GPU.
     """
-    phases = pipeline(request.pipeline_options)
-    return _build(
-        request, lambda: Rewriter(request.graph, phases, snapshots=request.snapshots), progress
-    )
+    options = request.pipeline_options
+    pipeline(options)  # what it refuses needs no device
+
+    def rewrite(device: DeviceSpec | None) -> Rewriter:
+        phases = pipeline(replace(options, no_fp8=missing_fp8(device)))
+        return Rewriter(request.graph, phases, snapshots=request.snapshots)
+
+    return _build(request, rewrite, progress)
 
 
 def build_graph(
@@ -224,7 +229,7 @@ def build_graph(
     """Kernels for a graph that the passes have been through already; arguments as for `build`."""
     cache = Path(timing_cache) if timing_cache else None
     request = BuildRequest(graph, target=target, opt_level=opt_level, timing_cache=cache)
-    return _build(request, lambda: Rewriter(graph, ()), progress)
+    return _build(request, lambda _: Rewriter(graph, ()), progress)
 
 
 def optimize(
@@ -289,7 +294,9 @@ def _graph(model: Any, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
 
 
 def _build(
-    request: BuildRequest, rewrite: Callable[[], Rewriter], progress: Progress | None
+    request: BuildRequest,
+    rewrite: Callable[[DeviceSpec | None], Rewriter],
+    progress: Progress | None,
 ) -> Build:
     kind, device, runner = resolve(request.target, request.programmatic)
     check_wanted(request.streams, kind)
@@ -300,7 +307,7 @@ def _build(
         "progress": progress,
         "tuning_seconds": request.tuning_seconds,
     }
-    rewriter = rewrite()
+    rewriter = rewrite(device)
     try:
         if kind == "cpu":
             plan, settled, choices = _for_cpu(request, rewriter, tuning)

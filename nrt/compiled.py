@@ -133,7 +133,8 @@ def compile(
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
-        calibration: ranges for ``int8``: what `nrt.calibrate` found, or the file that it wrote.
+        calibration: ranges for ``int8`` and ``fp8``: what `nrt.calibrate` found, or the file that
+            it wrote.
         io: name of an input or output -> how it is bound, where that is not as in the model.
         disabled: names of passes to leave out.
         extra_passes: passes of your own; see docs/extending.md.

@@ -20,7 +20,7 @@ from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.variant import KernelSpec, Variant
 from nrt.cuda_runner import CudaRunner, Operands
 from nrt.device_compare import on_device
-from nrt.dtypes import INT8
+from nrt.dtypes import FP8E4M3, INT8
 from nrt.errors import CompileError, TuningError
 from nrt.extensions.registry import registry
 from nrt.extensions.user_code import user_code
@@ -41,6 +41,10 @@ TF32_TOLERANCE = 1e-3
 # Rounded to integers, floats that differ in the last bit are one apart where they are near a half.
 INT8_TOLERANCE = 1e-2
 
+# Tensor cores keep some 14 bits of a sum of fp8 (DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024,
+# section 3.3.2), and less than that of one whose terms cancel.
+FP8_TOLERANCE = 5e-3
+
 _SLOW = 1.5
 _BRIEFLY = f"timed briefly: over {_SLOW} times the best"
 
@@ -51,6 +55,8 @@ def tolerance(problem: Problem, output: TensorSpec) -> float:
     if isinstance(op, Conv | ConvTranspose | MatMul) and output.dtype is INT8:
         return INT8_TOLERANCE
     limit = TOLERANCE.get(output.dtype.name, 0.0)
+    if isinstance(op, Conv | MatMul) and problem.inputs[0].dtype is FP8E4M3:
+        return max(limit, FP8_TOLERANCE)
     if isinstance(op, Conv | MatMul) and op.tf32:
         return max(limit, TF32_TOLERANCE)
     return limit

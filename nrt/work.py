@@ -62,8 +62,8 @@ def _products(problem: Problem) -> int:
 def precision_of(problem: Problem) -> str:
     """What a problem computes in.
 
-    The element type of its first floating-point operand; ``int8``, ``fp8`` and ``tf32`` for
-    products on such operands.
+    The element type of its first floating-point operand wider than fp8; ``int8``, ``fp8`` and
+    ``tf32`` for products on such operands, ``fp8`` for what moves it.
     """
     op = problem.op
     if isinstance(op, Conv | ConvTranspose | MatMul):
@@ -74,7 +74,8 @@ def precision_of(problem: Problem) -> str:
             return "fp8"
         if isinstance(op, Conv | MatMul) and op.tf32:
             return "tf32"
-    for spec in (*problem.inputs, *problem.outputs):
-        if spec.dtype.is_float:
-            return spec.dtype.name
-    return problem.y.dtype.name
+    floats = [s.dtype for s in (*problem.inputs, *problem.outputs) if s.dtype.is_float]
+    wide = next((d for d in floats if d is not FP8E4M3), None)
+    if wide is not None:
+        return wide.name
+    return "fp8" if floats else problem.y.dtype.name

@@ -284,7 +284,7 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
         "--precision",
         type=options.precision,
         metavar="P",
-        help="fp32 (default), fp16, bf16, tf32 or int8; a list permits several: int8,fp16",
+        help="fp32 (default), fp16, bf16, tf32, int8 or fp8; a list permits several: fp8,fp16",
     )
     group.add_argument(
         "--layers",
@@ -293,7 +293,9 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
         metavar="PATTERN=P",
         help="precision of the layers whose names match, 'head*=fp32'; repeat",
     )
-    group.add_argument("--calibration", metavar="FILE", help="ranges for int8, from nrt calibrate")
+    group.add_argument(
+        "--calibration", metavar="FILE", help="ranges for int8 and fp8, from nrt calibrate"
+    )
     for what in ("input", "output"):
         group.add_argument(
             f"--{what}-format",

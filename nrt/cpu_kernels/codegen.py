@@ -26,6 +26,7 @@ __all__ = ["LOADABLE", "RowsFunction", "column_class", "rows_function", "rows_so
 
 LOADABLE = (
     "fp32", "fp64", "fp16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool",
+    "fp8e4m3",
 )  # fmt: skip
 """Element types that rows functions read and write."""
 
@@ -41,6 +42,7 @@ _LOAD = {
     "uint16": "I(load_u16({p}, {j}))",
     "uint32": "I(load_u32({p}, {j}))",
     "bool": "(load_u8({p}, {j}) != 0)",
+    "fp8e4m3": "F(e4m3_to_float(load_u8({p}, {j})))",
 }
 _STORE = {
     "fp32": "store_f32({p}, {j}, float32({v}))",
@@ -54,6 +56,7 @@ _STORE = {
     "uint16": "store_i16({p}, {j}, int16({v}))",
     "uint32": "store_i32({p}, {j}, int32({v}))",
     "bool": "store_i8({p}, {j}, int8({v}))",
+    "fp8e4m3": "store_i8({p}, {j}, float_to_e4m3({v}))",
 }
 
 
@@ -153,18 +156,17 @@ def rows_function(
     """
     import numba
 
-    from nrt.cpu_kernels import simd
+    from nrt.cpu_kernels import mathlib, simd
     from nrt.cpu_kernels.jit import function_from_source, inlined, rows_address
-    from nrt.cpu_kernels.mathlib import float_to_half, half_to_float, namespace
 
     double = any(d.name == "fp64" for d in dtypes)
-    scope = dict(namespace(double))
+    scope = dict(mathlib.namespace(double))
     for key in simd.__all__:
         scope[key] = getattr(simd, key)
     for key in ("float32", "float64", "int8", "int16", "int32", "int64"):
         scope[key] = getattr(numba, key)
-    scope["half_to_float"] = half_to_float
-    scope["float_to_half"] = float_to_half
+    for key in ("half_to_float", "float_to_half", "e4m3_to_float", "float_to_e4m3"):
+        scope[key] = getattr(mathlib, key)
     scope["compiled"] = inlined
     source = rows_source(_strength_reduced(program), dtypes, classes, "rows")
     owner = rows_address(function_from_source("rows", source, scope))

@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 
 from nrt.cpu_kernels.launch import (
+    STAGED,
     Gather,
     Operand,
     Tiling,
     bind_product,
     epilogue_of,
     panel_columns,
+    sums_type,
     tiling,
 )
 from nrt.cpu_kernels.layout import broadcast_strides
-from nrt.cpu_kernels.pointwise import bind_strided, refuse_types
+from nrt.cpu_kernels.pointwise import bind_strided, cast_program, refuse_types
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.dtypes import FP16, FP32, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.ir.ops.conv import epilogue_slot
-from nrt.ir.pointwise import Builder, Program, identity
+from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, Refusal, TensorSpec
 
 __all__ = ["ConvIndirect", "ConvStaged", "extra_operands", "pack_filters", "refuse_conv"]
@@ -49,8 +51,9 @@ def refuse_conv(
         return Refusal("an empty tensor")
     extras = problem.inputs[epilogue_slot(problem.op) :]
     op: Any = problem.op
-    program = epilogue_of(op.epilogue, bool(extras))
-    return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
+    sums = sums_type(x.dtype)
+    program = epilogue_of(op.epilogue, bool(extras), problem.y.dtype, sums)
+    return refuse_types(program, [problem.y.dtype, sums, *(t.dtype for t in extras)])
 
 
 def _prologue(problem: Problem) -> Program | None:
@@ -160,10 +163,11 @@ class ConvIndirect(HostVariant):
 
 
 class ConvStaged(HostVariant):
-    """Copies the input into a zero-padded channels-last buffer first.
+    """Copies the input into a zero-padded channels-last buffer of fp32 first.
 
     Filter taps of a line then form one run, which pays where channels are few; and any layout of
-    the input will do. A prologue is computed by the copy.
+    the input will do. A prologue is computed by the copy. int8 sums exactly all the same, see
+    `nrt.cpu_kernels.product`.
     """
 
     name = "cpu_conv_staged"
@@ -171,7 +175,7 @@ class ConvStaged(HostVariant):
     rank = 21
 
     def supports(self, problem: Problem) -> Refusal | None:
-        refusal = refuse_conv(problem, (FP32, FP16), prologue=True) or _refuse_prologue(problem)
+        refusal = refuse_conv(problem, STAGED, prologue=True) or _refuse_prologue(problem)
         if refusal is not None or _prologue(problem) is not None:
             return refusal
         x, w = problem.inputs[:2]
@@ -198,7 +202,8 @@ class ConvStaged(HostVariant):
         n, c, h, w = x.shape
         inner = TensorSpec(x.shape, FP32, staging.strides)
         first = epilogue_slot(op)
-        program = _staged_program(op.prologue or identity("f"), x.dtype)
+        plain = cast_program(x.dtype, FP32)
+        program = _staged_program(op.prologue or plain, x.dtype)
         copy = bind_strided(program, (inner, x, *problem.inputs[2:first]))
         top, left = op.pads[:2]
         shift = 4 * (top * staging.strides[2] + left * staging.strides[3])
@@ -254,5 +259,6 @@ def _bind(problem: Problem, config: Config, x: TensorSpec, *, staged: bool) -> A
         [g * c * xc, g * weights, *(g * each * o.col * o.dtype.itemsize for o in (out, *extras))]
         for g in range(groups)
     ]
-    program = epilogue_of(op.epilogue, bool(extras))
-    return bind_product(gather, each, tile, program, out, extras, shifts)
+    sums = sums_type(problem.inputs[0].dtype)
+    program = epilogue_of(op.epilogue, bool(extras), y.dtype, sums)
+    return bind_product(gather, each, tile, program, out, extras, shifts, sums)

@@ -83,7 +83,7 @@ class ConvTransposePhases(HostVariant):
         if 0 in problem.y.shape or 0 in x.shape:
             return Refusal("an empty tensor")
         extras = problem.inputs[2:]
-        program = epilogue_of(op.epilogue, bool(extras))
+        program = epilogue_of(op.epilogue, bool(extras), problem.y.dtype)
         return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
 
     def configs(self, problem: Problem) -> Sequence[Config]:
@@ -182,6 +182,6 @@ class ConvTransposePhases(HostVariant):
             ]
             for i in range(g)
         ]
-        program = epilogue_of(op.epilogue, bool(extras))
+        program = epilogue_of(op.epilogue, bool(extras), problem.y.dtype)
         run = bind_product(gather, each, tile, program, phase[0], phase[1:], shifts)
         return run, g * weights

@@ -9,10 +9,21 @@ from typing import Any
 import numpy as np
 
 from nrt.cpu_kernels.codegen import column_class, rows_function
-from nrt.dtypes import FP32, DType
+from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
+from nrt.ir.ops.quantize import int8_rounding
 from nrt.ir.pointwise import Builder, Program, identity
 
-__all__ = ["Gather", "Operand", "Tiling", "bind_product", "epilogue_of", "panel_columns", "tiling"]
+__all__ = [
+    "STAGED",
+    "Gather",
+    "Operand",
+    "Tiling",
+    "bind_product",
+    "epilogue_of",
+    "panel_columns",
+    "sums_type",
+    "tiling",
+]
 
 _L2_WEIGHTS = 256 * 1024
 """Bytes of packed weights up to which all panels of a block of rows are done in turn: they stay
@@ -24,8 +35,18 @@ _BLOCK_DEPTH = 512
 """Depth of a block of B: 512 x 64 floats are 128 KiB, read from L2 for every few rows."""
 _GRAIN = 1 << 20
 """Multiply-adds that are worth a thread, about 20 us of one core."""
+assert _BLOCK_DEPTH * 128 * 128 < 2**24, "sums of a block of int8 are exact in fp32"
 _EFFICIENCY = (1.0, 0.97, 0.8)
 """Measured on Zen 4: how close to its peak each inner kernel of `product.SHAPES` comes."""
+
+
+STAGED: tuple[DType, ...] = (FP32, FP16, INT8, FP8E4M3)
+"""Operands that are multiplied as fp32, into which a copy turns them."""
+
+
+def sums_type(operands: DType) -> DType:
+    """Element type of sums of products of such operands."""
+    return INT32 if operands is INT8 else FP32
 
 
 @dataclass(frozen=True)
@@ -110,14 +131,26 @@ def tiling(rows: int, cols: int, groups: int) -> list[Tiling]:
     return [t for cost, _, t in ranked if cost <= 1.35 * ranked[0][0]]
 
 
-def epilogue_of(program: Program | None, bias: bool) -> Program:
-    """The program that follows the sum: an op's epilogue, a plain bias, or nothing."""
-    if program is not None:
-        return program
-    if not bias:
-        return identity("f")
+def epilogue_of(
+    program: Program | None, bias: bool, out: DType = FP32, sums: DType = FP32
+) -> Program:
+    """The program that follows the sum: an op's epilogue, a plain bias, or nothing.
+
+    Args:
+        program: the op's epilogue, which reads a float.
+        bias: whether a plain bias follows the operands instead.
+        out: element type of the output; what is stored as int8 is rounded and saturated.
+        sums: fp32, or int32 of products of int8.
+    """
+    whole = sums is INT32
+    if program is None and whole and out is INT32:
+        return identity("i")
     b = Builder("ff")
-    return b.build(b("add", 0, 1))
+    found = program or (b.build(b("add", 0, 1)) if bias else identity("f"))
+    if whole:
+        b = Builder(["i", *found.inputs[1:]])
+        found = b.build(*b.inline(found, [b("to_f", 0), *range(1, len(found.inputs))]))
+    return int8_rounding(found) if out is INT8 else found
 
 
 def bind_product(
@@ -128,6 +161,7 @@ def bind_product(
     out: Operand,
     extras: Sequence[Operand],
     shifts: Sequence[Sequence[int]],
+    sums: DType = FP32,
 ) -> Callable[[Sequence[int]], None]:
     """Compile a grouped product; the result takes the addresses of A, packed B, output and extras.
 
@@ -139,6 +173,8 @@ def bind_product(
         out: where results go.
         extras: the epilogue's other inputs.
         shifts: per group, bytes to add to each address.
+        sums: int32 where A and B hold int8: blocks of the depth are exact in fp32 and are added as
+            integers; else fp32.
     """
     from nrt.cpu_kernels.jit import precompile
     from nrt.cpu_kernels.pool import parallel, ranges
@@ -149,7 +185,7 @@ def bind_product(
     blocks = -(-gather.rows // tile.block_rows)
     units = len(shifts) * panels * blocks
     depth = gather.taps * gather.run
-    operands = [out, Operand(FP32, 0, 0, 0, 1), *extras]
+    operands = [out, Operand(sums, 0, 0, 0, 1), *extras]
     function = rows_function(
         epilogue,
         tuple(o.dtype for o in operands),
@@ -162,7 +198,7 @@ def bind_product(
         gather.run, *gather.stride, *gather.pad, *gather.dilation, gather.height, gather.width,
         gather.x_n, gather.x_h, gather.x_w, tile.block_rows, blocks, cols, panels, int(panels *
         depth * nr * 4 <= _L2_WEIGHTS), max(1, _BLOCK_DEPTH // gather.run) if block_run ==
-        gather.run else 1, block_run, zeros.ctypes.data, len(operands),
+        gather.run else 1, block_run, zeros.ctypes.data, len(operands), int(sums is INT32),
     ]  # fmt: skip
     for o in operands:
         size = o.dtype.itemsize

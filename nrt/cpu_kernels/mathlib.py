@@ -18,7 +18,14 @@ import numpy as np
 from nrt.cpu_kernels.jit import inlined
 from nrt.cpu_kernels.simd import bits_to_float, float_to_bits
 
-__all__ = ["fast_exp", "float_to_half", "half_to_float", "namespace"]
+__all__ = [
+    "e4m3_to_float",
+    "fast_exp",
+    "float_to_e4m3",
+    "float_to_half",
+    "half_to_float",
+    "namespace",
+]
 
 _F = np.float32
 
@@ -172,6 +179,35 @@ def float_to_half(x):
     small = np.int32(0x7C00) if magnitude > _F(65504.0) else small
     small = small if magnitude == magnitude else np.int32(0x7E00)  # noqa: PLR0124
     return np.int16(small | ((bits >> np.int32(16)) & np.int32(0x8000)))
+
+
+@inlined
+def e4m3_to_float(byte):
+    """fp8 bits (uint8) to float32, exactly."""
+    wide = np.int32(byte)
+    size = wide & np.int32(0x7F)
+    moved = size << np.int32(20)
+    # The exponent's bias is 120 smaller; subnormals have no leading 1, which with one is 2**-6.
+    normal = bits_to_float(moved + np.int32(120 << 23))
+    small = bits_to_float(moved + np.int32(121 << 23)) - _F(2.0**-6)
+    bits = float_to_bits(small if size < np.int32(8) else normal)
+    bits = np.int32(0x7FC00000) if size == np.int32(0x7F) else bits
+    return bits_to_float(bits | ((wide & np.int32(0x80)) << np.int32(24)))
+
+
+@inlined
+def float_to_e4m3(x):
+    """float32 to fp8 bits (int8), to the nearest, ties to even; saturates, NaN stays NaN."""
+    bits = float_to_bits(_F(x))
+    size = bits & np.int32(0x7FFFFFFF)
+    # Below 2**-6: a fixed step of 2**-9. Above: 20 bits go, with rounding.
+    tiny = float_to_bits(bits_to_float(size) + _F(16384.0)) - np.int32(0x46800000)
+    odd = (size >> np.int32(20)) & np.int32(1)
+    plain = (size - np.int32(0x3C000000 - 0x7FFFF) + odd) >> np.int32(20)
+    found = tiny if size < np.int32(0x3C800000) else plain
+    found = found if size < np.int32(0x43E00000) else np.int32(0x7E)
+    found = np.int32(0x7F) if size > np.int32(0x7F800000) else found
+    return np.int8(found | ((bits >> np.int32(24)) & np.int32(0x80)))
 
 
 def _floor(x):

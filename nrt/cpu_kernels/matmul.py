@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from nrt.cpu_kernels.launch import (
+    STAGED,
     Gather,
     Operand,
     Tiling,
     bind_product,
     epilogue_of,
     panel_columns,
+    sums_type,
     tiling,
 )
 from nrt.cpu_kernels.layout import broadcast_strides, collapse
-from nrt.cpu_kernels.pointwise import bind_strided, refuse_types
+from nrt.cpu_kernels.pointwise import bind_strided, cast_program, refuse_types
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP16, FP32
+from nrt.dtypes import FP32
 from nrt.ir.op import Array
 from nrt.ir.ops import MatMul
-from nrt.ir.pointwise import identity
 from nrt.problem import Problem, Refusal, TensorSpec
 
 __all__ = ["MatMulPanels"]
@@ -97,13 +98,13 @@ class MatMulPanels(HostVariant):
     def supports(self, problem: Problem) -> Refusal | None:
         op: Any = problem.op
         a = problem.inputs[0]
-        if a.dtype not in (FP32, FP16):
+        if a.dtype not in STAGED:
             return Refusal(f"operands are {a.dtype}; products are computed on fp32")
         if 0 in problem.y.shape or 0 in a.shape:
             return Refusal("an empty tensor")
-        program = epilogue_of(op.epilogue, False)
-        extras = problem.inputs[2:]
-        return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
+        sums, extras = sums_type(a.dtype), problem.inputs[2:]
+        program = epilogue_of(op.epilogue, False, problem.y.dtype, sums)
+        return refuse_types(program, [problem.y.dtype, sums, *(t.dtype for t in extras)])
 
     def configs(self, problem: Problem) -> Sequence[Config]:
         view = _view(problem)
@@ -158,7 +159,7 @@ class MatMulPanels(HostVariant):
             rank = len(a.shape)
             order = tuple(range(rank - 2)) + ((rank - 1, rank - 2) if rank > 1 else (0,))
             dense = TensorSpec.dense(a.shape, FP32, order if op.trans_a and rank > 1 else None)
-            stage = bind_strided(identity("f"), (dense, a))
+            stage = bind_strided(cast_program(a.dtype, FP32), (dense, a))
             staged = Problem(
                 problem.op, (dense, *problem.inputs[1:]), problem.outputs, problem.constants
             )
@@ -196,7 +197,7 @@ def _bind_pack(view: _View, b: TensorSpec, config: Config) -> Any:
     spec = b
     if b.dtype is not FP32:
         spec = TensorSpec(b.shape, FP32, TensorSpec.dense(b.shape, FP32).strides)
-        convert = bind_strided(identity("f"), (spec, b))
+        convert = bind_strided(cast_program(b.dtype, FP32), (spec, b))
     swap = len(b.shape) > 1 and view.b[-2:] == (b.strides[-1], b.strides[-2])
     swap = swap and b.strides[-1] != b.strides[-2]
     step_k, step_n = view.b[-2:]
@@ -283,5 +284,6 @@ def _bind(problem: Problem, config: Config, view: _View, a: tuple[int, ...]) -> 
     ]
     x_n, x_h, x_w = (4 * s for s in spread[-1])
     gather = Gather(images, count, line, 1, 1, view.k, count, line, x_n, x_h, x_w)
-    program = epilogue_of(op.epilogue, False)
-    return bind_product(gather, view.n, tile, program, operands[0], operands[1:], shifts)
+    sums = sums_type(problem.inputs[0].dtype)
+    program = epilogue_of(op.epilogue, False, problem.y.dtype, sums)
+    return bind_product(gather, view.n, tile, program, operands[0], operands[1:], shifts, sums)

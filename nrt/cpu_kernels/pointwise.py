@@ -14,7 +14,7 @@ import numpy as np
 from nrt.cpu_kernels.codegen import LOADABLE, RowsFunction, column_class, rows_function
 from nrt.cpu_kernels.layout import broadcast_strides, collapse
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP8E4M3, DType
+from nrt.dtypes import DType
 from nrt.ir.op import Array
 from nrt.ir.ops import OPS, Cast, Dropout, Elementwise, Identity, Reformat
 from nrt.ir.ops.common import kind_of
@@ -144,8 +144,6 @@ class Pointwise(HostVariant):
         return program
 
     def supports(self, problem: Problem) -> Refusal | None:
-        if problem.y.dtype is FP8E4M3:
-            return Refusal("fp8 is not computed on the host")
         specs = (problem.y, *problem.inputs)
         source, target = problem.inputs[0].dtype, problem.y.dtype
         if isinstance(problem.op, _COPIES) and source.is_float and target.kind == "int":

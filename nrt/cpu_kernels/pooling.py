@@ -7,17 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels.pointwise import bind_strided, refuse_types
+from nrt.cpu_kernels.pointwise import bind_strided, cast_program, refuse_types
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP32
+from nrt.dtypes import FP8E4M3, FP32, INT8
 from nrt.ir.op import Array
 from nrt.ir.ops import AveragePool, MaxPool
-from nrt.problem import Problem, Refusal
+from nrt.ir.ops.quantize import int8_rounding
+from nrt.ir.pointwise import identity
+from nrt.problem import Problem, Refusal, TensorSpec
 
 __all__ = ["Pool"]
 
 _GRAIN = 1 << 16
 """Loaded elements that are worth a thread."""
+
+
+_STAGED = (INT8, FP8E4M3)
+"""Types that are pooled as fp32, which holds them exactly; copies convert."""
 
 
 class Pool(HostVariant):
@@ -32,6 +38,8 @@ class Pool(HostVariant):
         x = problem.inputs[0]
         if len(x.shape) != 4:
             return Refusal(f"rank {len(x.shape)}: only two spatial dimensions are fast")
+        if isinstance(op, MaxPool) and x.dtype in _STAGED and problem.y.dtype is x.dtype:
+            return None if problem.y.size else Refusal("an empty tensor")
         if x.dtype is not FP32:
             return Refusal(f"the input is {x.dtype}; only fp32 is fast here")
         if problem.y.dtype is not FP32:
@@ -42,8 +50,35 @@ class Pool(HostVariant):
             return None
         return refuse_types(op.epilogue, [FP32, FP32, *(t.dtype for t in problem.inputs[1:])])
 
-    def bind(self, problem: Problem, config: Config) -> HostCall:
+    def workspace(self, problem: Problem, config: Config) -> int:
         del config
+        x, y = _wide(problem.inputs[0]), _wide(problem.y)
+        return 4 * (x.size + y.size) if problem.y.dtype in _STAGED else 0
+
+    def bind(self, problem: Problem, config: Config) -> HostCall:
+        if problem.y.dtype not in _STAGED:
+            return self._bind(problem)
+        from nrt.cpu_kernels.simd import address_of
+
+        x, y = problem.inputs[0], problem.y
+        wide_x, wide_y = _wide(x), _wide(y)
+        run = self._bind(Problem(problem.op, (wide_x,), (wide_y,), (False,)))
+        widen = bind_strided(cast_program(x.dtype, FP32), (wide_x, x))
+        # A maximum is one of the numbers, and nothing rounds; but for that of nothing, -inf.
+        whole = y.dtype is INT8
+        program = int8_rounding(identity("f")) if whole else cast_program(FP32, y.dtype)
+        narrow = bind_strided(program, (y, wide_y))
+
+        def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
+            source = workspace[: 4 * wide_x.size].view(np.float32)
+            target = workspace[4 * wide_x.size :].view(np.float32)
+            widen([address_of(source), address_of(inputs[0])])
+            run([source], [target], workspace)
+            narrow([address_of(outputs[0]), address_of(target)])
+
+        return call
+
+    def _bind(self, problem: Problem) -> HostCall:
         from nrt.cpu_kernels.jit import precompile
         from nrt.cpu_kernels.pool import parallel, ranges
         from nrt.cpu_kernels.pool_kernel import pool
@@ -85,3 +120,8 @@ class Pool(HostVariant):
 
         call.__dict__["keep"] = params
         return call
+
+
+def _wide(t: TensorSpec) -> TensorSpec:
+    """``t`` as dense channels-last fp32."""
+    return TensorSpec.dense(t.shape, FP32, (0, 2, 3, 1))

@@ -21,9 +21,11 @@ from nrt.cpu_kernels.simd import (
     REGISTERS,
     call_rows,
     load_f32,
+    load_i32,
     load_i64,
     micro,
     store_f32,
+    store_i32,
 )
 
 __all__ = ["FIELDS", "OPERAND_FIELDS", "SHAPES", "pack_panels", "product_kernel"]
@@ -39,10 +41,11 @@ FIELDS: tuple[str, ...] = (
     "rows", "rows_n", "rows_p", "taps_w", "taps", "run", "stride_h", "stride_w", "pad_h", "pad_w",
     "dilation_h", "dilation_w", "height", "width", "x_n", "x_h", "x_w", "block_rows", "blocks",
     "cols", "panels", "panel_fastest", "block_taps", "block_run", "zeros", "operands",
+    "whole",
 )  # fmt: skip
 """Parameters of the kernel, one int64 each, in order. ``rows`` is the number of output positions,
 ``rows_n`` those of an image, ``rows_p`` those of a line; ``x_*`` are byte strides; ``zeros`` is the
-address of at least ``run`` zeros."""
+address of at least ``run`` zeros; ``whole`` says that A and B hold int8, whose sums are int32."""
 
 OPERAND_FIELDS = 5
 """After `FIELDS`, for each operand of the rows function: byte strides of image, line, position and
@@ -58,7 +61,7 @@ _BLOCK_ROWS, _BLOCKS, _COLS, _PANELS = (_AT[n] for n in ("block_rows", "blocks",
 _PANEL_FASTEST, _BLOCK_TAPS, _BLOCK_RUN = (
     _AT[n] for n in ("panel_fastest", "block_taps", "block_run")
 )
-_ZEROS, _OPERANDS = _AT["zeros"], _AT["operands"]
+_ZEROS, _OPERANDS, _WHOLE = _AT["zeros"], _AT["operands"], _AT["whole"]
 _OPERAND_BASE = len(FIELDS)
 
 
@@ -114,6 +117,16 @@ def _row_tables(params, addresses, shifts, row, count, taps_at, rows_at, ld):
                 n += 1
 
 
+@kernel
+def add_whole(acc, total, count, add):
+    """``total = acc``, or with ``add`` ``total += acc``: whole float32 as int32."""
+    for i in range(count):
+        value = np.int32(load_f32(acc, i))
+        if add:
+            value += load_i32(total, i)
+        store_i32(total, i, value)
+
+
 @functools.cache
 def product_kernel(shape: int) -> Any:
     """The kernel whose inner kernel has ``SHAPES[shape]``; compiled when first called."""
@@ -146,8 +159,11 @@ def product_kernel(shape: int) -> Any:
         sums = np.empty(block_rows * nr + 16, np.float32)
         taps_at = taps_table.ctypes.data
         acc = (sums.ctypes.data + 63) // 64 * 64
+        whole = load_i64(params, _WHOLE) != 0
+        integers = np.empty(block_rows * nr + 16 if whole else 1, np.int32)
+        total = (integers.ctypes.data + 63) // 64 * 64 if whole else acc
         for i in range(block_rows):
-            rows_table[block_rows + i] = acc + i * nr * 4
+            rows_table[block_rows + i] = total + i * nr * 4
         for k in range(operands):
             steps[k] = load_i64(params, _OPERAND_BASE + k * OPERAND_FIELDS + 4)
         known = -1
@@ -172,6 +188,7 @@ def product_kernel(shape: int) -> Any:
             if taps == 0:
                 # A phase of a transposed convolution that no weight reaches.
                 sums[:] = np.float32(0.0)
+                integers[:] = 0
             for tap in range(0, taps, block_taps):
                 now_taps = min(block_taps, taps - tap)
                 for k in range(0, run, block_run):
@@ -197,7 +214,11 @@ def product_kernel(shape: int) -> Any:
                             b_at, run * nr * 4, acc + i * nr * 4, nr, more,
                         )  # fmt: skip
                         i += 1
-                    more = 1
+                    if whole:
+                        # The block is exact; the next one starts anew.
+                        add_whole(acc, total, count * nr, tap + k > 0)
+                    else:
+                        more = 1
             for k in range(operands):
                 column = load_i64(params, _OPERAND_BASE + k * OPERAND_FIELDS + 3)
                 steps[operands + k] = panel * nr * column if k != 1 else 0

@@ -104,7 +104,7 @@ class ConvWinograd(HostVariant):
             *extras,
         ]
         function = rows_function(
-            epilogue_of(op.epilogue, bool(extras)),
+            epilogue_of(op.epilogue, bool(extras), problem.y.dtype),
             tuple(o.dtype for o in operands),
             tuple(column_class(o.col, k) for o in operands),
         )

@@ -63,7 +63,7 @@ def loader(dtype: DType) -> Any:
     if dtype in (FP32, FP64):
         return _inline(lambda p, i: p[i])
     if dtype == FP8E4M3:
-        return _inline(lambda p, i: f32_from_e4m3(p[i]))
+        return _inline(lambda p, i: f32_from_e4m3(p[i], 0))
     if dtype == BOOL:
         return _inline(lambda p, i: p[i] != 0)
     return _inline(lambda p, i: i64(p[i]))

@@ -19,7 +19,8 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.dtypes import FP8E4M3, FP64, INT8, DType
+from nrt.cuda_kernels.fp8 import e4m3x4_from_f32, f32_from_e4m3
+from nrt.dtypes import FP64, INT8, DType
 
 __all__ = [
     "convert_text",
@@ -91,6 +92,8 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "bits_float": ptx.bits_float,
         "pack_fp16": ptx.f16x2_from_f32,
         "pack_bf16": ptx.bf16x2_from_f32,
+        "pack_fp8e4m3": e4m3x4_from_f32,
+        "from_fp8e4m3": f32_from_e4m3,
         "fp16_0": ptx.f32_from_f16_lo,
         "fp16_1": ptx.f32_from_f16_hi,
         "bf16_0": ptx.f32_from_bf16_lo,
@@ -105,8 +108,6 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "pack_floats": ptx.s8x4_from_f32,
     }
     for dtype in dtypes:
-        if dtype is FP8E4M3:
-            continue
         names[f"load_{dtype}"] = loader(dtype)
         names[f"store_{dtype}"] = storer(dtype)
         if dtype.kind == "int":
@@ -140,6 +141,8 @@ def unpack_text(dtype: DType, word: str, part: int) -> str:
     if dtype.name in ("fp16", "bf16"):
         return f"{dtype}_{part}({word})"
     bits = 8 * dtype.itemsize
+    if dtype.name == "fp8e4m3":
+        return f"from_fp8e4m3({word}, {part})"
     shifted = word if part == 0 else f"({word} >> u32({bits * part}))"
     if dtype.kind == "bool":
         return f"(u8({shifted}) != 0)"
@@ -155,6 +158,8 @@ def _pack(dtype: DType, values: Sequence[str]) -> str:
         return f"u32({values[0]})"
     if dtype.name in ("fp16", "bf16"):
         return f"pack_{dtype}({values[0]}, {values[1]})"
+    if dtype.name == "fp8e4m3":
+        return f"pack_fp8e4m3({', '.join(values)})"
     bits = 8 * dtype.itemsize
     text = ""
     for part, value in enumerate(values):

@@ -16,7 +16,7 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
-from nrt.cuda_kernels.fp8 import e4m3_from_f32, f32_from_e4m3
+from nrt.cuda_kernels.fp8 import e4m3x4_from_f32, f32_from_e4m3
 from nrt.dtypes import FP32, INT8, DType
 from nrt.ir.pointwise import Program
 from nrt.problem import TensorSpec
@@ -117,8 +117,8 @@ def _general_index(extra: Extra) -> str:
 
 
 _UNPACK = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
-_BYTE = {"int8": "signed_byte", "fp8e4m3": "fp8_byte"}
-"""By type of one byte: the function of (word, shift) that gives its element."""
+_BYTE = {"int8": "signed_byte({word}, u32({shift}))", "fp8e4m3": "fp8_byte({word}, {part})"}
+"""By type of one byte: the expression of an element of a word."""
 
 
 def float_uses(program: Program | None, register: int) -> bool:
@@ -191,7 +191,7 @@ def _element(dtype: DType, word: str, j: int) -> str:
         return f"as_float({word}{j})"
     if dtype.name in _UNPACK:
         return f"{_UNPACK[dtype.name][j % 2]}({word}{j // 2})"
-    return f"{_BYTE[dtype.name]}({word}{j // 4}, u32({j % 4 * 8}))"
+    return _BYTE[dtype.name].format(word=f"{word}{j // 4}", part=j % 4, shift=j % 4 * 8)
 
 
 def _held_values(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
@@ -297,11 +297,11 @@ def make_store(
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
         "pack_s8": ptx.s8x4_from_f32,
-        "pack_e4m3": _e4m3x4,
+        "pack_e4m3": e4m3x4_from_f32,
         "int_bits": _int_bits,
         "signed_byte": signed_byte,
         "unpack_s8": ptx.f32x4_from_s8x4,
-        "fp8_byte": _fp8_byte,
+        "fp8_byte": f32_from_e4m3,
         "store": _store_s8 if dtype == INT8 else storer(dtype),
         **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
     }
@@ -321,13 +321,6 @@ def _store_s8(p, i, value):
 
 
 @cuda.jit(device=True, inline="always")
-def _e4m3x4(a, b, c, d):
-    low = u32(e4m3_from_f32(a) | u32(e4m3_from_f32(b) << u32(8)))
-    high = u32(e4m3_from_f32(c) | u32(e4m3_from_f32(d) << u32(8)))
-    return u32(low | u32(high << u32(16)))
-
-
-@cuda.jit(device=True, inline="always")
 def _int_bits(value):
     return u32(i32(value))
 
@@ -336,8 +329,3 @@ def _int_bits(value):
 def signed_byte(word, shift):
     """The int8 that begins at bit ``shift`` of a word."""
     return i32(i8(u32(word >> shift)))
-
-
-@cuda.jit(device=True, inline="always")
-def _fp8_byte(word, shift):
-    return f32_from_e4m3(u32(u32(word >> shift) & u32(0xFF)))

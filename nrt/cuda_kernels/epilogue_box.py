@@ -18,6 +18,7 @@ from numba.cuda import types
 from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.codegen import NAN_EXTREMA, device_function, loader, program_namespace
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, float_uses, signed_byte
+from nrt.cuda_kernels.fp8 import e4m3x4_from_f32
 from nrt.dtypes import FP32, INT8, DType
 from nrt.ir.op import Array
 from nrt.ir.pointwise import Program
@@ -141,7 +142,7 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
         "fp16": ptx.f16x2_from_f32,
         "bf16": ptx.bf16x2_from_f32,
         "int8": ptx.s8x4_from_f32,
-        "fp8e4m3": ptx_hopper.e4m3x4_from_f32,
+        "fp8e4m3": e4m3x4_from_f32,
     }[dtype.name]
     namespace = (
         program_namespace()

@@ -17,7 +17,6 @@ from nrt.cuda_kernels.strided import (
     Geometry,
     broadcast_strides,
     collapse,
-    refuse_fp8,
     refuse_large,
     refuse_rank,
 )
@@ -71,7 +70,7 @@ def program_geometry(problem: Problem) -> Geometry:
 def _refuse(problem: Problem) -> Refusal | None:
     if len(problem.inputs) > MAX_INPUTS:
         return Refusal(f"{len(problem.inputs)} inputs, at most {MAX_INPUTS}")
-    return refuse_fp8(problem) or refuse_large(problem) or refuse_rank(program_geometry(problem))
+    return refuse_large(problem) or refuse_rank(program_geometry(problem))
 
 
 def _dtypes(problem: Problem) -> tuple[DType, ...]:

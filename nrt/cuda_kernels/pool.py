@@ -24,7 +24,6 @@ from nrt.cuda_kernels.pool_strips import PoolStrips
 from nrt.cuda_kernels.strided import (
     index_lines,
     offset_text,
-    refuse_fp8,
     refuse_large,
     scalars,
     waves,
@@ -216,7 +215,7 @@ class PoolStrided(Variant):
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         del device
-        return refuse_fp8(problem) or refuse_large(problem) or refuse_end(problem)
+        return refuse_large(problem) or refuse_end(problem)
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[Any, ...]]:
         del problem, device
@@ -247,7 +246,7 @@ class PoolNhwc(Variant):
         for name, spec in (("input", problem.inputs[0]), ("output", problem.y)):
             if spec.strides[1] != 1:
                 return Refusal(f"{name} has channel stride {spec.strides[1]}, expected 1 (NHWC)")
-        refusal = refuse_fp8(problem) or refuse_large(problem) or refuse_end(problem)
+        refusal = refuse_large(problem) or refuse_end(problem)
         if refusal is None and not self._widths(problem):
             refusal = Refusal(
                 f"{problem.y.shape[1]} channels with strides {problem.inputs[0].strides} and "

@@ -25,7 +25,7 @@ from nrt.cuda_kernels.elements import (
 )
 from nrt.cuda_kernels.epilogue import float_uses
 from nrt.cuda_kernels.pool_end import PoolEnd, pool_args, pool_end, pool_signature, refuse_end
-from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_fp8, refuse_large, scalars
+from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_large, scalars
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Scalar, Variant
 from nrt.dtypes import BF16, FP16, FP32, INT8, DType
 from nrt.ir.ops import AveragePool, MaxPool
@@ -245,7 +245,7 @@ class PoolStrips(Variant):
             last = (y.shape[2 + axis] - 1) * op.strides[axis] - op.pads[axis]
             if op.pads[axis] >= op.kernel[axis] or last >= x.shape[2 + axis]:
                 return Refusal("a window has nothing of the input")
-        refusal = refuse_fp8(problem) or refuse_large(problem) or refuse_end(problem)
+        refusal = refuse_large(problem) or refuse_end(problem)
         if refusal is None and not self._width(problem):
             refusal = Refusal(
                 f"{y.shape[1]} channels with strides {x.strides} and {y.strides} do not fit "

@@ -22,7 +22,6 @@ __all__ = [
     "cluster_meet",
     "cluster_rank",
     "cluster_sync",
-    "e4m3x4_from_f32",
     "f32x4_from_e4m3x4",
     "fence_async_shared",
     "fence_barrier_init",
@@ -185,13 +184,6 @@ grid_launch = asm(
 )  # fmt: skip
 
 
-e4m3x4_from_f32 = asm(
-    "e4m3x4_from_f32", "{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, $2, $1; "
-    "cvt.rn.satfinite.e4m3x2.f32 h, $4, $3; mov.b32 $0, {l, h}; }",
-    [u32], [f32] * 4, pure=True,
-    doc="Two ``cvt.rn.satfinite.e4m3x2.f32``: pack four floats, the first lowest, into e4m3, to "
-    "nearest even and saturated at 448; NaN stays NaN (sm_89).",
-)  # fmt: skip
 f32x4_from_e4m3x4 = asm(
     "f32x4_from_e4m3x4",
     "{ .reg .b16 l, h, a, b, c, d; .reg .b32 p, q; mov.b32 {l, h}, $4; "

@@ -20,7 +20,6 @@ from nrt.cuda_kernels.strided import (
     aligned,
     broadcast_strides,
     collapse,
-    refuse_fp8,
     refuse_large,
     refuse_rank,
     scalars,
@@ -122,7 +121,7 @@ def _key(problem: Problem) -> tuple[str, DType, DType]:
 def _refuse(problem: Problem) -> Refusal | None:
     if len(problem.inputs) > MAX_INPUTS:
         return Refusal(f"{len(problem.inputs)} inputs, at most {MAX_INPUTS}")
-    return refuse_fp8(problem) or refuse_large(problem)
+    return refuse_large(problem)
 
 
 class ReduceStrided(Variant):

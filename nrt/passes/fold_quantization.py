@@ -1,4 +1,4 @@
-"""fold-quantization: layers between quantized tensors compute on the integers.
+"""fold-quantization: layers between quantized tensors compute on int8 or fp8.
 
     quantize(conv(dequantize(q), dequantize(p)))  =  conv_int8(q, p; scales; round)
 
@@ -205,9 +205,15 @@ class _DequantizeLater(Rule):
 
 @dataclass(frozen=True)
 class FoldQuantization(RulePass):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        no_fp8: why the target multiplies no fp8, whose layers then compute in floats; empty if it
+            does.
+    """
 
     name: ClassVar[str] = "fold-quantization"
+    no_fp8: str = ""
 
     def rules(self) -> tuple[Rule, ...]:
         return (
@@ -216,8 +222,8 @@ class FoldQuantization(RulePass):
             _Meet(),
             _QuantizeEarlier(),
             _DequantizeLater(),
-            ConvOfIntegers(),
-            MatMulOfIntegers(),
+            ConvOfIntegers(self.no_fp8),
+            MatMulOfIntegers(self.no_fp8),
             IntegersIntoEpilogue(),
             AverageOfIntegers(),
         )

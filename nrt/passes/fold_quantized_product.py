@@ -1,10 +1,11 @@
-"""Products of dequantized operands as products of integers.
+"""Products of dequantized operands as products of int8 or fp8.
 
     conv(s · (q - z), t · p) + b  =  s · t · conv(q, p) + (b - s · t · z · Σ p)
 
-The scale t of the weights p, like the bias b, may be one per output channel. The sums are int32 and
-exact; scales, bias and the correction for a zero point are the first steps of the epilogue. Kernels
-pad with 0, which stands for -s · z: where z is not 0, a Pad puts z around q before.
+The scale t of the weights p, like the bias b, may be one per output channel. Sums of int8 are int32
+and exact, those of fp8 fp32; scales, bias and the correction for a zero point, which fp8 has not,
+are the first steps of the epilogue. Kernels pad with 0, which stands for -s · z: where z is not 0,
+a Pad puts z around q before.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import INT8
+from nrt.dtypes import FP8E4M3, INT8
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul, Pad
@@ -35,18 +36,19 @@ __all__ = [
 ]
 
 LEAST_CHANNELS = 16
-"""int8 of one load of a tensor core: runs of input channels are multiples of it."""
+"""Bytes of one load of a tensor core: runs of input channels are multiples of it."""
 
 
-def dense_channels(channels: int, groups: int) -> str | None:
-    """Why no int8 kernel reads ``channels`` per group, or None.
+def dense_channels(channels: int, groups: int, precision: str = "int8") -> str | None:
+    """Why no kernel of ``precision``, int8 or fp8, reads ``channels`` per group, or None.
 
-    Depthwise layers have kernels of their own, which read four neighbouring groups and up.
+    Depthwise layers of int8 have kernels of their own, which read four neighbouring groups and up.
     """
-    if channels % LEAST_CHANNELS == 0 or (channels == 1 and groups > 1 and groups % 4 == 0):
+    depthwise = channels == 1 and groups > 1 and groups % 4 == 0 and precision == "int8"
+    if channels % LEAST_CHANNELS == 0 or depthwise:
         return None
     here = f"a group has {channels}" if groups > 1 else f"it has {channels}"
-    return f"int8 kernels read input channels in runs of {LEAST_CHANNELS}, {here}"
+    return f"{precision} kernels read input channels in runs of {LEAST_CHANNELS}, {here}"
 
 
 def _operands(op: type[Any] | tuple[type[Any], ...]) -> Pat:
@@ -58,22 +60,33 @@ def _operands(op: type[Any] | tuple[type[Any], ...]) -> Pat:
     )
 
 
-def _grids(match: Match) -> tuple[Grid, Grid] | str:
-    """Those of both operands, or why they are none of int8."""
+def _grids(match: Match, no_fp8: str = "") -> tuple[Grid, Grid] | str:
+    """Those of both operands, or why they are not both of int8 or both of fp8.
+
+    ``no_fp8`` says why not the latter.
+    """
     found = []
     for name, label in (("x", "input"), ("w", "weights")):
         grid = grid_of(match.nodes[name])
         if grid is None:
             return f"the scale of its {label} is computed at run time"
-        if grid.dtype is not INT8:
-            return f"its {label} are {grid.dtype}, kernels multiply int8"
+        if grid.dtype not in (INT8, FP8E4M3):
+            return f"its {label} are {grid.dtype}, kernels multiply int8 or fp8"
         found.append(grid)
     x, w = found
+    if x.dtype is not w.dtype:
+        return f"its input is {x.dtype}, its weights are {w.dtype}: kernels multiply equal types"
+    if x.dtype is FP8E4M3 and no_fp8:
+        return f"its operands are fp8: {no_fp8}"
     if not x.is_uniform:
         return "its input has a scale per channel, which the sums mix"
     if not w.is_symmetric:
         return "its weights have a zero point other than 0"
     return x, w
+
+
+def _precision(grid: Grid) -> str:
+    return "int8" if grid.dtype is INT8 else "fp8"
 
 
 def bias_of(value: Value) -> Array | None:
@@ -170,19 +183,22 @@ class ConvOfIntegers(Rule):
 
     pattern = _operands((Conv, ConvTranspose))
 
+    def __init__(self, no_fp8: str = "") -> None:
+        self.no_fp8 = no_fp8
+
     def check(self, graph: Graph, match: Match) -> str | None:
         op: Any = match.root.op
         if isinstance(op, ConvTranspose):
-            return "no kernel transposes a convolution of int8"
+            return "no kernel transposes a convolution of int8 or fp8"
         if op.prologue is not None:
             return "its input has a prologue, which computes floats"
-        grids = _grids(match)
+        grids = _grids(match, self.no_fp8)
         if isinstance(grids, str):
             return grids
         weights = match.nodes["w"].inputs[0]
         if not weights.is_constant:
             return "its weights are computed at run time"
-        refusal = dense_channels(weights.shape[1], op.groups)
+        refusal = dense_channels(weights.shape[1], op.groups, _precision(grids[1]))
         if refusal is not None and not _is_first(match.root):
             return refusal
         if grids[1].scales(weights.shape, 0) is None:
@@ -221,7 +237,7 @@ class ConvOfIntegers(Rule):
             None if shift is None else shift.astype(np.float32).reshape(column),
             others,
         )
-        return "multiplies int8"
+        return f"multiplies {_precision(x)}"
 
 
 class MatMulOfIntegers(Rule):
@@ -229,18 +245,32 @@ class MatMulOfIntegers(Rule):
 
     pattern = _operands(MatMul)
 
+    def __init__(self, no_fp8: str = "") -> None:
+        self.no_fp8 = no_fp8
+
     def check(self, graph: Graph, match: Match) -> str | None:
-        grids = _grids(match)
+        grids = _grids(match, self.no_fp8)
         if isinstance(grids, str):
             return grids
         a, b = (match.nodes[name].inputs[0] for name in ("x", "w"))
         if len(a.shape) < 2 or len(b.shape) < 2:
             return "one of its operands is a vector"
         x, w = grids
+        if x.dtype is FP8E4M3 and (reason := self._sparse_fp8(match, a, b)):
+            return reason
         if w.scales(b.shape, self._axis(match)) is None:
             return "its right operand has scales along another dimension than that of the columns"
         if not x.is_symmetric and b.constant is None:
             return "its left operand has a zero point, and the right one is computed at run time"
+        return None
+
+    @staticmethod
+    def _sparse_fp8(match: Match, a: Value, b: Value) -> str | None:
+        """Why tensor cores, without which it does not pay, do not multiply these fp8."""
+        if b.constant is None or len(b.shape) != 2 or match.root.op.attributes()["trans_a"]:
+            return "its operands are fp8, which kernels multiply by a constant matrix"
+        if a.shape[-1] % LEAST_CHANNELS:
+            return f"fp8 kernels read rows in runs of {LEAST_CHANNELS}, these have {a.shape[-1]}"
         return None
 
     @staticmethod
@@ -272,7 +302,7 @@ class MatMulOfIntegers(Rule):
             None if shift is None else shift.astype(np.float32),
             match.rest["others"],
         )
-        return "multiplies int8"
+        return f"multiplies {_precision(x)}"
 
 
 def _has_residual(node: Node) -> bool:
@@ -283,7 +313,7 @@ def _has_residual(node: Node) -> bool:
 
 
 class IntegersIntoEpilogue(Rule):
-    """A residual that an epilogue reads as floats it reads as integers, and scales them."""
+    """A residual that an epilogue reads as floats it reads as it is stored, and scales it."""
 
     pattern = Pat(
         (Conv, ConvTranspose, MatMul),
@@ -299,8 +329,6 @@ class IntegersIntoEpilogue(Rule):
         grid = grid_of(inner)
         if grid is None or not grid.is_uniform:
             return f"{inner} has a scale that differs along a dimension, or is computed"
-        if kind_of(grid.dtype) != "i":
-            return f"{inner} reads {grid.dtype}, which is no integer"
         return None
 
     def rewrite(self, graph: Graph, match: Match) -> str:
@@ -311,14 +339,15 @@ class IntegersIntoEpilogue(Rule):
         first = epilogue_slot(op)
         own: Program = op.epilogue
         slots = [i for i, v in enumerate(node.inputs[first:], 1) if v is inner.output]
-        b = Builder(["i" if i in slots else kind for i, kind in enumerate(own.inputs)])
+        stored = kind_of(grid.dtype)
+        b = Builder([stored if i in slots else kind for i, kind in enumerate(own.inputs)])
         registers = list(range(len(own.inputs)))
         for slot in slots:
-            value = b("to_f", slot)
+            value = b("to_f", slot) if stored == "i" else slot
             if not grid.is_symmetric:
                 value = b("sub", value, b.const(float(grid.zero.reshape(-1)[0])))
             registers[slot] = b("mul", value, b.const(float(grid.scale.reshape(-1)[0])))
         program = b.build(*b.inline(own, registers))
         inputs = [inner.inputs[0] if v is inner.output else v for v in node.inputs]
         graph.replace_node(node, replace(op, epilogue=program), inputs)
-        return f"its epilogue reads the integers of {inner}"
+        return f"its epilogue reads what {inner} reads"

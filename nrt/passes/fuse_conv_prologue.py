@@ -22,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from nrt.dtypes import FP8E4M3
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Conv, Elementwise
 from nrt.ir.pointwise import Program, identity
@@ -81,6 +82,8 @@ class _Fuse(Rule):
                 f"{inner} makes {inner.output.dtype} of {image.dtype}, a prologue keeps its float "
                 "type"
             )
+        if image.dtype is FP8E4M3:
+            return f"{inner} computes on fp8, a prologue does not"
         channels = (1, image.shape[1], *[1] * (len(image.shape) - 2))
         for value in inner.inputs:
             if value is image:

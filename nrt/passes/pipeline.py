@@ -87,11 +87,12 @@ class PipelineOptions:
     Attributes:
         precision: permitted precisions; see `SelectPrecision`.
         layers: name pattern -> the one precision of the layers that it matches.
-        calibration: ranges for int8; see `QuantizeLayers`.
+        calibration: ranges for int8 and fp8; see `QuantizeLayers`.
         io: formats of inputs and outputs; see `BindIo`.
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name; not one that the other options ask for.
         extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
+        no_fp8: why the target multiplies no fp8; empty if it does.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -101,6 +102,7 @@ class PipelineOptions:
     disabled: frozenset[str] = frozenset()
     calibration: Calibration | None = None
     extra: tuple[Pass, ...] = ()
+    no_fp8: str = ""
 
 
 def pass_names() -> tuple[str, ...]:
@@ -176,7 +178,7 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "quantization",
-            (FoldQuantization(), FoldConstants(), DeadCode()),
+            (FoldQuantization(options.no_fp8), FoldConstants(), DeadCode()),
             "Before fusion, which takes a Dequantize for any other arithmetic and would let a "
             "product of integers disappear behind it.",
         ),
@@ -252,13 +254,15 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
 
 
 def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
-    """What makes int8 of layers, where int8 is permitted."""
-    first = QuantizeLayers(options.calibration, options.precision, options.layers)
-    if "int8" not in options.precision:
+    """What makes int8 or fp8 of layers, where one is permitted."""
+    first = QuantizeLayers(
+        options.calibration, options.precision, options.layers, no_fp8=options.no_fp8
+    )
+    if not first.wanted:
         return (first,)
     return (
         first,
-        FoldQuantization(),
+        FoldQuantization(options.no_fp8),
         FoldConstants(),
         FusePointwise(),
         FuseConvEpilogue(),

@@ -7,34 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from nrt.dtypes import BF16, FP16, FP32, DType
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
 from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.value import Node
 
-__all__ = ["STORAGE", "LayerRules"]
+__all__ = ["QUANTIZED", "STORAGE", "LayerRules"]
 
 STORAGE: Mapping[str, DType] = {"fp16": FP16, "bf16": BF16, "tf32": FP32, "fp32": FP32}
 """Precision -> the type that its tensors are stored in; the fastest precision first."""
 
+QUANTIZED: Mapping[str, DType] = {"int8": INT8, "fp8": FP8E4M3}
+"""Precision -> the type of few bits that operands have, scales beside them; the first one wins."""
+
 
 def _check_known(precision: str, where: str) -> None:
-    known = ", ".join(sorted({*STORAGE, "int8"}))
-    if precision == "fp8":
+    known = sorted({*STORAGE, *QUANTIZED})
+    if precision not in known:
         raise BuildError(
-            f"{where}: fp8 is what a model itself quantizes to, it cannot be asked for; permitted: "
-            f"{known}"
+            f"{where}: precision {precision!r} is unknown; permitted: {', '.join(known)}"
         )
-    if precision not in STORAGE and precision != "int8":
-        raise BuildError(f"{where}: precision {precision!r} is unknown; permitted: {known}")
 
 
 @dataclass(frozen=True)
 class LayerRules:
     """The permitted precisions and the patterns that narrow them.
 
-    What int8 is permitted for is quantized before (`nrt.passes.quantize`); here such a layer, where
-    it could not be, takes the fastest of the other permitted precisions, or fp32.
+    What int8 or fp8 is permitted for is quantized before (`nrt.passes.quantize`); here such a
+    layer, where it could not be, takes the fastest of the other permitted precisions, or fp32.
 
     Attributes:
         permitted: names of precisions.
@@ -93,7 +93,7 @@ class LayerRules:
     def of(self, node: Node) -> tuple[str, str]:
         """(precision of ``node``, the reason for it)."""
         pattern = self.pattern(node)
-        if pattern is not None and self.layers[pattern] != "int8":
+        if pattern is not None and self.layers[pattern] not in QUANTIZED:
             return self.layers[pattern], f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
         if self.permitted == {self.fastest}:
             return self.fastest, f"{self.fastest}: the only permitted precision"

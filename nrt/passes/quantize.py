@@ -1,4 +1,4 @@
-"""quantize: layers whose input has a known range compute in int8.
+"""quantize: layers whose input has a known range compute in int8 or fp8.
 
     conv(x, w)  ≈  conv(dequantize(quantize(x, s)), dequantize(p, t))        w ≈ t · p
 
@@ -8,14 +8,17 @@
     after    %q = Quantize(%x, s)   %d = Dequantize(%q, s)   %v = Dequantize(%p, t)
              %a = Conv(%d, %v)
 
-fold-quantization, which follows, makes one product of integers of that, and the epilogue of what
-computes x stores int8. Scales s are those of the calibration, one per tensor; weights have one per
-output channel. Everything that reads x reads the integers, so that no float copy of it is stored;
-so do residuals between two layers of int8.
+fold-quantization, which follows, makes one product of few bits of that, and the epilogue of what
+computes x stores them. Scales s are those of the calibration, one per tensor; weights have one per
+output channel. Everything that reads x reads the quantized numbers, so that no float copy of it is
+stored; so do residuals between two such layers. Where layers of int8 and of fp8 read one tensor,
+it is stored as both, and what else reads it has the type of the first.
 
-Floats remain where int8 does not pay or costs too much accuracy: layers of few input channels (the
-first one of a network as a rule), products of two activations, and the layer that gives the
-network's result. A pattern of ``layers`` that asks for int8 overrules the last.
+Floats remain where few bits do not pay or cost too much accuracy: layers of few input channels (the
+first one of a network as a rule), depthwise ones of fp8, for which there are no kernels, products
+of two activations, and the layer that gives the network's result. A pattern of ``layers`` that asks
+for int8 or fp8 overrules the last. Where both are permitted, int8 wins unless a pattern asks for
+fp8.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import FP32, INT8
+from nrt.dtypes import FP32, DType
 from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
@@ -43,7 +46,7 @@ from nrt.ir.ops import (
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels
-from nrt.passes.precision_rules import LayerRules
+from nrt.passes.precision_rules import QUANTIZED, LayerRules
 from nrt.quantization.calibration import Calibration
 from nrt.quantization.weights import quantize_weights
 
@@ -51,10 +54,11 @@ __all__ = ["QuantizeLayers"]
 
 _PRODUCTS = (Conv, ConvTranspose, MatMul)
 _MOVES = (MaxPool, Reshape, Transpose)
+_NAMES = {dtype: name for name, dtype in QUANTIZED.items()}
 
 
 def _is_quantized(node: Node) -> bool:
-    return isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype is INT8
+    return isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype in _NAMES
 
 
 @dataclass(frozen=True)
@@ -63,84 +67,138 @@ class QuantizeLayers(Pass):
 
     Attributes:
         calibration: ranges of the fused graph's values; None for a model that is quantized already.
-        permitted: names of precisions; without ``int8`` nothing happens.
+        permitted: names of precisions; without ``int8`` and ``fp8`` nothing happens.
         layers: name pattern -> precision, the first match counts.
+        no_fp8: why the target multiplies no fp8; empty if it does.
 
     Raises:
-        BuildError: int8 is permitted, there are no ranges, and the model has no Q/DQ nodes.
+        BuildError: int8 or fp8 is permitted, there are no ranges, and the model has no Q/DQ nodes
+            of that type; or fp8 without int8, and the target multiplies none.
     """
 
     name: ClassVar[str] = "quantize"
     calibration: Calibration | None = None
     permitted: frozenset[str] = frozenset()
     layers: Mapping[str, str] = field(default_factory=dict)
+    no_fp8: str = ""
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The permitted precisions of few bits, the preferred one first."""
+        return tuple(name for name in QUANTIZED if name in self.permitted)
 
     def required(self) -> str:
-        return "precision int8 is what it makes of layers" if "int8" in self.permitted else ""
+        names = " and ".join(self.wanted)
+        return f"precision {names} is what it makes of layers" if names else ""
 
     def run(self, graph: Graph) -> PassResult:
-        if "int8" not in self.permitted:
+        if not self.wanted:
             return PassResult(graph, False)
+        if self.no_fp8 and self.wanted == ("fp8",):
+            raise BuildError(f"precision: fp8: {self.no_fp8}; permit int8 or fp16 instead")
         if self.calibration is None:
-            if not any(_is_quantized(node) for node in graph.nodes):
+            types = [QUANTIZED[name] for name in self.wanted]
+            if not any(_is_quantized(n) and n.inputs[0].dtype in types for n in graph.nodes):
                 raise BuildError(
-                    "precision: int8 needs ranges, and the model has no layer between "
-                    "QuantizeLinear and DequantizeLinear; give calibration=, what nrt.calibrate "
-                    "(nrt calibrate) found"
+                    f"precision: {' and '.join(self.wanted)} needs ranges, and the model has no "
+                    "such layer between QuantizeLinear and DequantizeLinear; give calibration=, "
+                    "what nrt.calibrate (nrt calibrate) found"
                 )
             return PassResult(graph, False)
         rules = LayerRules(self.permitted, self.layers)
         notes: list[Note] = []
-        chosen: set[Node] = set()
+        chosen: dict[Node, DType] = {}
         for node in graph.nodes:
             if isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype is FP32:
-                reason = self._reason(graph, node, rules)
-                if reason is None:
-                    chosen.add(node)
+                found = self._choice(graph, node, rules)
+                if isinstance(found, DType):
+                    chosen[node] = found
                 else:
-                    notes.append(self.refused(node, reason))
-        quantized = {n for n in graph.nodes if n in chosen or _is_quantized(n)}
-        values = dict.fromkeys(self._source(n.inputs[0]) for n in graph.nodes if n in chosen)
-        values.update(
-            dict.fromkeys(v for n in quantized for v in self._residual(graph, n, quantized))
-        )
-        for node in graph.nodes:
-            if node in chosen:
-                scale = self._scale(self._source(node.inputs[0]))
-                notes.append(self.fired(node, f"int8: its input has the scale {scale:.4g}"))
-                self._weights(graph, node)
-        for value in sorted(values, key=lambda v: v.name):
-            self._activation(graph, value, chosen)
+                    notes.append(self.refused(node, found))
+        values = self._values(graph, chosen)
+        uses = {value: graph.consumers(value) for value, _ in values}
+        for node, dtype in chosen.items():
+            assert self.calibration is not None
+            scale = self.calibration.scale(self._source(node.inputs[0]).name, dtype)
+            text = f"{_NAMES[dtype]}: its input has the scale {scale:.4g}"
+            notes.append(self.fired(node, text))
+            self._weights(graph, node, dtype)
+        for value, dtype in sorted(values, key=lambda pair: (pair[0].name, pair[1].name)):
+            back = self._round_trip(graph, value, dtype)
+            for reader, slot in uses[value]:
+                if reader in chosen and slot == 0:
+                    reads = chosen[reader] is dtype
+                else:
+                    # What an input holds is there as floats in any case.
+                    reads = values[value, dtype] and value.producer is not None
+                if reads:
+                    graph.replace_input(reader, slot, back)
         return PassResult(graph, bool(values), tuple(notes))
 
-    def _reason(self, graph: Graph, node: Node, rules: LayerRules) -> str | None:
-        """Why ``node`` stays in floats, or None."""
-        op: Any = node.op
+    def _choice(self, graph: Graph, node: Node, rules: LayerRules) -> DType | str:
+        """The type of the operands of ``node``, or why it stays in floats."""
         pattern = rules.pattern(node)
-        if pattern is not None and self.layers[pattern] != "int8":
-            return f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
+        names = self.wanted
+        if pattern is not None:
+            asked = self.layers[pattern]
+            if asked not in QUANTIZED:
+                return f"{asked}: asked for by pattern {pattern!r}"
+            names = (asked,)
+        reasons = []
+        for name in names:
+            reason = self._reason(graph, node, name, asked=pattern is not None)
+            if reason is None:
+                return QUANTIZED[name]
+            reasons.append(f"no {name}: {reason}")
+        return reasons[0]
+
+    def _reason(self, graph: Graph, node: Node, name: str, *, asked: bool) -> str | None:
+        """Why the operands of ``node`` are not of precision ``name``, or None."""
+        op: Any = node.op
         x, w = node.inputs[:2]
+        if name == "fp8" and self.no_fp8:
+            return self.no_fp8
         if isinstance(op, ConvTranspose):
-            return "no int8: no kernel transposes a convolution of int8"
+            return f"no kernel transposes a convolution of {name}"
         if not w.is_constant:
-            return "no int8: it multiplies two activations"
-        if pattern is None and _gives_result(graph, node):
-            return "no int8: it gives the network's result, whose rounding nothing averages"
+            return "it multiplies two activations"
+        if not asked and _gives_result(graph, node):
+            return "it gives the network's result, whose rounding nothing averages"
         if isinstance(op, Conv):
             if op.prologue is not None:
-                return "no int8: its input has a prologue, which computes floats"
-            refusal = dense_channels(w.shape[1], op.groups)
+                return "its input has a prologue, which computes floats"
+            refusal = dense_channels(w.shape[1], op.groups, name)
             if refusal is not None:
-                return f"no int8: {refusal}"
+                return refusal
         elif len(w.shape) != 2 or len(x.shape) < 2 or x.shape[-1] % LEAST_CHANNELS or op.trans_a:
-            return f"no int8: rows of {x.shape} times {w.shape} are no runs of {LEAST_CHANNELS}"
+            return f"rows of {x.shape} times {w.shape} are no runs of {LEAST_CHANNELS}"
         assert self.calibration is not None
         if x.name not in self.calibration:
-            return f"no int8: the calibration has no range of its input '{x.name}'"
+            return f"the calibration has no range of its input '{x.name}'"
         return None
 
+    def _values(
+        self, graph: Graph, chosen: Mapping[Node, DType]
+    ) -> dict[tuple[Value, DType], bool]:
+        """What to quantize, as what, and whether those read it that do not multiply it."""
+        first: dict[Value, DType] = {}
+        for node, dtype in chosen.items():
+            first.setdefault(self._source(node.inputs[0]), dtype)
+        values = dict.fromkeys(first.items(), True)
+        for node, dtype in chosen.items():
+            if first[self._source(node.inputs[0])] is not dtype:
+                # What is pooled, or moved, before it is of the other type.
+                values.setdefault((node.inputs[0], dtype), False)
+        kinds = {n: n.inputs[0].dtype for n in graph.nodes if _is_quantized(n)} | dict(chosen)
+        for node in kinds:
+            residual = self._residual(graph, node, kinds)
+            if residual is not None and residual not in first:
+                reader, _ = graph.consumers(residual)[0]
+                values[residual, kinds[reader]] = True
+        return values
+
     def _source(self, value: Value) -> Value:
-        """What to quantize for a layer that reads ``value``: a pooling reads integers too.
+        """What to quantize for a layer that reads ``value``: a pooling reads few bits too.
 
         Then it has the scale of what it pools, and so has all else that reads that.
         """
@@ -152,45 +210,35 @@ class QuantizeLayers(Pass):
             value = before
         return value
 
-    def _residual(self, graph: Graph, node: Node, quantized: set[Node]) -> list[Value]:
+    def _residual(self, graph: Graph, node: Node, quantized: Mapping[Node, DType]) -> Value | None:
         """The result of ``node``, if only epilogues of quantized layers read it as a float."""
         assert self.calibration is not None
         value = node.output
         uses = graph.consumers(value)
         inner = all(n in quantized and slot > 1 for n, slot in uses)
         if not uses or not inner or graph.is_output(value) or value.dtype is not FP32:
-            return []
-        return [value] if value.name in self.calibration else []
+            return None
+        return value if value.name in self.calibration else None
 
-    def _scale(self, value: Value) -> float:
+    def _round_trip(self, graph: Graph, value: Value, dtype: DType) -> Value:
+        """``value`` quantized and dequantized."""
         assert self.calibration is not None
-        return self.calibration[value.name].scale
-
-    def _activation(self, graph: Graph, value: Value, chosen: set[Node]) -> None:
-        """Let the readers of ``value`` read its integers; those of an input only if they multiply.
-
-        What an input holds is there as floats in any case.
-        """
-        uses = graph.consumers(value)
         origin = value.producer.origin if value.producer is not None else ()
-        scale = graph.add_constant(
-            f"{value.name}.scale", np.asarray(self._scale(value), np.float32)
-        )
-        q = graph.add_node(Quantize(INT8), [value, scale], name=f"{value.name}.int8", origin=origin)
-        back = graph.add_node(
+        array = np.asarray(self.calibration.scale(value.name, dtype), np.float32)
+        scale = graph.add_constant(f"{value.name}.scale", array)
+        name = f"{value.name}.{_NAMES[dtype]}"
+        q = graph.add_node(Quantize(dtype), [value, scale], name=name, origin=origin)
+        return graph.add_node(
             Dequantize(FP32), [q.output, scale], name=f"{value.name}.real", origin=origin
-        )
-        for reader, slot in uses:
-            if value.producer is not None or (reader in chosen and slot == 0):
-                graph.replace_input(reader, slot, back.output)
+        ).output
 
     @staticmethod
-    def _weights(graph: Graph, node: Node) -> None:
+    def _weights(graph: Graph, node: Node, dtype: DType) -> None:
         w = node.inputs[1]
         assert w.constant is not None
         op: Any = node.op
-        found = quantize_weights(op, w.constant, name=w.name)
-        q = graph.add_constant(f"{w.name}.int8", found.values)
+        found = quantize_weights(op, w.constant, name=w.name, dtype=dtype)
+        q = graph.add_constant(f"{w.name}.{_NAMES[dtype]}", found.values)
         scale = graph.add_constant(f"{w.name}.scale", _spread(op, found.scales, w.constant))
         back = graph.add_node(
             Dequantize(FP32), [q, scale], name=f"{w.name}.real", origin=node.origin

@@ -12,8 +12,8 @@ The graph's own inputs and outputs keep their type. Weights become constants of 
 layer whose weights that type cannot hold stays in fp32. Accumulators, epilogues and pointwise
 programs compute in fp32 whatever is stored, so epilogue extras and small constants need no cast at
 all. With tf32, convolutions and matrix products that stay in fp32 may round their operands to it:
-their flag ``tf32`` says so. Products of fp8 and int8 keep their operands; floats that those of int8
-store have the type of the others.
+their flag ``tf32`` says so. What is quantized stays so: products of fp8 and int8 keep their
+operands, whoever else reads or stores fp8 does, and floats that they store have the type of others.
 
 A mask is often added as a number near the lowest fp32, which fp16 would store as -∞, and a row of
 -∞ is a row of NaN after Softmax. A program that holds such a number, or reads it, saturates its
@@ -95,10 +95,6 @@ def _beyond(array: Array | None, dtype: DType) -> bool:
 def _is_small(value: Value) -> bool:
     """A scalar or a vector along one dimension."""
     return sum(d != 1 for d in value.shape) <= 1
-
-
-def _is_quantized(value: Value) -> bool:
-    return value.dtype is INT8 and not value.is_constant
 
 
 def _saturated(program: Program, dtype: DType) -> Program:
@@ -201,6 +197,9 @@ class _Rewriter:
         data = [v for v in node.inputs[:count] if v.dtype.is_float]
         if isinstance(node.op, Reformat) or not data:
             return
+        if any(v.dtype is FP8E4M3 for v in data):
+            self.graph.reinfer(node)
+            return
         dtype = forced
         if dtype is None:
             found = [v.dtype for v in data if not v.is_constant] or [
@@ -220,14 +219,12 @@ class _Rewriter:
         if node.op.precisions is not None:
             self.visit_registered(node, precision, reason)
             return
-        averages = isinstance(node.op, AveragePool)
-        if (slots == (0, 1) or averages) and node.inputs[0].dtype is INT8:
-            self.visit_integers(node, dtype)
+        quantized = node.inputs[0].dtype
+        sums = slots == (0, 1) or isinstance(node.op, AveragePool)
+        if quantized is FP8E4M3 or (sums and quantized is INT8):
+            self.visit_quantized(node, dtype)
             return
         if not node.inputs[0].dtype.is_float:
-            return
-        if slots == (0, 1) and node.inputs[0].dtype is FP8E4M3:
-            self.notes.append(self.owner.refused(node, "fp8e4m3: its operands are quantized"))
             return
         tf32 = precision == "tf32"
         for slot in slots:
@@ -258,15 +255,17 @@ class _Rewriter:
         self.graph.reinfer(node)
         self.say(node, reason, dtype)
 
-    def visit_integers(self, node: Node, dtype: DType) -> None:
-        """A sum of int8 keeps its operands; a result in floats has the type of the others."""
+    def visit_quantized(self, node: Node, dtype: DType) -> None:
+        """What reads int8 or fp8 goes on to; a result in floats has the type of the others."""
         op: Any = node.op
         result = node.output.dtype
-        if result.is_float and result is not dtype and not self.graph.is_output(node.output):
+        floats = result.is_float and result is not FP8E4M3
+        if floats and result is not dtype and not self.graph.is_output(node.output):
             node = self.replace(node, replace(op, out_dtype=dtype))
             result = dtype
         self.graph.reinfer(node)
-        self.notes.append(self.owner.fired(node, f"int8: stores {result}"))
+        name = "int8" if node.inputs[0].dtype is INT8 else "fp8"
+        self.notes.append(self.owner.fired(node, f"{name}: stores {result}"))
 
     def saturated(self, node: Node, first: int, dtype: DType) -> Program | None:
         """The epilogue that the result needs to stay within ``dtype``, if it needs another one.
@@ -322,7 +321,9 @@ class _Rewriter:
             big = value.is_constant and value.dtype.is_float and not _is_small(value)
             if big and not _beyond(value.constant, dtype):
                 self.feed(node, slot, dtype)
-        result = dtype if node.output.dtype.is_float else node.output.dtype
+        result = node.output.dtype
+        if result.is_float and result is not FP8E4M3:
+            result = dtype
         if result in _LIMITS and not _is_capped(program, result):
             wide = any(v in self.wide for v in node.inputs)
             if wide or _holds_beyond(program, result):

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from nrt.dtypes import INT8, DType
 from nrt.errors import CalibrationError
 from nrt.quantization.error_model import clipped_share, sqnr
 from nrt.quantization.histogram import Histogram
@@ -73,7 +74,7 @@ class MethodRules:
 
 @dataclass(frozen=True)
 class TensorRange:
-    """What int8 needs to know of a tensor, and how much it loses.
+    """What int8 and fp8 need to know of a tensor, and how much int8 loses.
 
     Attributes:
         name: of the value in the graph.
@@ -167,6 +168,17 @@ class Calibration(Mapping[str, TensorRange]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def scale(self, name: str, dtype: DType = INT8) -> float:
+        """The scale of the tensor ``name`` in a type of few bits.
+
+        int8 spends its 127 steps on what is frequent: up to the threshold. fp8 has a step for every
+        magnitude, down to some 2^-15 of the largest: it keeps all that was seen (the field's amax
+        scaling), unless a pattern of ``tensors=`` gave the tensor a method of its own.
+        """
+        entry = self.tensors[name]
+        asked = any(fnmatchcase(name, pattern) for pattern, _ in self.rules.tensors)
+        return scale_of(entry.threshold if dtype is INT8 or asked else entry.amax, dtype)
 
     def __str__(self) -> str:
         return calibration_text(self)

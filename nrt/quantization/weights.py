@@ -1,23 +1,27 @@
-"""Weights and biases as integers: symmetric, one scale per output channel.
+"""Weights as int8 or fp8, biases as integers: symmetric, one scale per output channel.
 
-    w[k] ≈ s[k] · q[k]        q in [-127, 127]        s[k] = max|w[k]| / 127
+    w[k] ≈ s[k] · q[k]        q in [-L, L]        s[k] = max|w[k]| / L        L = 127 or 448
 
--128 is not used: products of two such numbers then fit 15 bits, and -w is as exact as w. A bias is
-an int32 in units of the accumulator, s_x · s_w[k], to be added to the sum of products.
+int8 does not use -128: products of two such numbers then fit 15 bits, and -w is as exact as w. 448
+is the largest number of fp8 in e4m3. A bias is an int32 in units of the accumulator, s_x · s_w[k],
+to be added to the sum of products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from nrt.dtypes import FP8E4M3, INT8, DType
 from nrt.errors import CalibrationError
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import Conv, ConvTranspose, MatMul
 
 __all__ = [
     "LIMIT",
+    "LIMITS",
     "QuantizedWeights",
     "channel_view",
     "quantize_bias",
@@ -27,7 +31,10 @@ __all__ = [
 ]
 
 LIMIT = 127
-"""The largest quantized magnitude."""
+"""The largest magnitude of int8."""
+
+LIMITS: Mapping[DType, int] = {INT8: LIMIT, FP8E4M3: 448}
+"""By type of a quantized tensor: the largest magnitude."""
 
 _INT32 = 2**31 - 1
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -35,10 +42,10 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class QuantizedWeights:
-    """Weights as integers.
+    """Weights in few bits.
 
     Attributes:
-        values: int8, shape and axes of the weights.
+        values: int8 or fp8, shape and axes of the weights.
         scales: fp32[K], per output channel, all above 0.
     """
 
@@ -46,12 +53,14 @@ class QuantizedWeights:
     scales: Array
 
 
-def scale_of(threshold: float) -> float:
-    """The fp32 step of a range: ``threshold / 127``; 1 for a range of zeros, never below the
-    smallest normal fp32."""
+def scale_of(threshold: float, dtype: DType = INT8) -> float:
+    """The fp32 scale of a range: ``threshold / 127``, or 448 for fp8.
+
+    1 for a range of zeros, never below the smallest normal fp32.
+    """
     if threshold == 0:
         return 1.0
-    return float(np.float32(max(threshold / LIMIT, _SMALLEST)))
+    return float(np.float32(max(threshold / LIMITS[dtype], _SMALLEST)))
 
 
 def channel_view(op: Op, weights: Array) -> Array:
@@ -80,11 +89,17 @@ def channel_view(op: Op, weights: Array) -> Array:
     raise CalibrationError(f"{op.name} has no weights; expected Conv, ConvTranspose or MatMul")
 
 
-def weight_scales(op: Op, weights: Array, name: str = "weights") -> Array:
+def weight_scales(op: Op, weights: Array, name: str = "weights", dtype: DType = INT8) -> Array:
     """fp32[K]: the scale of each output channel.
 
     A channel of zeros takes the largest scale of the others (1 / 127 without any): its bias is then
     as exact as theirs.
+
+    Args:
+        op: as for `channel_view`.
+        weights: input 1 of the op.
+        name: of the weights, for errors.
+        dtype: int8 or fp8.
 
     Raises:
         CalibrationError: the op has no weights, or they hold a NaN or an infinity.
@@ -95,26 +110,32 @@ def weight_scales(op: Op, weights: Array, name: str = "weights") -> Array:
             f"{op.name}: {name} hold a NaN or an infinity, which has no quantized value"
         )
     largest = np.abs(channels).max(axis=1, initial=0)
-    scales = np.maximum(largest / LIMIT, _SMALLEST)
-    scales[largest == 0] = (largest.max(initial=0) or 1.0) / LIMIT
+    limit = LIMITS[dtype]
+    scales = np.maximum(largest / limit, _SMALLEST)
+    scales[largest == 0] = (largest.max(initial=0) or 1.0) / limit
     return np.asarray(np.maximum(scales, _SMALLEST), np.float32)
 
 
 def quantize_weights(
-    op: Op, weights: Array, scales: Array | None = None, name: str = "weights"
+    op: Op,
+    weights: Array,
+    scales: Array | None = None,
+    name: str = "weights",
+    dtype: DType = INT8,
 ) -> QuantizedWeights:
-    """Round ``weights`` to the nearest integers, half to even, in [-127, 127].
+    """Round ``weights`` to the nearest numbers of ``dtype``, half to even, up to its limit.
 
     Args:
         op: as for `channel_view`.
         weights: input 1 of the op, any float type; not changed.
         scales: fp32[K]; `weight_scales` by default.
         name: of the weights, for errors.
+        dtype: int8 or fp8.
 
     Raises:
         CalibrationError: as for `weight_scales`, or ``scales`` do not fit.
     """
-    found = weight_scales(op, weights, name)
+    found = weight_scales(op, weights, name, dtype)
     if scales is None:
         scales = found
     elif scales.shape != found.shape or not (scales > 0).all():
@@ -123,10 +144,11 @@ def quantize_weights(
             "above 0"
         )
     spread = _per_channel(op, scales.astype(np.float64), weights)
-    values = np.rint(weights.astype(np.float64) / spread)
-    return QuantizedWeights(
-        np.clip(values, -LIMIT, LIMIT).astype(np.int8), np.asarray(scales, np.float32)
-    )
+    values = weights.astype(np.float64) / spread
+    if dtype is INT8:
+        values = np.rint(values)
+    values = np.clip(values, -LIMITS[dtype], LIMITS[dtype])
+    return QuantizedWeights(values.astype(dtype.numpy), np.asarray(scales, np.float32))
 
 
 def _per_channel(op: Op, scales: Array, weights: Array) -> Array:

@@ -17,7 +17,8 @@ __all__ = [
     "bits_float",
     "conversion",
     "dp4a",
-    "e4m3x4",
+    "e4m3_bits",
+    "e4m3_part",
     "float_bits",
     "from_bytes",
     "half",
@@ -72,6 +73,18 @@ def bf16_bits(value: float) -> int:
     return int(np.asarray(value, ml_dtypes.bfloat16).view(np.uint16))
 
 
+def e4m3_part(word: int, part: int) -> float:
+    """Byte ``part`` of a word as a number of fp8."""
+    byte = np.uint8(u32(word) >> 8 * part & 0xFF)
+    return float(byte.view(ml_dtypes.float8_e4m3fn))
+
+
+def e4m3_bits(value: float) -> int:
+    """``cvt.rn.satfinite.e4m3x2.f32`` of one number."""
+    limited = np.clip(np.float32(value), -448, 448)
+    return int(np.asarray(limited, ml_dtypes.float8_e4m3fn).view(np.uint8))
+
+
 def float_bits(value: float) -> int:
     with np.errstate(over="ignore"):
         return np.float32(value).view(np.uint32).item()
@@ -116,12 +129,6 @@ def dp4a(a: int, b: int, c: int) -> int:
 def s8x4(*values: float) -> int:
     """Four floats as int8: to nearest even, saturated."""
     return sum((min(max(nearest(v), -128), 127) & 0xFF) << 8 * k for k, v in enumerate(values))
-
-
-def e4m3x4(*values: float) -> int:
-    """Four floats as e4m3: to nearest even, saturated."""
-    array = np.clip(np.array(values, np.float32), -448, 448).astype(ml_dtypes.float8_e4m3fn)
-    return int(array.view(np.uint32)[0])
 
 
 def from_bytes(kind: Any) -> Callable[[int], tuple[float, ...]]:

@@ -28,7 +28,7 @@ from numba.core.extending import _Intrinsic
 from numba.core.types import Boolean, Float, Integer
 from numba.cuda.dispatcher import CUDADispatcher
 
-from nrt.cuda_kernels import codegen, ptx, ptx_hopper
+from nrt.cuda_kernels import codegen, fp8, ptx, ptx_hopper
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
 from nrt.problem import Problem, TensorSpec
@@ -40,7 +40,8 @@ from .emulated_numbers import (
     bits_float,
     conversion,
     dp4a,
-    e4m3x4,
+    e4m3_bits,
+    e4m3_part,
     float_bits,
     from_bytes,
     half,
@@ -243,6 +244,14 @@ _MMA = {id(ptx.mma_f16): "f16", id(ptx.mma_bf16): "bf16"}
 """The kind of each matrix instruction."""
 
 
+_FP8 = {
+    id(fp8.f32_from_e4m3): e4m3_part,
+    id(fp8.e4m3_from_f32): e4m3_bits,
+    id(fp8.e4m3x4_from_f32): lambda *v: sum(e4m3_bits(x) << 8 * k for k, x in enumerate(v)),
+}
+"""Conversions of fp8."""
+
+
 _BLOCKS = ("fragments_a", "fragments_b", "products")
 """What kernels call the warp-wide intrinsics of `nrt.cuda_kernels.mma_block`."""
 
@@ -286,7 +295,7 @@ class KernelEmulator:
         table = self.cuda.intrinsics()
         self.ptx = pytypes.SimpleNamespace(**table)
         self.by_id = {id(getattr(ptx, name)): f for name, f in table.items()}
-        self.by_id |= _MMA
+        self.by_id |= _MMA | _FP8
         self.by_id |= {id(codegen._min): _minimum, id(codegen._max): _maximum}
         self.by_id |= {
             id(codegen.NAN_EXTREMA["min_"]): _minimum, id(codegen.NAN_EXTREMA["max_"]): _maximum
@@ -295,7 +304,6 @@ class KernelEmulator:
         hopper: dict[str, Callable[..., Any]] = {
             "fence_async_shared": lambda: None,
             "tma_store_2d": lambda _, address, x, y: self.stores.append((address, x, y)),
-            "e4m3x4_from_f32": e4m3x4,
             "f32x4_from_e4m3x4": from_bytes(ml_dtypes.float8_e4m3fn),
         }
         self.hopper = pytypes.SimpleNamespace(**hopper)

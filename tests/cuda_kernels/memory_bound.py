@@ -33,7 +33,8 @@ __all__ = [
     "variants_of",
 ]
 
-LIMIT = {"fp32": 1e-5, "fp64": 1e-6, "fp16": 5e-3, "bf16": 3e-2}
+LIMIT = {"fp32": 1e-5, "fp64": 1e-6, "fp16": 5e-3, "bf16": 3e-2, "fp8e4m3": 1e-2}
+"""fp8: one number in a hundred may be a step of 1/16 apart, where fp32 rounds to another half."""
 
 ARCHES = [
     "sm_80",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels import epilogue, fp8
+from nrt.cuda_kernels import epilogue
 from nrt.cuda_kernels.codegen import loader, pointer, program_function, storer
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS
@@ -25,7 +25,6 @@ from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras, held_o
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.dtypes import BF16, BOOL, DTYPES, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.ir import ops as ir
-from nrt.ir.ops.common import cast
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import TensorSpec
 
@@ -149,7 +148,7 @@ def _store_text(
         "bits": lambda x: x,
         "int_bits": lambda x: x,
         "signed_byte": lambda word, shift: word[shift // 8],
-        "fp8_byte": lambda word, shift: word[shift // 8],
+        "fp8_byte": lambda word, part: word[part],
         "pack_s8": lambda *values: values,
         "pack_e4m3": lambda *values: values,
         "as_float": lambda x: x,
@@ -376,29 +375,6 @@ def test_int8_stores_round_and_saturate() -> None:
     assert words.view(np.int8).tolist() == wanted
     byte = emulator._device(epilogue._signed_byte.py_func)
     assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
-
-
-def test_fp8_decodes_every_number() -> None:
-    bits = np.arange(256, dtype=np.uint8)
-    decode = KernelEmulator()._device(fp8.f32_from_e4m3.py_func)
-    found = np.array([decode(int(b)) for b in bits], np.float32)
-    np.testing.assert_array_equal(found, bits.view(FP8E4M3.numpy).astype(np.float32))
-
-
-def test_fp8_encodes_to_nearest_even_and_saturates() -> None:
-    numbers = np.arange(127, dtype=np.uint8).view(FP8E4M3.numpy).astype(np.float32)
-    middles = (numbers[1:] + numbers[:-1]) / 2
-    near = [f(m) for m in middles for f in (lambda v: np.nextafter(v, np.float32(0)),
-            lambda v: v, lambda v: np.nextafter(v, np.float32(1e9)))]  # fmt: skip
-    rng = np.random.default_rng(secrets.randbits(32))
-    drawn = rng.standard_normal(500) * 10.0 ** rng.integers(-4, 3, 500)
-    values = np.array([*numbers, *near, *drawn, 448, 449, 464, 1e30, np.inf, 1e-40], np.float32)
-    values = np.concatenate([values, -values, [np.nan]]).astype(np.float32)
-    encode = KernelEmulator()._device(fp8.e4m3_from_f32.py_func)
-    found = np.array([encode(float(v)) for v in values], np.uint8)
-    wanted = cast(values, FP8E4M3).view(np.uint8)
-    np.testing.assert_array_equal(found & 0x7F, wanted & 0x7F)
-    np.testing.assert_array_equal(found[:-1] >> 7, wanted[:-1] >> 7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

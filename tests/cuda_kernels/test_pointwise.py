@@ -49,8 +49,23 @@ from .memory_bound import (
 NHWC = (0, 2, 3, 1)
 _b = Builder("fff")
 # max(a * scale + residual, 0), the end of a residual block.
+_b8 = Builder("ff")
 FUSED = _b.build(_b("max", _b("add", _b("mul", 0, 1), 2), _b.const(0.0)))
 
+# fp8 between two layers: dequantized, changed, quantized.
+REQUANTIZED = _b8.build(_b8("mul", _b8("max", _b8("mul", 0, _b8.const(0.75)), 1), _b8.const(2.5)))
+FP8 = [
+    task(
+        Pointwise(REQUANTIZED, FP8E4M3),
+        last(2, 16, 3, 5, dtype=FP8E4M3),
+        rows(16, 1, 1, dtype=FP32),
+        out=last,
+    ),
+    task(Quantize(FP8E4M3), rows(3, 37, dtype=FP16), rows(dtype=FP32)),
+    task(Pointwise(REQUANTIZED, FP32), rows(5, 12, dtype=FP8E4M3), rows(12, dtype=FP32)),
+    task(Relu(), rows(3, 7, dtype=FP8E4M3)),
+    task(Cast(FP8E4M3), rows(21, dtype=FP64)),
+]
 TASKS = [
     task(Relu(), rows(3, 5, 7, dtype=FP32)),
     task(Add(), last(2, 16, 3, 5, dtype=FP16), last(2, 16, 3, 5, dtype=FP16), out=last),
@@ -82,6 +97,7 @@ TASKS = [
     task(Add(), rows(2, 1, 3, 1, 5, 1, dtype=FP32), rows(4, 1, 2, 1, 6, dtype=FP32)),
     task(Relu(), rows(4, 0, 3, dtype=FP32)),
     task(Relu(), rows(dtype=BF16)),
+    *FP8,
 ]
 REFUSED = [
     (PointwiseVector(), TASKS[11], "no vector fits: 11 contiguous elements"),
@@ -97,7 +113,6 @@ REFUSED = [
         ),
         "the output has no contiguous dimension",
     ),
-    (PointwiseStrided(), task(Relu(), rows(3, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
     (PointwiseStrided(), task(Sum(), *(rows(3, dtype=FP32) for _ in range(17))), "17 inputs"),
     (PointwiseStrided(), task(Relu(), rows(2**31, dtype=FP16)), "32-bit indices reach"),
 ]

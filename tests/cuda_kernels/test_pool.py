@@ -116,7 +116,20 @@ ENDED = [
     ),
 ]
 STRIPS = [TASKS[k] for k in (0, 1, 4, 10, 11, 12, 13)] + [ENDED[k] for k in (0, 1, 4)]
-TASKS += ENDED
+FP8 = [
+    task(THREE, last(2, 32, 7, 6, dtype=FP8E4M3), out=last),
+    task(THREE, rows(1, 3, 5, 8, dtype=FP8E4M3)),
+    # The mean of a float is quantized.
+    task(
+        AveragePool((2, 2), (2, 2), (0, 1, 1, 0), epilogue=NORM, out_dtype=FP8E4M3),
+        last(2, 16, 7, 6, dtype=FP16),
+        rows(16, 1, 1, dtype=FP32),
+        rows(16, 1, 1, dtype=FP32),
+        out=last,
+    ),
+]
+TASKS += [*ENDED, *FP8]
+STRIPS.append(FP8[2])
 REFUSED = [
     (
         PoolNhwc(),
@@ -145,7 +158,6 @@ REFUSED = [
         ),
         "a window has nothing of the input",
     ),
-    (PoolStrided(), task(THREE, rows(1, 8, 5, 5, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
     (
         PoolStrided(),
         task(replace(THREE, out_dtype=FP32), rows(1, 8, 5, 5, dtype=FP64)),

@@ -10,7 +10,7 @@ import pytest
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels import compiler, ptx, ptx_hopper
+from nrt.cuda_kernels import compiler, fp8, ptx, ptx_hopper
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.variant import KernelSpec
@@ -41,6 +41,7 @@ SM80 = {
     "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "tf32_from_f32": "f>r",
     "max_f16x2": "rr>r", "max_bf16x2": "rr>r", "f16x2_pair": "ff>r",
 }  # fmt: skip
+SM89 = {"e4m3_from_f32": "f>r", "e4m3x4_from_f32": "ffff>r", "f32_from_e4m3": "r2>f"}
 SM90 = {
     "bar_sync": "rr>", "bulk_commit": ">", "bulk_wait": ">", "bulk_wait_read": ">",
     "cluster_meet": ">", "cluster_rank": ">r", "cluster_sync": ">", "bulk_copy_cluster": "rsrr>",
@@ -50,9 +51,11 @@ SM90 = {
     "mbarrier_init": "sr>", "mbarrier_wait": "sr>", "prefetch_tensor_map": "l>",
     "setmaxnreg_dec": "40>", "mbarrier_arrive_if": "sr>",
     "setmaxnreg_inc": "240>", "tma_load_2d": "slsii>", "tma_load_im2col": "slsiiiihh>",
-    "e4m3x4_from_f32": "ffff>r", "f32x4_from_e4m3x4": "r>ffff",
+    "f32x4_from_e4m3x4": "r>ffff",
 }  # fmt: skip
-GROUPS = {"sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_90a": (ptx_hopper, SM90)}
+GROUPS = {
+    "sm_75": (ptx, SM75), "sm_80": (ptx, SM80), "sm_89": (fp8, SM89), "sm_90a": (ptx_hopper, SM90),
+}  # fmt: skip
 ADDRESSES = {"at", "shared_address", "ahead"}  # used by every kernel, or moved pointers
 MAKERS = {"asm", "with_arity", "wgmma_loop", "statement", "mma_statement", "MmaStatement"}
 
@@ -119,6 +122,27 @@ def _wgmma(dtype: str, n: int) -> tuple[Any, Any]:
     return kernel, types.void(types.CPointer(element), *[types.uint32] * 5)
 
 
+def _fp8_kernel() -> tuple[Any, Any]:
+    def kernel(x, y):
+        a = fp8.f32_from_e4m3(x[types.uint32(0)], 1)
+        b = fp8.f32_from_e4m3(x[types.uint32(1)], 2)
+        y[types.uint32(0)] = fp8.e4m3x4_from_f32(a, b, b, a)
+        y[types.uint32(1)] = fp8.e4m3_from_f32(a)
+
+    return kernel, types.void(types.CPointer(types.uint32), types.CPointer(types.uint32))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
+def test_fp8_is_converted_by_what_the_target_has(
+    arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, cubin = compiled("_fp8_kernel", (), arch, monkeypatch)
+    found = [len(re.findall(rf"cvt\.rn\.{name}", text)) for name in (
+        r"f16x2\.e4m3x2", r"satfinite\.e4m3x2\.f32")]  # fmt: skip
+    assert found == ([0, 0] if arch == "sm_80" else [2, 3])
+    assert cubin.spills == 0
+
+
 def _wgmma_registers(dtype: str, n: int) -> tuple[Any, Any]:
     multiply = ptx_hopper.wgmma_registers(dtype, n)
     count = n // 2
@@ -171,14 +195,15 @@ def instruction(name: str, module: Any) -> re.Pattern[str]:
 
 def test_the_table_covers_every_intrinsic() -> None:
     assert set(SM75) | set(SM80) | ADDRESSES | MAKERS == set(ptx.__all__) | {"wgmma_loop"}
+    assert set(SM89) | {"decoded", "encoded"} == set(fp8.__all__)
     makers = {"wgmma_loop", "wgmma_registers", "behind", "matrix_descriptor"}
     assert set(SM90) | makers == set(ptx_hopper.__all__)
-    for module in (ptx, ptx_hopper):
+    for module in (ptx, fp8, ptx_hopper):
         for name in module.__all__:
             assert getattr(module, name).__doc__, name
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_89", "sm_90a"])
 def test_intrinsics_are_the_instructions_they_name(
     arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

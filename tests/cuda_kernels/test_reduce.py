@@ -126,7 +126,23 @@ FUSED = [
     ),
     task(Reduce("l1", (1, 2), out_dtype=FP32), rows(3, 40, 1, dtype=FP16)),
 ]
-TASKS += FUSED
+FP8 = [
+    task(
+        Reduce("mean", (2, 3), prologue=NORM, out_dtype=FP16),
+        last(2, 32, 5, 3, dtype=FP8E4M3),
+        per_channel(32),
+        per_channel(32),
+        out=last,
+    ),
+    task(
+        Reduce("sum", (1,), epilogue=NORM, out_dtype=FP8E4M3),
+        rows(5, 40, dtype=FP32),
+        rows(1, dtype=FP32),
+        rows(5, 1, dtype=FP32),
+    ),
+    task(Reduce("max", (0,)), rows(3, 7, dtype=FP8E4M3)),
+]
+TASKS += [*FUSED, *FP8]
 COLUMNS = [TASKS[k] for k in (0, 1, 8, 16, 17, 18, 19, 20, 21)] + FUSED[:3]
 REFUSED = [
     (ReduceColumns(), TASKS[2], "the innermost kept dimension is not contiguous"),
@@ -137,7 +153,6 @@ REFUSED = [
         task(Reduce("sum", (0, 2)), rows(3, 4, 5, 6, dtype=FP32)),
         "2 reduced dimensions after collapsing",
     ),
-    (ReduceStrided(), task(Reduce("max", (0,)), rows(3, dtype=FP8E4M3)), "input 0 is fp8e4m3"),
     (
         ReduceColumns(),
         task(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import FP32, INT8, DType
+from nrt.dtypes import FP8E4M3, FP32, INT8, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Add, Conv, Dequantize, MatMul, Quantize, Relu
@@ -34,6 +34,9 @@ class QuantizedNet(Net):
         return self.dq(self.q(x, scale, zero, dtype), scale, zero)
 
     def integers(self, *shape: int, dtype: DType = INT8, name: str = "w.q") -> Value:
+        if dtype is FP8E4M3:
+            # Few bits, so that fp32 holds sums of products.
+            return self.const(self.rng.integers(-16, 17, shape).astype(dtype.numpy), name)
         info = np.iinfo(dtype.numpy)
         low = -127 if dtype is INT8 else info.min
         return self.const(self.rng.integers(low, info.max + 1, shape, dtype.numpy), name)
@@ -42,18 +45,26 @@ class QuantizedNet(Net):
         """Powers of two around 2^-9."""
         return np.exp2(self.rng.integers(-11, -7, count)).astype(np.float32)
 
-    def weights(self, *shape: int, axis: int = 0) -> Value:
+    def weights(self, *shape: int, axis: int = 0, dtype: DType = INT8) -> Value:
         """Dequantized weights with a scale per channel along ``axis``."""
         spread = [1] * len(shape)
         spread[axis] = shape[axis]
-        return self.dq(self.integers(*shape), self.scales(shape[axis]).reshape(spread))
+        stored = self.integers(*shape, dtype=dtype)
+        return self.dq(stored, self.scales(shape[axis]).reshape(spread))
 
     def qconv(
-        self, x: Value, channels: int, kernel: int = 3, *, groups: int = 1, pad: int | None = None
+        self,
+        x: Value,
+        channels: int,
+        kernel: int = 3,
+        *,
+        groups: int = 1,
+        pad: int | None = None,
+        dtype: DType = INT8,
     ) -> Value:
         """A convolution of dequantized weights, with a bias of the sums' own grid."""
         pad = kernel // 2 if pad is None else pad
-        w = self.weights(channels, x.shape[1] // groups, kernel, kernel)
+        w = self.weights(channels, x.shape[1] // groups, kernel, kernel, dtype=dtype)
         bias = self.const(self.rng.integers(-64, 65, channels) * np.float32(0.25), "bias")
         op = Conv((1, 1), (pad,) * 4, groups=groups)
         return self.op(op, x, w, self.const(bias.constant.astype(np.float32), "b"))  # type: ignore[union-attr]
@@ -62,11 +73,11 @@ class QuantizedNet(Net):
         return {"x": self.rng.integers(-127, 128, shape, np.int8)}
 
 
-def residual_block(net: QuantizedNet, x: Value, channels: int) -> Value:
+def residual_block(net: QuantizedNet, x: Value, channels: int, dtype: DType = INT8) -> Value:
     """Two convolutions, their input added, on grids of 1/4; x is dequantized."""
-    y = net.qdq(net.op(Relu(), net.qconv(x, channels)), 0.25)
-    y = net.qdq(net.qconv(y, channels), 0.5)
-    return net.qdq(net.op(Relu(), net.op(Add(), y, x)), 0.25)
+    y = net.qdq(net.op(Relu(), net.qconv(x, channels, dtype=dtype)), 0.25, dtype=dtype)
+    y = net.qdq(net.qconv(y, channels, dtype=dtype), 0.5, dtype=dtype)
+    return net.qdq(net.op(Relu(), net.op(Add(), y, x)), 0.25, dtype=dtype)
 
 
 def of_type(graph: Graph, op: type[Any], dtype: DType) -> int:

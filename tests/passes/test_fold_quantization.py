@@ -220,7 +220,7 @@ class TestRefusals:
         x = net.dq(net.input(1, 16, 5, 5, dtype=INT8), 0.5)
         w = net.const(np.full((8, 16, 1, 1), 255, np.uint8))
         net.out(net.op(Conv(), x, net.dq(w, 0.25, 3)))
-        self.check(net, "its weights are uint8, kernels multiply int8")
+        self.check(net, "its weights are uint8, kernels multiply int8 or fp8")
 
     def test_a_scale_at_run_time(self) -> None:
         net = QuantizedNet()

@@ -17,6 +17,7 @@ from nrt.ir.ops import (
     Softmax,
     Transpose,
 )
+from nrt.ir.pointwise import identity
 from nrt.ir.value import NHWC
 from nrt.passes.merge_reformats import MergeReformats
 
@@ -80,6 +81,14 @@ def test_products_of_fp8_are_stored_as_asked(dtype: DType, out: DType | None) ->
     result = apply(net, MERGE, 6e-2)
     assert sole(result.graph, MatMul).op.out_dtype is out
     assert result.graph.outputs["y"].dtype is dtype
+
+
+def test_a_rounding_to_fp8_stays() -> None:
+    net = Net()
+    x = net.op(Pointwise(identity("f"), FP8E4M3), net.input(5, 7))
+    net.out(net.op(Reformat(FP32), x))
+    result = apply(net, MERGE, 0.0)
+    assert ops(result.graph) == ["Pointwise", "Reformat"]
 
 
 def test_a_type_of_its_own_is_no_option() -> None:

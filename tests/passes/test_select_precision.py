@@ -303,9 +303,8 @@ def test_a_pattern_may_force_a_move() -> None:
         (
             {"fp12"},
             {},
-            "precision: precision 'fp12' is unknown; permitted: bf16, fp16, fp32, int8, tf32",
+            "precision: precision 'fp12' is unknown; permitted: bf16, fp16, fp32, fp8, int8, tf32",
         ),
-        ({"fp8", "fp32"}, {}, "precision: fp8 is what a model itself quantizes to"),
         (
             {"fp32"},
             {"conv": "fp16"},

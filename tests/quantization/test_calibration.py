@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nrt.dtypes import FP8E4M3
 from nrt.errors import CalibrationError
 from nrt.quantization import Calibration, Histogram, MethodRules, TensorRange, find_threshold
 
@@ -50,6 +51,15 @@ def test_scales_hold_the_threshold(found: Calibration, rng: np.random.Generator)
     assert found["none"].threshold == 0
     assert found["none"].scale == 1
     assert found["none"].sqnr is None
+
+
+def test_fp8_keeps_what_was_seen_unless_a_method_was_asked_for(found: Calibration) -> None:
+    assert found["x"].threshold < found["x"].amax
+    assert found.scale("x", FP8E4M3) == pytest.approx(found["x"].amax / 448, rel=1e-6)
+    assert found.scale("relu", FP8E4M3) == pytest.approx(found["relu"].threshold / 448, rel=1e-6)
+    assert found["relu"].threshold < found["relu"].amax
+    assert found.scale("none", FP8E4M3) == 1
+    assert [found.scale(name) for name in found] == [entry.scale for entry in found.values()]
 
 
 def test_a_range_agrees_with_its_histogram(rng: np.random.Generator) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nrt.dtypes import FP8E4M3
 from nrt.errors import CalibrationError
 from nrt.ir.op import Op
 from nrt.ir.ops import Conv, ConvTranspose, MatMul, Relu
@@ -67,6 +68,23 @@ def test_scales_are_the_largest_magnitude_over_127(rng: np.random.Generator) -> 
     assert quantize_weights(Conv(), w).values[1, 2, 0, 1] == -127
 
 
+def test_fp8_spreads_to_its_largest_number(rng: np.random.Generator) -> None:
+    w = (rng.standard_normal((5, 7, 3, 2)) * 10.0 ** rng.integers(-6, 4, (5, 1, 1, 1))).astype(
+        np.float32
+    )
+    w[3] = 0
+    found = quantize_weights(Conv(), w, dtype=FP8E4M3)
+    assert found.values.dtype == FP8E4M3.numpy
+    largest = np.abs(w).reshape(5, -1).max(axis=1)
+    largest[3] = largest.max()
+    np.testing.assert_allclose(found.scales, largest / 448, rtol=1e-6)
+    back = found.values.astype(np.float64) * found.scales.reshape(-1, 1, 1, 1)
+    # Half a step: 2^-4 of a number, and 2^-10 of the scale where steps are all alike.
+    limit = np.abs(w) * 2.0**-4 + found.scales.reshape(-1, 1, 1, 1) * 2.0**-10
+    assert (np.abs(back - w) <= limit * 1.000001).all()
+    assert np.abs(found.values[0].astype(np.float32)).max() == 448
+
+
 def test_halves_are_rounded_to_even() -> None:
     w = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5]], np.float32)
     found = quantize_weights(Conv((1,), (0, 0), (1,)), w.reshape(1, 6, 1))
@@ -98,6 +116,7 @@ def test_scale_of_a_range() -> None:
     assert scale_of(0.0) == 1.0
     assert scale_of(1e-44) == np.finfo(np.float32).tiny
     assert np.float32(scale_of(3.3)) == scale_of(3.3)
+    assert scale_of(44.8, FP8E4M3) == pytest.approx(0.1, rel=1e-7)
 
 
 def test_bias_in_units_of_the_accumulator(rng: np.random.Generator) -> None:

@@ -108,10 +108,11 @@ def product_type(
         ShapeError: sums of int8 or fp8 are not stored as ``out_dtype``.
     """
     if operands is INT8:
-        allowed = _FROM_INT8 if epilogue is not None else (INT32, *_FROM_INT8)
+        allowed: tuple[DType, ...]
+        allowed = (*_FROM_INT8, FP8E4M3) if epilogue is not None else (INT32, *_FROM_INT8)
         found = out_dtype or INT32
     elif operands is FP8E4M3:
-        allowed = _FROM_FP8
+        allowed = (*_FROM_FP8, INT8) if epilogue is not None else _FROM_FP8
         found = out_dtype or FP16
     else:
         return out_dtype or operands

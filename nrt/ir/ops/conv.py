@@ -125,7 +125,8 @@ class Conv(Op):
         epilogue: pointwise program on the accumulator.
         out_dtype: element type of the output; that of ``x`` when None, but int32 for int8 operands
             and fp16 for fp8. int8 operands give int32 (without an epilogue), fp16, bf16, fp32 or
-            int8, and fp8 operands fp16, bf16, fp32 or fp8. int8 results are rounded to the nearest
+            int8, and fp8 operands fp16, bf16, fp32 or fp8; behind an epilogue, whose scale is the
+            result's, either also the other. int8 results are rounded to the nearest
             integer, half to even, and saturate to [-128, 127].
         tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
             reference, and kernels that have no use for it, stay exact.

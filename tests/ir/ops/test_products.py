@@ -56,7 +56,7 @@ def test_types_of_sums(
             INT8,
             {"epilogue": identity()},
             "products of int8 behind an epilogue are stored as int32; expected out_dtype to be one "
-            "of fp16, bf16, fp32, int8",
+            "of fp16, bf16, fp32, int8, fp8e4m3",
         ),
         (
             INT8,
