@@ -11,6 +11,7 @@ from nrt.ir.ops import (
     ConvTranspose,
     MatMul,
     MaxPool,
+    MultiPointwise,
     PooledMatMul,
     Reduce,
     Softmax,
@@ -36,6 +37,8 @@ def flops_of(problem: Problem) -> int:
         return x.size * each + y.size * (2 * x.shape[1] + ends)
     if isinstance(op, Elementwise):
         return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
+    if isinstance(op, MultiPointwise):
+        return op.body.flops * y.size
     if isinstance(op, MaxPool | AveragePool):
         return y.size * (math.prod(op.kernel) + (op.epilogue.flops if op.epilogue else 0))
     if isinstance(op, Softmax):

@@ -16,7 +16,7 @@ import numpy as np
 from nrt.dtypes import FP32, FP64, INT8, INT32, INT64, DType
 from nrt.frontend import onnx_export_rows as rows
 from nrt.frontend.onnx_export_node import Inexpressible, Tensor, Writer, takes, wide
-from nrt.frontend.onnx_export_pointwise import elementwise, write_program
+from nrt.frontend.onnx_export_pointwise import elementwise, multi_pointwise, write_program
 from nrt.frontend.onnx_export_registered import write_registered
 from nrt.ir import ops
 from nrt.ir.op import Op, TensorType
@@ -320,6 +320,7 @@ CONVERTERS: dict[type[Op], Converter] = {
     ops.LogSoftmax: _with_axis,
     ops.MatMul: _matmul,
     ops.MaxPool: _pool,
+    ops.MultiPointwise: multi_pointwise,
     ops.Pad: _pad,
     ops.PooledMatMul: rows.pooled_matmul,
     ops.Reduce: rows.reduce,

@@ -31,6 +31,7 @@ from nrt.passes.fuse_pool_epilogue import FusePoolEpilogue
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
+from nrt.passes.merge_pointwise import MergePointwise
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.remove_identities import RemoveIdentities
@@ -74,6 +75,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldLayoutIntoWeights,
     MergeReformats,
     FuseSiblings,
+    MergePointwise,
 )
 """Every pass, in the order of the pipeline."""
 
@@ -240,9 +242,10 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "siblings",
-            (FuseSiblings(), DeadCode()),
+            (FuseSiblings(), MergePointwise(), DeadCode()),
             "Last: siblings have one type and layout, and what reads their results is settled, on "
-            "which it depends whether a piece is read where it lies.",
+            "which it depends whether a piece is read where it lies. Pointwise nodes that read the "
+            "same after products, whose pieces they then read.",
         ),
     )
 

@@ -54,6 +54,7 @@ from nrt.ir.ops.movement import (
     Split,
     Transpose,
 )
+from nrt.ir.ops.multi_pointwise import MultiPointwise
 from nrt.ir.ops.norm import (
     LRN,
     BatchNormalization,
@@ -139,6 +140,7 @@ __all__ = [
     "Min",
     "Mish",
     "Mul",
+    "MultiPointwise",
     "Neg",
     "Not",
     "Or",
@@ -222,6 +224,7 @@ OPS: tuple[type[Op], ...] = (
     Min,
     Mish,
     Mul,
+    MultiPointwise,
     Neg,
     Not,
     Or,
