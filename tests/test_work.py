@@ -14,6 +14,7 @@ from nrt.ir.ops import (
     Gather,
     MatMul,
     MaxPool,
+    MultiPointwise,
     Not,
     Pointwise,
     Reduce,
@@ -41,6 +42,12 @@ def problem(op: Op, *inputs: tuple[int, ...], dtypes: tuple[DType, ...] = ()) ->
 def bias_relu() -> Program:
     b = Builder("ff")
     return b.build(b("max", b("add", 0, 1), b.const(0.0)))
+
+
+def sum_and_relu() -> Program:
+    b = Builder("ff")
+    total = b("add", 0, 1)
+    return b.build(total, b("max", total, b.const(0.0)))
 
 
 def norm_relu() -> Program:
@@ -85,6 +92,7 @@ def norm_relu() -> Program:
         (problem(Add(), (3, 5), (5,)), 15),
         (problem(Relu(), (3, 5)), 15),
         (problem(Pointwise(bias_relu(), FP16), (3, 5), (5,)), 30),
+        (problem(MultiPointwise(sum_and_relu(), (FP16, FP32)), (3, 5), (5,)), 30),
         (problem(Softmax(), (3, 5)), 180),
         (problem(Reduce("mean", (1,)), (3, 5)), 15),
         (problem(Reformat(FP16), (3, 5)), 15),
