@@ -12,6 +12,7 @@ from nrt.ir.ops import (
     MatMul,
     MaxPool,
     MultiPointwise,
+    PooledConv,
     PooledMatMul,
     Reduce,
     Softmax,
@@ -30,6 +31,8 @@ def flops_of(problem: Problem) -> int:
         before = op.prologue if isinstance(op, Conv) else None
         prologue = before.flops * problem.inputs[0].size if before else 0
         return _products(problem) * 2 + prologue + epilogue
+    if isinstance(op, PooledConv):
+        return _pooled_products(op, problem)
     if isinstance(op, PooledMatMul):
         x = problem.inputs[0]
         each = 1 + (op.prologue.flops if op.prologue else 0)
@@ -48,6 +51,14 @@ def flops_of(problem: Problem) -> int:
     each = 1 + (op.prologue.flops if isinstance(op, Reduce) and op.prologue else 0)
     ends = op.epilogue.flops * y.size if isinstance(op, Reduce) and op.epilogue else 0
     return problem.inputs[0].size * each + ends
+
+
+def _pooled_products(op: PooledConv, problem: Problem) -> int:
+    """Those of the convolution, and one addition for each of its results."""
+    x, weights = problem.inputs[:2]
+    (whole,) = op.conv(x.dtype).infer(*(t.type for t in problem.inputs))
+    ends = op.epilogue.flops if op.epilogue else 0
+    return math.prod(whole.shape) * (2 * math.prod(weights.shape[1:]) + ends + 1)
 
 
 def _products(problem: Problem) -> int:
@@ -69,13 +80,13 @@ def precision_of(problem: Problem) -> str:
     products on such operands.
     """
     op = problem.op
-    if isinstance(op, Conv | ConvTranspose | MatMul):
+    if isinstance(op, Conv | ConvTranspose | MatMul | PooledConv):
         factor = problem.inputs[0].dtype
         if factor is INT8:
             return "int8"
         if factor is FP8E4M3:
             return "fp8"
-        if isinstance(op, Conv | MatMul) and op.tf32:
+        if isinstance(op, Conv | MatMul | PooledConv) and op.tf32:
             return "tf32"
     for spec in (*problem.inputs, *problem.outputs):
         if spec.dtype.is_float:

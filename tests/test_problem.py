@@ -78,6 +78,10 @@ CASES: list[tuple[Op, list[TensorType]]] = [
         [X, _tensor(FP32, 5), _tensor(FP32), _tensor(FP32), _tensor(FP16, 6, 1, 1)],
     ),
     (
+        ir.PooledConv("sum", (2, 1), (1, 0, 1, 1), (1, 2), _program(), FP16),
+        [X, _tensor(FP32, 4, 6, 3, 2), _tensor(FP16, 4, 1, 1), _tensor(BF16, 1)],
+    ),
+    (
         ir.PooledMatMul("max", True, _program(), _program(), FP16),
         [
             X,

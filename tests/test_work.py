@@ -17,6 +17,7 @@ from nrt.ir.ops import (
     MultiPointwise,
     Not,
     Pointwise,
+    PooledConv,
     Reduce,
     Reformat,
     Relu,
@@ -91,6 +92,11 @@ def norm_relu() -> Program:
         (problem(AveragePool((2, 2), (2, 2), (0, 0, 0, 0)), (1, 2, 4, 4)), 2 * 4 * 4),
         (problem(Add(), (3, 5), (5,)), 15),
         (problem(Relu(), (3, 5)), 15),
+        # 2 images of 3x4 pixels, 7 channels of 5: a bias, a ReLU, and the sum.
+        (
+            problem(PooledConv(epilogue=bias_relu()), (2, 5, 3, 4), (7, 5, 1, 1), (7, 1, 1)),
+            2 * 12 * 7 * (10 + 2 + 1),
+        ),
         (problem(Pointwise(bias_relu(), FP16), (3, 5), (5,)), 30),
         (problem(MultiPointwise(sum_and_relu(), (FP16, FP32)), (3, 5), (5,)), 30),
         (problem(Softmax(), (3, 5)), 180),

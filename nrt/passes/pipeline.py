@@ -27,6 +27,7 @@ from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
 from nrt.passes.fuse_pool_classifier import FusePoolClassifier
+from nrt.passes.fuse_pool_conv import FusePoolConv
 from nrt.passes.fuse_pool_epilogue import FusePoolEpilogue
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
@@ -75,6 +76,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldLayoutIntoWeights,
     MergeReformats,
     FuseSiblings,
+    FusePoolConv,
     MergePointwise,
 )
 """Every pass, in the order of the pipeline."""
@@ -242,10 +244,10 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "siblings",
-            (FuseSiblings(), MergePointwise(), DeadCode()),
+            (FuseSiblings(), FusePoolConv(), MergePointwise(), DeadCode()),
             "Last: siblings have one type and layout, and what reads their results is settled, on "
-            "which it depends whether a piece is read where it lies. Pointwise nodes that read the "
-            "same after products, whose pieces they then read.",
+            "which it depends whether a piece is read where it lies. Poolings and pointwise nodes "
+            "after products, whose pieces they then read.",
         ),
     )
 

@@ -302,6 +302,17 @@ def test_reductions_with_prologue_and_epilogue(dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_pooled_convolutions(dtype) -> None:
+    b = Builder("fff")
+    program = b.build(b("max", b("add", b("add", 0, 1), 2), b.const(0.0)))
+    x, w = normal(2, 3, 6, 5, dtype=dtype), normal(7, 3, 3, 2, dtype=dtype)
+    bias, residual = normal(7, dtype=dtype), normal(2, 7, 4, 4, dtype=dtype)
+    check(ops.PooledConv("sum"), x, w)
+    check(ops.PooledConv(strides=(2, 1), pads=(1, 0, 1, 1), out_dtype=FP32), x, w, bias)
+    check(ops.PooledConv(epilogue=program), x, w, bias.reshape(7, 1, 1), residual)
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
 def test_pooled_products(dtype) -> None:
     b = Builder("ff")
     first = b.build(b("max", b("mul", 0, 1), b.const(0.0)))

@@ -154,6 +154,7 @@ def test_siblings_become_one_when_all_else_is_settled() -> None:
     phases = pipeline()
     assert [p.name for p in phases[-1].passes] == [
         "fuse-siblings",
+        "fuse-pool-conv",
         "merge-pointwise",
         "dead-code",
     ]

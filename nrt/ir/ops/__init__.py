@@ -64,6 +64,7 @@ from nrt.ir.ops.norm import (
     Softmax,
 )
 from nrt.ir.ops.pool import AveragePool, MaxPool
+from nrt.ir.ops.pooled_conv import PooledConv
 from nrt.ir.ops.pooled_matmul import PooledMatMul
 from nrt.ir.ops.quantize import Dequantize, Quantize
 from nrt.ir.ops.reduce import Reduce
@@ -147,6 +148,7 @@ __all__ = [
     "PRelu",
     "Pad",
     "Pointwise",
+    "PooledConv",
     "PooledMatMul",
     "Pow",
     "Quantize",
@@ -231,6 +233,7 @@ OPS: tuple[type[Op], ...] = (
     PRelu,
     Pad,
     Pointwise,
+    PooledConv,
     PooledMatMul,
     Pow,
     Quantize,
