@@ -78,7 +78,7 @@ def test_keys_know_sizes_and_no_names() -> None:
 
 def test_the_end_of_a_network() -> None:
     """With its residual and activation, where the classifier has not taken the pooling."""
-    net = resnet_like()
+    net = resnet_like(blocks=(8,))
     options = PipelineOptions(precision=HALF, disabled=frozenset({"fuse-pool-classifier"}))
     report = run_pipeline(net.graph, pipeline(options), verify=True)
     assert_same(net.graph, report.graph, feeds(net), FP16_TOLERANCE)
