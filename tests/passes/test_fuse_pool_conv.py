@@ -90,6 +90,20 @@ def test_the_end_of_a_network() -> None:
     assert "PooledConv" not in ops(report.graph)
 
 
+def test_an_optimized_network_may_be_optimized_again() -> None:
+    """In another precision, whose casts and layouts have to know the op's operands."""
+    net = resnet_like(blocks=(8,))
+    apart = frozenset({"fuse-pool-classifier"})
+    options = PipelineOptions(precision=HALF, disabled=apart)
+    once = run_pipeline(net.graph, pipeline(options), verify=True).graph
+    for precision in (HALF, frozenset({"fp32"}), frozenset({"fp32", "tf32"})):
+        again = run_pipeline(once, pipeline(PipelineOptions(precision=precision)), verify=True)
+        assert_same(net.graph, again.graph, feeds(net), FP16_TOLERANCE)
+        node = sole(again.graph, PooledConv)
+        assert node.inputs[1].dtype is (FP16 if precision == HALF else FP32)
+        assert node.op.attributes()["tf32"] == ("tf32" in precision)
+
+
 def with_program(net: Net) -> None:
     program: Program = Relu().program(("f",))
     net.out(net.op(Reduce("mean", (2, 3), epilogue=program), half(net)))

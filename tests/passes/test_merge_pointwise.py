@@ -122,6 +122,19 @@ def test_a_step_of_an_lstm_is_a_product_and_a_loop() -> None:
     assert ops(report.graph) == ["MatMul", "Split", "Pointwise", "Pointwise"]
 
 
+def test_loops_stay_where_the_passes_run_again() -> None:
+    net = Net()
+    cell, state = gates(net)
+    net.out(cell, "cell")
+    net.out(state, "state")
+    once = run_pipeline(net.graph, pipeline(), verify=True).graph
+    for precision in ({"fp32"}, {"fp16", "fp32"}):
+        options = PipelineOptions(precision=frozenset(precision))
+        again = run_pipeline(once, pipeline(options), verify=True).graph
+        assert_same(net.graph, again, feeds(net), FP16_TOLERANCE)
+        sole(again, MultiPointwise)
+
+
 def test_what_copy_pointwise_leaves_reads_its_inputs_once() -> None:
     net = Net()
     x = net.input(3, 5)
