@@ -100,7 +100,7 @@ def plan_layout(
         tasks: in the order that computes the right thing.
         workspaces: per task, bytes.
         schedule: which of them are ordered.
-        in_place: per task, the inputs over which its kernel may write its output, element by
+        in_place: per task, the inputs over which its kernel may write its outputs, element by
             element; none by default.
     """
     users: dict[Buffer, list[int]] = {}
@@ -157,27 +157,27 @@ def _overwritten(
     found: dict[Buffer, tuple[int, Buffer]] = {}
     taken: set[Buffer] = set()
     for task, slots in enumerate(in_place):
-        if len(tasks[task].outputs) != 1 or not slots:
-            continue
-        out = tasks[task].outputs[0]
-        if out.buffer.space != "arena" or not _begins(task, users[out.buffer], schedule):
-            continue
-        for slot in slots:
-            place = tasks[task].inputs[slot]
-            same = [(s, p) for s, p in enumerate(tasks[task].inputs) if p.buffer is place.buffer]
-            if (
-                place.buffer.space == "arena"
-                and place.buffer is not out.buffer
-                and place.buffer not in taken
-                and place.buffer.nbytes == out.buffer.nbytes
-                and all(
-                    s in slots and (p.offset, p.spec) == (out.offset, out.spec) for s, p in same
-                )
-                and _ends(task, users[place.buffer], schedule)
-            ):
-                found[out.buffer] = (task, place.buffer)
-                taken.add(place.buffer)
-                break
+        for out in tasks[task].outputs if slots else ():
+            if out.buffer.space != "arena" or not _begins(task, users[out.buffer], schedule):
+                continue
+            for slot in slots:
+                place = tasks[task].inputs[slot]
+                if (
+                    out.buffer not in found
+                    and place.buffer.space == "arena"
+                    and place.buffer is not out.buffer
+                    and place.buffer not in taken
+                    and place.buffer.nbytes == out.buffer.nbytes
+                    and all(
+                        s in slots and (p.offset, p.spec) == (out.offset, out.spec)
+                        for s, p in enumerate(tasks[task].inputs)
+                        if p.buffer is place.buffer
+                    )
+                    and _ends(task, users[place.buffer], schedule)
+                ):
+                    found[out.buffer] = (task, place.buffer)
+                    taken.add(place.buffer)
+                    break
     return found
 
 

@@ -30,9 +30,9 @@ _POINTWISE = frozenset(
         "Abs", "Add", "And", "Ceil", "Celu", "Clip", "Cos", "Dequantize", "Div", "Elu", "Equal",
         "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
         "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mul",
-        "Neg", "Not", "Or", "PRelu", "Pointwise", "Pow", "Quantize", "Reciprocal", "Relu", "Round",
-        "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
-        "ThresholdedRelu", "Where", "Xor",
+        "MultiPointwise", "Neg", "Not", "Or", "PRelu", "Pointwise", "Pow", "Quantize", "Reciprocal",
+        "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub",
+        "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor",
     }
 )  # fmt: skip
 _OP = re.compile(r"\w+")

@@ -11,6 +11,8 @@ from nrt.ir.ops import (
     ConvTranspose,
     MatMul,
     MaxPool,
+    MultiPointwise,
+    PooledConv,
     PooledMatMul,
     Reduce,
     Softmax,
@@ -29,6 +31,8 @@ def flops_of(problem: Problem) -> int:
         before = op.prologue if isinstance(op, Conv) else None
         prologue = before.flops * problem.inputs[0].size if before else 0
         return _products(problem) * 2 + prologue + epilogue
+    if isinstance(op, PooledConv):
+        return _pooled_products(op, problem)
     if isinstance(op, PooledMatMul):
         x = problem.inputs[0]
         each = 1 + (op.prologue.flops if op.prologue else 0)
@@ -36,6 +40,8 @@ def flops_of(problem: Problem) -> int:
         return x.size * each + y.size * (2 * x.shape[1] + ends)
     if isinstance(op, Elementwise):
         return op.program(tuple(kind_of(t.dtype) for t in problem.inputs)).flops * y.size
+    if isinstance(op, MultiPointwise):
+        return op.body.flops * y.size
     if isinstance(op, MaxPool | AveragePool):
         return y.size * (math.prod(op.kernel) + (op.epilogue.flops if op.epilogue else 0))
     if isinstance(op, Softmax):
@@ -45,6 +51,14 @@ def flops_of(problem: Problem) -> int:
     each = 1 + (op.prologue.flops if isinstance(op, Reduce) and op.prologue else 0)
     ends = op.epilogue.flops * y.size if isinstance(op, Reduce) and op.epilogue else 0
     return problem.inputs[0].size * each + ends
+
+
+def _pooled_products(op: PooledConv, problem: Problem) -> int:
+    """Those of the convolution, and one addition for each of its results."""
+    x, weights = problem.inputs[:2]
+    (whole,) = op.conv(x.dtype).infer(*(t.type for t in problem.inputs))
+    ends = op.epilogue.flops if op.epilogue else 0
+    return math.prod(whole.shape) * (2 * math.prod(weights.shape[1:]) + ends + 1)
 
 
 def _products(problem: Problem) -> int:
@@ -66,13 +80,13 @@ def precision_of(problem: Problem) -> str:
     ``tf32`` for products on such operands, ``fp8`` for what moves it.
     """
     op = problem.op
-    if isinstance(op, Conv | ConvTranspose | MatMul):
+    if isinstance(op, Conv | ConvTranspose | MatMul | PooledConv):
         factor = problem.inputs[0].dtype
         if factor is INT8:
             return "int8"
         if factor is FP8E4M3:
             return "fp8"
-        if isinstance(op, Conv | MatMul) and op.tf32:
+        if isinstance(op, Conv | MatMul | PooledConv) and op.tf32:
             return "tf32"
     floats = [s.dtype for s in (*problem.inputs, *problem.outputs) if s.dtype.is_float]
     wide = next((d for d in floats if d is not FP8E4M3), None)

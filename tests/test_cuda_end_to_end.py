@@ -59,6 +59,18 @@ def test_a_network_is_right(net: Any, image: Any, precision: str) -> None:
     assert relative_error(out, ref) <= LIMIT[precision]
 
 
+def test_a_pooling_with_a_choice_is_right() -> None:
+    """Behind the last convolution: in its kernel or apart, whichever is faster here."""
+    net = resnet(depth=18, batch=3, classes=10, size=96)
+    image = np.random.default_rng(7).random((3, 3, 96, 96), np.float32)
+    apart = frozenset({"fuse-pool-classifier"})
+    engine = compile(net, target="cuda", precision="fp16", opt_level=2, disabled=apart)
+    assert "fuse-pool-conv: " in engine.plan.notes["fusion"]
+    (out,) = engine.run({net.graph.inputs[0].name: image}).values()
+    (ref,) = evaluate(net.graph, {net.graph.inputs[0].name: image}).values()
+    assert relative_error(out, ref) <= LIMIT["fp16"]
+
+
 def test_two_builds_are_one_plan(net: Any, image: Any, tmp_path: Path) -> None:
     cache = tmp_path / "timings.json"
     plans = [

@@ -18,6 +18,7 @@ from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, PassResult, Phase
 from nrt.passes.choice import ChoicePass, Site
 from nrt.passes.fusion import own_program
+from nrt.passes.merge_pointwise import MergePointwise
 from nrt.problem import Problem, Refusal
 from nrt.rewriting import Rewriter, Rewritten, Skips
 from nrt.timing_cache import Timing
@@ -269,6 +270,28 @@ def test_passes_apart_share_a_turn() -> None:
     settled, asked = settle(graph, [JoinReluTanh(), JoinTanhExp()], bench)
     assert tasks(settled) == ["Pointwise", "Pointwise"]
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("together", "found", "note"),
+    [
+        (4.0, ["MultiPointwise"], "fused: 4.0 us against 5.0 us separate"),
+        (6.0, ["Relu", "Tanh"], "left apart: 5.0 us against 6.0 us fused"),
+    ],
+)
+def test_readers_of_one_tensor_are_one_where_that_is_faster(
+    together: float, found: list[str], note: str
+) -> None:
+    graph = Graph("readers")
+    x = graph.add_input("x", (5,), FP32)
+    for op in (Relu, Tanh):
+        node = graph.add_node(op(), [x], name=op.__name__)
+        node.origin = (node.name,)
+        graph.set_output(node.name, node.output)
+    bench = Bench(times(Relu=2, Tanh=3, MultiPointwise=together))
+    settled, _ = settle(graph, [MergePointwise()], bench)
+    assert tasks(settled) == found
+    assert {n.text for n in notes(settled, "Tanh")} == {note}
 
 
 @pytest.mark.parametrize(

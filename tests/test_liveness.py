@@ -28,7 +28,8 @@ from nrt.errors import PlanError
 from nrt.frontend.models import resnet
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph import Graph
-from nrt.ir.ops import Add, Cast, Concat, Conv, Mul, Relu, Sigmoid, Slice
+from nrt.ir.ops import Add, Cast, Concat, Conv, Mul, MultiPointwise, Relu, Sigmoid, Slice, Split
+from nrt.ir.pointwise import Builder, Program
 from nrt.ir.text import to_text
 from nrt.liveness import Layout, dependencies, place_in, plan_layout
 from nrt.lowering import Buffer, Place, Task, lower
@@ -378,6 +379,56 @@ def test_these_are_not(other: Any, why: str) -> None:
     a = m.op(Relu(), m.input("x", 8, 8))
     m.out("y", m.op(Relu(), other(m, a)))
     assert not layout(m.graph, slots=every)[0].overwrites, why
+
+
+def several(*registers: int) -> MultiPointwise:
+    """x + y and x - y, of which ``registers`` are results."""
+    b = Builder("ff")
+    b("add", 0, 1)
+    b("sub", 0, 1)
+    program = Program(("f", "f"), tuple(b.instrs), registers)
+    return MultiPointwise(program, (FP32,) * len(registers))
+
+
+def test_every_result_overwrites_another_input() -> None:
+    m = Maker()
+    x = m.input("x", 4, 64)
+    a, b = m.op(Relu(), x), m.op(Sigmoid(), x)
+    y = m.add(several(2, 3, 2), a, b)
+    m.out("y", m.op(Add(), m.op(Add(), y[0], y[1]), y[2]))
+    found, tasks = layout(m.graph, slots=lambda t: every(t) if len(t.outputs) > 1 else ())
+    assert found.overwrites == {2}
+    task = tasks[2]
+    reads, writes = ([found.offsets[p.buffer] for p in ps] for ps in (task.inputs, task.outputs))
+    assert set(reads) <= set(writes)
+    assert len(set(writes)) == 3
+    assert layout(m.graph)[0].arena.nbytes == 5 * 1024
+    assert found.arena.nbytes == 4 * 1024
+
+
+def test_results_in_two_slices_overwrite_no_third_tensor() -> None:
+    """Both lie in the Concat's memory; only one may take a block with it."""
+    m = Maker()
+    x = m.input("x", 8, 64)
+    half = m.op(Slice((0, 0), (4, 64), (1, 1)), x)
+    whole = m.op(Relu(), x)
+    top = m.op(Slice((0, 0), (4, 64), (1, 1)), whole)
+    y = m.add(several(2, 3), top, half)
+    m.out("y", m.op(Relu(), m.op(Concat(0), *y)))
+    found, tasks = layout(m.graph, slots=every)
+    # The whole of the Concat lies over the block of which the first slice is read.
+    assert 1 in found.overwrites
+    first, second = tasks[1].outputs
+    assert first.buffer is second.buffer
+    assert found.offsets[first.buffer] == found.offsets[tasks[1].inputs[0].buffer]
+    assert (first.offset, second.offset) == (0, 1024)
+    # Read behind the first slice, the block stays.
+    m = Maker()
+    x = m.input("x", 8, 64)
+    whole = m.op(Relu(), x)
+    y = m.add(several(2, 3), *m.add(Split(0, (4, 4)), whole))
+    m.out("y", m.op(Relu(), m.op(Concat(0), *y)))
+    assert 1 not in layout(m.graph, slots=every)[0].overwrites
 
 
 def test_only_the_inputs_that_a_kernel_names() -> None:

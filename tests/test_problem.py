@@ -24,6 +24,11 @@ from nrt.ir.pointwise import Builder
 from nrt.problem import Problem, TensorSpec, dense_strides, op_from_data, op_to_data
 
 
+def _results() -> Any:
+    b = Builder("ff")
+    return b.build(b("add", 0, 1), b("lt", 0, 1))
+
+
 def _program() -> Any:
     b = Builder("fff")
     total = b("add", b("mul", 0, 1), 2)
@@ -73,6 +78,10 @@ CASES: list[tuple[Op, list[TensorType]]] = [
         [X, _tensor(FP32, 5), _tensor(FP32), _tensor(FP32), _tensor(FP16, 6, 1, 1)],
     ),
     (
+        ir.PooledConv("sum", (2, 1), (1, 0, 1, 1), (1, 2), _program(), FP16),
+        [X, _tensor(FP32, 4, 6, 3, 2), _tensor(FP16, 4, 1, 1), _tensor(BF16, 1)],
+    ),
+    (
         ir.PooledMatMul("max", True, _program(), _program(), FP16),
         [
             X,
@@ -112,6 +121,7 @@ CASES: list[tuple[Op, list[TensorType]]] = [
     (ir.Dropout(), [X]),
     (ir.Reformat(FP16), [X]),
     (ir.Pointwise(_program(), FP16), [X, _tensor(FP16, 5), _tensor(FP64)]),
+    (ir.MultiPointwise(_results(), (FP16, BOOL)), [X, _tensor(FP16, 5)]),
     (ir.Cast(INT32), [X]),
     (ir.Quantize(INT8), [X, _tensor(FP32, 6, 1, 1)]),
     (ir.Dequantize(FP16), [_tensor(INT8, 2, 6), _tensor(FP32), _tensor(INT8)]),

@@ -15,8 +15,10 @@ from nrt.ir.ops import (
     Gather,
     MatMul,
     MaxPool,
+    MultiPointwise,
     Not,
     Pointwise,
+    PooledConv,
     Quantize,
     Reduce,
     Reformat,
@@ -43,6 +45,12 @@ def problem(op: Op, *inputs: tuple[int, ...], dtypes: tuple[DType, ...] = ()) ->
 def bias_relu() -> Program:
     b = Builder("ff")
     return b.build(b("max", b("add", 0, 1), b.const(0.0)))
+
+
+def sum_and_relu() -> Program:
+    b = Builder("ff")
+    total = b("add", 0, 1)
+    return b.build(total, b("max", total, b.const(0.0)))
 
 
 def norm_relu() -> Program:
@@ -86,7 +94,13 @@ def norm_relu() -> Program:
         (problem(AveragePool((2, 2), (2, 2), (0, 0, 0, 0)), (1, 2, 4, 4)), 2 * 4 * 4),
         (problem(Add(), (3, 5), (5,)), 15),
         (problem(Relu(), (3, 5)), 15),
+        # 2 images of 3x4 pixels, 7 channels of 5: a bias, a ReLU, and the sum.
+        (
+            problem(PooledConv(epilogue=bias_relu()), (2, 5, 3, 4), (7, 5, 1, 1), (7, 1, 1)),
+            2 * 12 * 7 * (10 + 2 + 1),
+        ),
         (problem(Pointwise(bias_relu(), FP16), (3, 5), (5,)), 30),
+        (problem(MultiPointwise(sum_and_relu(), (FP16, FP32)), (3, 5), (5,)), 30),
         (problem(Softmax(), (3, 5)), 180),
         (problem(Reduce("mean", (1,)), (3, 5)), 15),
         (problem(Reformat(FP16), (3, 5)), 15),

@@ -1,10 +1,11 @@
 """From a pointwise program to machine code that works on rows.
 
 A *rows function* computes ``out[i, j] = program(in1[i, j], in2[i, j], ...)`` for rows that may lie
-anywhere. It is the epilogue of a tile of a matrix product, a fused pointwise node and a strided
-copy alike. Its C signature is ``void(rows, cols, table, ld, steps)``, all int64:
+anywhere; a program of several results has as many outputs. It is the epilogue of a tile of a matrix
+product, a fused pointwise node and a strided copy alike. Its C signature is
+``void(rows, cols, table, ld, steps)``, all int64:
 
-- ``table[k * ld + i]``: address of row ``i`` of operand ``k``; operand 0 is the output;
+- ``table[k * ld + i]``: address of row ``i`` of operand ``k``; the outputs come first;
 - ``steps[k]``: elements from one column of operand ``k`` to the next, read where its class is
   ``g``;
 - ``steps[n + k]``: bytes added to every address of operand ``k``, of ``n`` operands.
@@ -111,8 +112,8 @@ def _strength_reduced(program: Program) -> Program:
 def rows_source(
     program: Program, dtypes: tuple[DType, ...], classes: tuple[str, ...], name: str
 ) -> str:
-    """Source of the rows function; ``dtypes`` and ``classes`` begin with those of the output."""
-    n = len(dtypes)
+    """Source of the rows function; ``dtypes`` and ``classes`` begin with those of the outputs."""
+    n, first = len(dtypes), len(program.outputs)
     names = [d.name for d in dtypes]
     body = [
         "@compiled",
@@ -127,19 +128,18 @@ def rows_source(
     body.append("    for i in range(rows):")
     for k in range(n):
         body.append(f"        p{k} = load_i64(table, {k} * ld + i) + d{k}")
-        if k and classes[k] == "0":
+        if k >= first and classes[k] == "0":
             body.append(f"        v{k} = {_LOAD[names[k]].format(p=f'p{k}', j='0')}")
     body.append("        for j in range(cols):")
     values = []
-    for k in range(1, n):
-        if classes[k] == "0":
-            values.append(f"v{k}")
-            continue
-        index = "j" if classes[k] == "1" else f"j * s{k}"
-        values.append(_LOAD[names[k]].format(p=f"p{k}", j=index))
-    index = "j" if classes[0] == "1" else "j * s0"
-    body.append(f"            y = pointwise_body({', '.join(values)})")
-    body.append(f"            {_STORE[names[0]].format(p='p0', j=index, v='y')}")
+    places = ["j" if c == "1" else f"j * s{k}" for k, c in enumerate(classes)]
+    for k in range(first, n):
+        load = _LOAD[names[k]].format(p=f"p{k}", j=places[k])
+        values.append(f"v{k}" if classes[k] == "0" else load)
+    results = ", ".join(f"y{k}" for k in range(first))
+    body.append(f"            {results} = pointwise_body({', '.join(values)})")
+    for k in range(first):
+        body.append(f"            {_STORE[names[k]].format(p=f'p{k}', j=places[k], v=f'y{k}')}")
     return "\n".join(body) + "\n"
 
 
@@ -150,9 +150,9 @@ def rows_function(
     """Compile (or find) the rows function of ``program``.
 
     Args:
-        program: one output; its inputs are operands 1 and up.
-        dtypes: of the output, then of the inputs.
-        classes: of the output, then of the inputs; see the module.
+        program: its results are the first operands, its inputs those after them.
+        dtypes: of the outputs, then of the inputs.
+        classes: of the outputs, then of the inputs; see the module.
     """
     import numba
 

@@ -16,7 +16,7 @@ from nrt.cpu_kernels.layout import broadcast_strides, collapse
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.dtypes import DType
 from nrt.ir.op import Array
-from nrt.ir.ops import OPS, Cast, Dropout, Elementwise, Identity, Reformat
+from nrt.ir.ops import OPS, Cast, Dropout, Elementwise, Identity, MultiPointwise, Reformat
 from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.problem import Problem, Refusal, TensorSpec
@@ -40,19 +40,21 @@ def cast_program(source: DType, target: DType) -> Program:
 
 
 def refuse_types(program: Program, dtypes: Sequence[DType]) -> Refusal | None:
-    """Why a rows function cannot do this program; ``dtypes`` begin with the output's."""
+    """Why a rows function cannot do this program; ``dtypes`` begin with the outputs'."""
     for dtype in dtypes:
         if dtype.name not in LOADABLE:
             return Refusal(f"no host code loads and stores {dtype}")
-    if program.kinds[program.outputs[0]] == "f" and not dtypes[0].is_float:
-        return Refusal(f"a float result stored as {dtypes[0]} would have to saturate")
+    for register, dtype in zip(program.outputs, dtypes, strict=False):
+        if program.kinds[register] == "f" and not dtype.is_float:
+            return Refusal(f"a float result stored as {dtype} would have to saturate")
     if any(d.name == "fp64" for d in dtypes) and any(i.opcode == "fp16" for i in program.instrs):
         return Refusal("rounding fp64 through fp16 would round twice")
     return None
 
 
 def bind_strided(program: Program, specs: Sequence[TensorSpec]) -> Callable[[Sequence[int]], None]:
-    """Compile ``specs[0] = program(*specs[1:])``; the result takes the operands' addresses."""
+    """Compile ``outputs = program(*inputs)``, which ``specs`` lists in this order; the result takes
+    the operands' addresses."""
     shape = specs[0].shape
     if 0 in shape:
         return lambda addresses: None
@@ -133,18 +135,20 @@ class Pointwise(HostVariant):
     """Elementwise ops, fused programs, casts and layout changes, any strides."""
 
     name = "cpu_pointwise"
-    ops = tuple(op for op in OPS if issubclass(op, (Elementwise, *_COPIES)))
+    ops = tuple(op for op in OPS if issubclass(op, (Elementwise, MultiPointwise, *_COPIES)))
     rank = 10
 
     def _program(self, problem: Problem) -> Program:
         op: Any = problem.op
         if isinstance(op, _COPIES):
             return cast_program(problem.inputs[0].dtype, problem.y.dtype)
+        if isinstance(op, MultiPointwise):
+            return op.body
         program: Program = op.program(tuple(kind_of(t.dtype) for t in problem.inputs))
         return program
 
     def supports(self, problem: Problem) -> Refusal | None:
-        specs = (problem.y, *problem.inputs)
+        specs = (*problem.outputs, *problem.inputs)
         source, target = problem.inputs[0].dtype, problem.y.dtype
         if isinstance(problem.op, _COPIES) and source.is_float and target.kind == "int":
             return Refusal(f"a cast of {source} to {target} has to saturate")
@@ -154,10 +158,10 @@ class Pointwise(HostVariant):
         del config
         from nrt.cpu_kernels.simd import address_of
 
-        run = bind_strided(self._program(problem), (problem.y, *problem.inputs))
+        run = bind_strided(self._program(problem), (*problem.outputs, *problem.inputs))
 
         def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
             del workspace
-            run([address_of(a) for a in (outputs[0], *inputs)])
+            run([address_of(a) for a in (*outputs, *inputs)])
 
         return call

@@ -61,7 +61,7 @@ class CopyStrided(Copy):
         found = walk(problem)
         program = identity(kind_of(found.source))
         return strided_emission(
-            program, (found.source,), found.target, found.geometry, device, base=found.base
+            program, (found.source,), (found.target,), found.geometry, device, base=found.base
         )
 
     def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
@@ -77,12 +77,12 @@ class CopyVector(Copy):
     rank = 2
 
     def _check(self, found: Walk) -> Refusal | None:
-        return vector_refusal(found.geometry, (found.source,), found.target)
+        return vector_refusal(found.geometry, (found.source,), (found.target,))
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
         found = walk(problem)
         program = identity(kind_of(found.source))
-        return vector_configs(program, found.geometry, (found.source,), found.target, device)
+        return vector_configs(program, found.geometry, (found.source,), (found.target,), device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         found = walk(problem)
@@ -90,7 +90,7 @@ class CopyVector(Copy):
         return vector_emission(
             program,
             (found.source,),
-            found.target,
+            (found.target,),
             found.geometry,
             VectorConfig(*config),
             device,

@@ -241,6 +241,8 @@ def make_store(
     dtype: DType,
     width: int,
     held: int | None = None,
+    *,
+    add: bool = False,
 ) -> Any:
     """The device function that ends a kernel.
 
@@ -258,6 +260,8 @@ def make_store(
         width: 1, 2, 4, 8 or 16.
         held: operand whose 16 bytes the kernel has loaded already (see `held_operand`); they follow
             the other parameters as four words ``h0 … h3``.
+        add: store nothing; ``y`` is a local float32 array, to whose first elements the results are
+            added.
     """
     accs = [f"a{j}" for j in range(width)]
     params = [*accs, "m", "k", "o", "y", *(f"e{i}" for i in range(MAX_EXTRAS))]
@@ -278,10 +282,14 @@ def make_store(
         body, out = program.statements([accs[j], *(v[j] for v in operands)], prefix=f"t{j}_")
         lines += body
         results.append(out[0])
-    lines += _stores(results, dtype)
+    if add:
+        lines += [f"y[{j}] = f32(y[{j}] + {r})" for j, r in enumerate(results)]
+    else:
+        lines += _stores(results, dtype)
     text = f"def epilogue({', '.join(params)}):\n" + "".join(f"    {line}\n" for line in lines)
     namespace = program_namespace() | {
         "at": ptx.at,
+        "f32": f32,
         "bits": ptx.float_bits,
         "as_float": ptx.bits_float,
         "pack_f16": ptx.f16x2_from_f32,

@@ -27,6 +27,10 @@ warps that share rows computes it again: for scale, shift and ReLU (about 3 inst
 element) a warp of 32x64 issues 48 more per step of 32 bytes to its 16 HMMA and 6 LDSM. That is fine
 where memory is the limit, as in a 1x1 with activations before it.
 
+Where all pixels of an image are pooled behind the convolution, a tile's rows are the pixels of one
+image, the rest of them repeat the last; a lane adds up what it would have stored, and one thread a
+column adds the lanes' sums in order.
+
 The results go through a private stretch of shared memory per warp, 16 rows at a time, so that the
 epilogue sees 8 neighbouring channels and stores 16 bytes.
 """
@@ -88,6 +92,7 @@ def _mma_kernel(
     pointwise: bool,
     asynchronous: bool = True,
     prologue: Prologue | None = None,
+    pooled: str | None = None,
 ) -> tuple[Any, Any]:
     """The kernel; ``pointwise`` drops the filter position (a matrix product or an unpadded 1x1).
 
@@ -98,8 +103,11 @@ def _mma_kernel(
     With ``tile.split > 1`` the block of part z writes its sums (``out_dtype``: float32 or int32) to
     ``y[z, m, k]`` and the epilogue is left to `_reduce_kernel`. Without ``asynchronous`` copies
     there are two stages, and a block is on its way through registers.
+
+    With ``pooled`` (``mean`` or ``sum``) y is ``[images, channels]``, ``y_row`` apart; operands of
+    the epilogue lie as if the pixels were stored one after another, channels innermost.
     """
-    bm, bn, bk, _, wn, stages, split = tile
+    bm, bn, bk, wm, wn, stages, split = tile
     layout = Layout(tile, dtype.itemsize)
     pieces, per_piece, row_step = layout.pieces, layout.per_piece, layout.row_step
     x_loads, w_loads = layout.x_loads, layout.w_loads
@@ -120,13 +128,19 @@ def _mma_kernel(
     put = put_rows(mi_count, ni_count, pitch)
     lanes_per_row = warp_n // width
     passes = 16 * lanes_per_row // 32
+    threads_count = threads(tile)
+    columns_each = -(-bn // threads_count)
     pairs, last = row_bytes // 64 - 1, row_bytes - 32
     pending = stages - 2
     acc_size, fa_size, fb_size = mi_count * ni_count * 4, mi_count * 4, ni_count * 2
     end, operands = (None, ()) if split > 1 else (program, extras)
     sum_type, value_type = acc_type(dtype), result_type(dtype, out_dtype, end)
     value = _value(dtype == INT8, value_type)
-    store = make_store(end, operands, out_dtype, width)
+    pools, mean = pooled is not None, pooled == "mean"
+    store = make_store(end, operands, out_dtype, width, add=pools)
+    finish = make_store(None, (), out_dtype, 1)
+    # Lanes of a warp that add up the same columns.
+    adders = 32 // lanes_per_row
     starts = prologue is not None
     fill: Any = None
     take: Any = None
@@ -154,7 +168,8 @@ def _mma_kernel(
         lane = u32(tid & u32(31))
         warp = u32(tid >> u32(5))
         tile_m, tile_n = tile_position(u32(cuda.blockIdx.x), tiles, tiles_n, strip)
-        m0 = u32(tile_m * u32(bm))
+        m0 = u32(tile_m * (out_hw if pools else u32(bm)))
+        m_end = u32(m0 + out_hw) if pools else m_count
         n0 = u32(tile_n * u32(bn))
         part = u32(cuda.blockIdx.y)
         first = u32(part * blocks_k)
@@ -173,7 +188,7 @@ def _mma_kernel(
         x_left = cuda.local.array(x_loads, types.int32)
         for i in range(x_loads):
             # Rows past the end repeat the last one; they are never stored.
-            m = u32(min(u32(m0 + row + u32(i * row_step)), u32(m_count - u32(1))))
+            m = u32(min(u32(m0 + row + u32(i * row_step)), u32(m_end - u32(1))))
             if pointwise:
                 x_base[i] = u32(u32(m * x_w) + base_c)
             else:
@@ -347,6 +362,12 @@ def _mma_kernel(
         y_part = u32(u32(part * m_count) * k_count) if split > 1 else u32(0)
         words = cuda.local.array(8, types.uint32)
         out = cuda.local.array(8, value_type)
+        if pools:
+            into = cuda.local.array(width, types.float32)
+            for v in range(width):
+                into[v] = f32(0)
+        else:
+            into = y
         for mi in range(mi_count):
             put(acc, corner)
             cuda.syncwarp()
@@ -357,7 +378,7 @@ def _mma_kernel(
                 m = u32(m0 + warp_row + u32(mi * 16) + line)
                 k = u32(n0 + warp_col + col)
                 cell = u32(staging + u32((line * u32(pitch) + col) * u32(4)))
-                if m < m_count and k < k_count:
+                if m < m_end and k < k_count:
                     if width == 8:
                         words[0], words[1], words[2], words[3] = ptx.ld_shared_v4(cell)
                         words[4], words[5], words[6], words[7] = ptx.ld_shared_v4(
@@ -370,19 +391,42 @@ def _mma_kernel(
                             words[v] = ptx.ld_shared_u32(u32(cell + u32(v * 4)))
                     for v in range(width):
                         out[v] = value(words[v])
-                    o = u32(u32(m * y_row) + k + y_part)
+                    o = u32(u32(m * (k_count if pools else y_row)) + k + y_part)
                     if width == 8:
                         store(
                             out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7],
-                            m, k, o, y, e0, e1, e2, e3,
+                            m, k, o, into, e0, e1, e2, e3,
                         )  # fmt: skip
                     elif width == 4:
-                        store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
+                        store(out[0], out[1], out[2], out[3], m, k, o, into, e0, e1, e2, e3)
                     elif width == 2:
-                        store(out[0], out[1], m, k, o, y, e0, e1, e2, e3)
+                        store(out[0], out[1], m, k, o, into, e0, e1, e2, e3)
                     else:
-                        store(out[0], m, k, o, y, e0, e1, e2, e3)
+                        store(out[0], m, k, o, into, e0, e1, e2, e3)
             cuda.syncwarp()
+        if pools:
+            mine = u32(staging + u32(lane * u32(4 * width)))
+            for v in range(width):
+                ptx.st_shared_u32(u32(mine + u32(4 * v)), ptx.float_bits(into[v]))
+            cuda.syncthreads()
+            for i in range(columns_each):
+                col = u32(tid + u32(i * threads_count))
+                k = u32(n0 + col)
+                if col < u32(bn) and k < k_count:
+                    # A lane has `width` columns; the next `lanes_per_row` lanes have the next rows.
+                    cell = u32(
+                        shared
+                        + u32(u32(col // u32(warp_n)) * u32(16 * pitch * 4))
+                        + u32(u32(col % u32(warp_n)) * u32(4))
+                    )
+                    total = f32(0)
+                    for above in range(wm):
+                        for lanes in range(adders):
+                            at = u32(above * wn * 16 * pitch * 4 + lanes * warp_n * 4)
+                            total = f32(total + ptx.bits_float(ptx.ld_shared_u32(u32(cell + at))))
+                    if mean:
+                        total = f32(total / f32(out_hw))
+                    finish(total, tile_m, k, u32(u32(tile_m * y_row) + k), y, e0, e1, e2, e3)
 
     signature = types.void(
         pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 25

@@ -138,6 +138,7 @@ class Gemm:
         group_tiles, group_c: tiles that read the same channels, channels from one such run to the
             next (see `on`).
         prologue: what x goes through.
+        pooled: how all pixels of an image become one (``mean``, ``sum``); None where they stay.
     """
 
     m: int
@@ -163,6 +164,13 @@ class Gemm:
     group_tiles: int = 1
     group_c: int = 0
     prologue: Prologue | None = None
+    pooled: str | None = None
+
+    def row_tiles(self, tile: Tile) -> int:
+        """Tiles along the rows: of those that are pooled each has an image of its own."""
+        if self.pooled is not None:
+            return self.m // (self.out_h * self.out_w)
+        return ceil_div(self.m, tile.bm)
 
     def table_length(self, tile: Tile) -> int:
         """Numbers in each of the prologue's tables.
@@ -180,6 +188,9 @@ class Gemm:
 
     def tiles(self, device: DeviceSpec) -> list[Tile]:
         """The tiles for this run that fit the device."""
+        if self.pooled is not None:
+            pixels = self.out_h * self.out_w
+            return [t for t in tiles_for(self.dtype, device) if pixels <= t.bm < 4 * pixels]
         if self.prologue is None:
             return tiles_for(self.dtype, device)
         return [
@@ -272,7 +283,7 @@ def _bare_estimate(gemm: Gemm, tile: Tile, device: DeviceSpec) -> float:
     warps of 64x64 reached 482 TFLOP/s in a 4096 product, those of 64x32, with a greater share of
     ldmatrix, 0.4 of the peak. Every launch costs about 2 us.
     """
-    blocks = ceil_div(gemm.m, tile.bm) * ceil_div(gemm.k, tile.bn) * tile.split
+    blocks = gemm.row_tiles(tile) * ceil_div(gemm.k, tile.bn) * tile.split
     per_sm = _blocks_per_sm(tile, gemm.dtype, device)
     resident = min(per_sm, ceil_div(blocks, device.multiprocessors))
     rounds = max(1.0, blocks / (device.multiprocessors * resident))
@@ -309,8 +320,8 @@ def ranked(gemm: Gemm, device: DeviceSpec) -> list[Tile]:
         seen = gemm.on(base)
         if seen is None:
             continue
-        blocks = ceil_div(gemm.m, base.bm) * ceil_div(gemm.k, base.bn)
-        for split in (1, 2, 4, 8):
+        blocks = gemm.row_tiles(base) * ceil_div(gemm.k, base.bn)
+        for split in (1, 2, 4, 8) if gemm.pooled is None else (1,):
             tile = base._replace(split=split)
             enough = split == 1 or (
                 blocks * split <= 2 * device.multiprocessors
@@ -347,10 +358,11 @@ def emission(
         None if split else epilogue.program, () if split else epilogue.extras,
         part_width(gemm.k) if split else width, gemm.pointwise,
         is_asynchronous(device), *([] if gemm.prologue is None else [gemm.prologue]),
+        *([] if gemm.pooled is None else [None, gemm.pooled]),
     )  # fmt: skip
     spec = KernelSpec("nrt.cuda_kernels.mma_kernel:_mma_kernel", params, threads(tile))
     tiles_n = ceil_div(gemm.k, tile.bn)
-    tiles = ceil_div(gemm.m, tile.bm) * tiles_n
+    tiles = gemm.row_tiles(tile) * tiles_n
     numbers = (
         gemm.m, gemm.k, gemm.j,
         gemm.height, gemm.width, gemm.channels, gemm.out_h * gemm.out_w, gemm.out_w, gemm.filter_w,

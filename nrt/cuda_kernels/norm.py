@@ -163,7 +163,7 @@ class BatchNormStrided(Variant):
         return strided_emission(
             _batch_norm_program(problem.op.epsilon),
             tuple(t.dtype for t in problem.inputs),
-            problem.y.dtype,
+            (problem.y.dtype,),
             _batch_norm_geometry(problem),
             device,
         )
@@ -184,7 +184,7 @@ class BatchNormVector(Variant):
         del device
         dtypes = [t.dtype for t in problem.inputs]
         return _refuse_batch_norm(problem) or vector_refusal(
-            _batch_norm_geometry(problem), dtypes, problem.y.dtype
+            _batch_norm_geometry(problem), dtypes, (problem.y.dtype,)
         )
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
@@ -192,14 +192,14 @@ class BatchNormVector(Variant):
         assert isinstance(problem.op, BatchNormalization)
         program = _batch_norm_program(problem.op.epsilon)
         geometry = _batch_norm_geometry(problem)
-        return vector_configs(program, geometry, dtypes, problem.y.dtype, device)
+        return vector_configs(program, geometry, dtypes, (problem.y.dtype,), device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         assert isinstance(problem.op, BatchNormalization)
         return vector_emission(
             _batch_norm_program(problem.op.epsilon),
             tuple(t.dtype for t in problem.inputs),
-            problem.y.dtype,
+            (problem.y.dtype,),
             _batch_norm_geometry(problem),
             VectorConfig(*config),
             device,

@@ -1,4 +1,4 @@
-"""Elementwise ops and fused pointwise programs, one pass over memory."""
+"""Elementwise ops and fused pointwise programs of one or several results: one pass over memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from nrt.cuda_kernels.strided import (
 from nrt.cuda_kernels.variant import Emission, Variant
 from nrt.dtypes import DType
 from nrt.ir.op import Op
-from nrt.ir.ops import OPS, Cast, Elementwise
+from nrt.ir.ops import OPS, Cast, Elementwise, MultiPointwise
 from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Program, identity
-from nrt.problem import Problem, Refusal
+from nrt.problem import Problem, Refusal, TensorSpec
 
 __all__ = [
     "ELEMENTWISE",
@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 ELEMENTWISE: tuple[type[Op], ...] = tuple(op for op in OPS if issubclass(op, Elementwise))
-"""Every op class that these variants solve."""
+"""Every op class of one result that these variants solve."""
+
+_OPS: tuple[type[Op], ...] = (*ELEMENTWISE, MultiPointwise)
 
 MAX_INPUTS = 16
 """Inputs that a kernel may have; more would need splitting the program."""
@@ -54,14 +56,20 @@ def problem_program(problem: Problem) -> Program:
     kinds = tuple(kind_of(t.dtype) for t in problem.inputs)
     if isinstance(op, Cast):
         return identity(kinds[0])
+    if isinstance(op, MultiPointwise):
+        return op.body
     assert isinstance(op, Elementwise)
     return op.program(kinds)
 
 
 def program_geometry(problem: Problem) -> Geometry:
-    """Collapsed dimensions of output and inputs; strides are those of y, then of each input."""
-    y = problem.y
-    return collapse(y.shape, y.strides, *(broadcast_strides(x, y.shape) for x in problem.inputs))
+    """Collapsed dimensions; strides are those of each output, then of each input."""
+    shape = problem.y.shape
+    return collapse(
+        shape,
+        *(y.strides for y in problem.outputs),
+        *(broadcast_strides(x, shape) for x in problem.inputs),
+    )
 
 
 # -- variants --------------------------------------------------------------------------------------
@@ -73,12 +81,12 @@ def _refuse(problem: Problem) -> Refusal | None:
     return refuse_large(problem) or refuse_rank(program_geometry(problem))
 
 
-def _dtypes(problem: Problem) -> tuple[DType, ...]:
-    return tuple(x.dtype for x in problem.inputs)
+def _dtypes(specs: Sequence[TensorSpec]) -> tuple[DType, ...]:
+    return tuple(t.dtype for t in specs)
 
 
 class _Pointwise(Variant):
-    """What both have in common: a thread reads an element of each input, then writes one."""
+    """What both have in common: a thread reads one element per input, then writes the results."""
 
     def in_place(self, problem: Problem, config: tuple[Any, ...]) -> tuple[int, ...]:
         # A thread of the vector kernel that is past the end reads the last vector, which another
@@ -91,7 +99,7 @@ class PointwiseStrided(_Pointwise):
     """Any strides, one element at a time."""
 
     name = "pointwise_strided"
-    ops = ELEMENTWISE
+    ops = _OPS
     rank = 1
     reference = True
 
@@ -107,8 +115,8 @@ class PointwiseStrided(_Pointwise):
         del config
         return strided_emission(
             problem_program(problem),
-            _dtypes(problem),
-            problem.y.dtype,
+            _dtypes(problem.inputs),
+            _dtypes(problem.outputs),
             program_geometry(problem),
             device,
         )
@@ -119,32 +127,32 @@ class PointwiseStrided(_Pointwise):
 
 
 class PointwiseVector(_Pointwise):
-    """16 bytes a thread where all inputs follow the output's innermost memory dimension."""
+    """16 bytes a thread where all tensors follow the output's innermost memory dimension."""
 
     name = "pointwise_vector"
-    ops = ELEMENTWISE
+    ops = _OPS
     rank = 2
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         del device
         return _refuse(problem) or vector_refusal(
-            program_geometry(problem), _dtypes(problem), problem.y.dtype
+            program_geometry(problem), _dtypes(problem.inputs), _dtypes(problem.outputs)
         )
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
         return vector_configs(
             problem_program(problem),
             program_geometry(problem),
-            _dtypes(problem),
-            problem.y.dtype,
+            _dtypes(problem.inputs),
+            _dtypes(problem.outputs),
             device,
         )
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         return vector_emission(
             problem_program(problem),
-            _dtypes(problem),
-            problem.y.dtype,
+            _dtypes(problem.inputs),
+            _dtypes(problem.outputs),
             program_geometry(problem),
             VectorConfig(*config),
             device,

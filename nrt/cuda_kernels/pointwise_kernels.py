@@ -1,6 +1,8 @@
 """The kernels of elementwise ops: any strides, and vectors along the innermost dimension.
 
-A copy with a conversion is the identity program, so `copy` runs on them too.
+A copy with a conversion is the identity program, so `copy` runs on them too. Several results are
+written by one kernel: every thread reads an element of each input before it writes one of each
+output.
 """
 
 from __future__ import annotations
@@ -51,9 +53,9 @@ _LIVE_VALUES = 64
 _TEXT = 128
 
 
-def _modes(geometry: Geometry) -> tuple[str, ...]:
+def _modes(strides: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
     """Per input, ``s`` (one element), ``v`` (vectors) or ``b`` (an element per vector)."""
-    return tuple("s" if not any(s) else ("v" if s[-1] == 1 else "b") for s in geometry.strides[1:])
+    return tuple("s" if not any(s) else ("v" if s[-1] == 1 else "b") for s in strides)
 
 
 # -- strided ---------------------------------------------------------------------------------------
@@ -61,48 +63,60 @@ def _modes(geometry: Geometry) -> tuple[str, ...]:
 
 def _program_lines(
     program: Program, loaded: Sequence[str], dtypes: Sequence[DType], double: bool, tag: str
-) -> tuple[list[str], str]:
-    """Lines that run ``program`` on registers ``loaded``; returns the variable of its result."""
+) -> tuple[list[str], tuple[str, ...]]:
+    """Lines that run ``program`` on registers ``loaded``; returns the variables of its results."""
     lines, names = [], []
     for k, (name, dtype) in enumerate(zip(loaded, dtypes, strict=True)):
         wide = f"{tag}x{k}"
         lines.append(f"{wide} = F({name})" if double and dtype.is_float else f"{wide} = {name}")
         names.append(wide)
     body, results = program.statements(names, prefix=f"{tag}r")
-    return lines + body, results[0]
+    return lines + body, results
+
+
+def _result_texts(
+    program: Program, results: Sequence[str], outputs: Sequence[DType]
+) -> tuple[str, ...]:
+    """Expressions of the results as the registers that the outputs store from."""
+    return tuple(
+        convert_text(result, program.kinds[register], dtype)
+        for result, register, dtype in zip(results, program.outputs, outputs, strict=True)
+    )
 
 
 def _strided_kernel(
-    program: Program, inputs: tuple[DType, ...], output: DType, rank: int
+    program: Program, inputs: tuple[DType, ...], outputs: tuple[DType, ...], rank: int
 ) -> tuple[Any, Any]:
     """One element per thread and step, any strides.
 
-    A grid-stride loop over the output in memory order; each index is split into ``rank``
-    coordinates by run-time divisions. Per element: the inputs' and the output's bytes, and the
+    A grid-stride loop over the first output in memory order; each index is split into ``rank``
+    coordinates by run-time divisions. Per element: the inputs' and the outputs' bytes, and the
     program.
 
-    Kernel parameters: inputs, y, count, offset of input 0, sizes[rank], strides of y[rank], of each
-    input[rank].
+    Kernel parameters: inputs, outputs, count, offset of input 0, sizes[rank], strides of each
+    output[rank], of each input[rank].
     """
-    double = uses_double(*inputs, output)
+    double = uses_double(*inputs, *outputs)
     sizes = [f"d{r}" for r in range(rank)]
-    steps = [[f"s{k}_{r}" for r in range(rank)] for k in range(len(inputs) + 1)]
     xs = [f"x{k}" for k in range(len(inputs))]
-    params = [*xs, "y", "n", "base", *sizes, *(s for row in steps for s in row)]
+    ys = [f"y{m}" for m in range(len(outputs))]
+    steps = {name: [f"s{name}_{r}" for r in range(rank)] for name in (*ys, *xs)}
+    params = [*xs, *ys, "n", "base", *sizes, *(s for row in steps.values() for s in row)]
     body = index_lines(rank, "i", "c", sizes)
     coords = [f"c{r}" for r in range(rank)]
     loaded = []
     for k, dtype in enumerate(inputs):
-        terms = list(zip(coords, steps[k + 1], strict=True))
+        terms = list(zip(coords, steps[f"x{k}"], strict=True))
         # Modulo 2^32: a stride may be negative.
         place = offset_text(terms if k else [*terms, ("base", "1")])
         body.append(f"v{k} = load_{dtype}(x{k}, {place})")
         loaded.append(f"v{k}")
-    lines, result = _program_lines(program, loaded, inputs, double, "p")
+    lines, results = _program_lines(program, loaded, inputs, double, "p")
     body += lines
-    value = convert_text(result, program.kinds[program.outputs[0]], output)
-    place = offset_text(list(zip(coords, steps[0], strict=True)))
-    body.append(f"store_{output}(y, {place}, {value})")
+    values = _result_texts(program, results, outputs)
+    for y, dtype, value in zip(ys, outputs, values, strict=True):
+        place = offset_text(list(zip(coords, steps[y], strict=True)))
+        body.append(f"store_{dtype}({y}, {place}, {value})")
     text = (
         f"def kernel({', '.join(params)}):\n"
         f"    i = u32(u32(cuda.blockIdx.x * u32({_THREADS})) + u32(cuda.threadIdx.x))\n"
@@ -111,35 +125,36 @@ def _strided_kernel(
         + "".join(f"        {line}\n" for line in body)
         + "        i = u32(i + step)\n"
     )
-    kernel = kernel_function(text, kernel_namespace(*inputs, output))
-    pointers = [pointer(d) for d in (*inputs, output)]
+    kernel = kernel_function(text, kernel_namespace(*inputs, *outputs))
+    pointers = [pointer(d) for d in (*inputs, *outputs)]
     return kernel, types.void(*pointers, *[types.uint32] * (len(params) - len(pointers)))
 
 
 def strided_emission(
     program: Program,
     inputs: tuple[DType, ...],
-    output: DType,
+    outputs: tuple[DType, ...],
     geometry: Geometry,
     device: DeviceSpec,
     *,
     base: int = 0,
 ) -> Emission:
-    """Launch `_strided_kernel`; nothing for an empty output.
+    """Launch `_strided_kernel`; nothing for empty outputs.
 
     Args:
-        program, inputs, output: what is computed, on which element types.
-        geometry: strides of the output, then of each input.
+        program, inputs, outputs: what is computed, on which element types.
+        geometry: strides of each output, then of each input.
         device: gives the size of the grid.
         base: offset of the first element of input 0.
     """
     if geometry.size == 0:
         return Emission(())
     spec = KernelSpec(
-        f"{__name__}:_strided_kernel", (program, inputs, output, geometry.rank), _THREADS
+        f"{__name__}:_strided_kernel", (program, inputs, outputs, geometry.rank), _THREADS
     )
     args: list[Arg] = [In(k) for k in range(len(inputs))]
-    args += [Out(), *scalars((geometry.size, base, *geometry.shape))]
+    args += [Out(m) for m in range(len(outputs))]
+    args += scalars((geometry.size, base, *geometry.shape))
     for strides in geometry.strides:
         args += scalars(strides)
     grid = waves(device, geometry.size, _THREADS)
@@ -164,7 +179,7 @@ class VectorConfig(NamedTuple):
 def _vector_kernel(
     program: Program,
     inputs: tuple[DType, ...],
-    output: DType,
+    outputs: tuple[DType, ...],
     modes: tuple[str, ...],
     rank: int,
     width: int,
@@ -174,32 +189,32 @@ def _vector_kernel(
 ) -> tuple[Any, Any]:
     """``unroll`` vectors of ``width`` elements per thread and step.
 
-    The last dimension is contiguous in y and, per input, contiguous (``v``) or constant (``b``);
-    inputs of mode ``s`` are one element, loaded once. All loads of a step are issued before the
-    first result is computed; indices beyond the end are clamped for loads, so that no branch
-    separates them. Only a line (``rank`` 1) may have a ``tail`` of less than a vector; its
+    The last dimension is contiguous in the outputs and, per input, contiguous (``v``) or constant
+    (``b``); inputs of mode ``s`` are one element, loaded once. All loads of a step are issued
+    before the first result is computed; indices beyond the end are clamped for loads, so that no
+    branch separates them. Only a line (``rank`` 1) may have a ``tail`` of less than a vector; its
     elements go one to a thread.
 
     With ``check`` the kernel looks at its pointers and goes element by element where one is not
     aligned to a vector: a copy's ends may lie anywhere inside a larger tensor.
 
-    Kernel parameters: inputs, y, vectors, tail elements, sizes[rank] (the last in vectors), strides
-    of y[rank - 1], of each ``v`` or ``b`` input[rank - 1].
+    Kernel parameters: inputs, outputs, vectors, tail elements, sizes[rank] (the last in vectors),
+    strides of each output[rank - 1], of each ``v`` or ``b`` input[rank - 1].
     """
-    double = uses_double(*inputs, output)
+    double = uses_double(*inputs, *outputs)
     sizes = [f"d{r}" for r in range(rank)]
-    moving = [k for k, mode in enumerate(modes) if mode != "s"]
-    steps = {k: [f"s{k}_{r}" for r in range(rank - 1)] for k in ("y", *moving)}
     xs = [f"x{k}" for k in range(len(inputs))]
-    params = [*xs, "y", "n", "tail", *sizes, *(s for row in steps.values() for s in row)]
+    ys = [f"y{m}" for m in range(len(outputs))]
+    moving = [x for x, mode in zip(xs, modes, strict=True) if mode != "s"]
+    steps = {name: [f"s{name}_{r}" for r in range(rank - 1)] for name in (*ys, *moving)}
+    params = [*xs, *ys, "n", "tail", *sizes, *(s for row in steps.values() for s in row)]
     before = [
         f"one{k} = load_{inputs[k]}(x{k}, u32(0))" for k, mode in enumerate(modes) if mode == "s"
     ]
     fetch: list[str] = []
     work: list[str] = []
-    kind = program.kinds[program.outputs[0]]
     # Integers in and out of floats are as dear as several additions; int8 has its own ways there.
-    whole = width % 4 == 0 and not double and output is INT8
+    whole = width % 4 == 0 and not double and outputs == (INT8,)
     rounded = without_int8_rounding(program) if whole else None
     main = rounded or program
     for j in range(unroll):
@@ -213,7 +228,7 @@ def _vector_kernel(
             if modes[k] == "s":
                 values.append([f"one{k}"] * width)
                 continue
-            terms = list(zip(coords, steps[k], strict=True))
+            terms = list(zip(coords, steps[f"x{k}"], strict=True))
             if modes[k] == "v":
                 terms.append((inner, "1"))
             fetch.append(f"a{j}_{k} = {offset_text(terms)}")
@@ -225,20 +240,22 @@ def _vector_kernel(
             lines, names = load_lines(f"e{j}_{k}", f"x{k}", f"a{j}_{k}", dtype, width, floats)
             fetch += lines
             values.append(names)
-        results = []
         for e in range(width):
-            lines, result = _program_lines(
+            lines, results = _program_lines(
                 main, [v[e] for v in values], inputs, double, f"p{j}_{e}"
             )
             work += lines
-            stored = result if rounded else convert_text(result, kind, output)
-            work.append(f"z{j}_{e} = {stored}")
-            results.append(f"z{j}_{e}")
-        terms = [*zip(coords, steps["y"], strict=True), (inner, "1")]
-        work.append(f"o{j} = {offset_text(terms)}")
+            texts = results if rounded else _result_texts(program, results, outputs)
+            for m, text in enumerate(texts):
+                work.append(f"z{j}_{m}_{e} = {text}")
+        for m, y in enumerate(ys):
+            terms = [*zip(coords, steps[y], strict=True), (inner, "1")]
+            work.append(f"o{j}_{m} = {offset_text(terms)}")
         work.append(f"if v{j} < n:")
-        stores = store_lines("y", f"o{j}", output, results, floats=rounded is not None)
-        work += [f"    {line}" for line in stores]
+        for m, (y, dtype) in enumerate(zip(ys, outputs, strict=True)):
+            stored = [f"z{j}_{m}_{e}" for e in range(width)]
+            stores = store_lines(y, f"o{j}_{m}", dtype, stored, floats=rounded is not None)
+            work += [f"    {line}" for line in stores]
     after: list[str] = []
     if tail:
         loaded = []
@@ -248,8 +265,12 @@ def _vector_kernel(
                 continue
             after.append(f"q{k} = load_{dtype}(x{k}, e)")
             loaded.append(f"q{k}")
-        lines, result = _program_lines(program, loaded, inputs, double, "q")
-        after += [*lines, f"store_{output}(y, e, {convert_text(result, kind, output)})"]
+        lines, results = _program_lines(program, loaded, inputs, double, "q")
+        after += lines
+        for y, dtype, value in zip(
+            ys, outputs, _result_texts(program, results, outputs), strict=True
+        ):
+            after.append(f"store_{dtype}({y}, e, {value})")
         after = [
             f"e = u32(cuda.blockIdx.x * u32({_THREADS}) + u32(cuda.threadIdx.x))",
             "if e < tail:",
@@ -259,10 +280,8 @@ def _vector_kernel(
     span = _THREADS * unroll
     start = []
     if check:
-        scan = _scan_lines(program, inputs, output, modes, rank, width)
-        places = " | ".join(
-            f"(at({p}, u32(0)) & i64(15))" for p in (*(f"x{k}" for k in moving), "y")
-        )
+        scan = _scan_lines(program, inputs, outputs, modes, rank, width)
+        places = " | ".join(f"(at({p}, u32(0)) & i64(15))" for p in (*moving, *ys))
         # An address that is no multiple of the vector leaves low bits.
         start = [
             f"if ({places}) != i64(0):",
@@ -284,15 +303,15 @@ def _vector_kernel(
             *(f"    {line}" for line in after),
         ]
     )
-    kernel = kernel_function(text, kernel_namespace(*inputs, output))
-    pointers = [pointer(d) for d in (*inputs, output)]
+    kernel = kernel_function(text, kernel_namespace(*inputs, *outputs))
+    pointers = [pointer(d) for d in (*inputs, *outputs)]
     return kernel, types.void(*pointers, *[types.uint32] * (len(params) - len(pointers)))
 
 
 def _scan_lines(
     program: Program,
     inputs: tuple[DType, ...],
-    output: DType,
+    outputs: tuple[DType, ...],
     modes: tuple[str, ...],
     rank: int,
     width: int,
@@ -306,21 +325,23 @@ def _scan_lines(
         if modes[k] == "s":
             loaded.append(f"one{k}")
             continue
-        steps = [f"s{k}_{r}" for r in range(rank - 1)] + (["1"] if modes[k] == "v" else [])
+        steps = [f"sx{k}_{r}" for r in range(rank - 1)] + (["1"] if modes[k] == "v" else [])
         place = offset_text(list(zip(coords, steps, strict=False)))
         body.append(f"m{k} = load_{dtype}(x{k}, {place})")
         loaded.append(f"m{k}")
-    lines, result = _program_lines(program, loaded, inputs, uses_double(*inputs, output), "m")
-    value = convert_text(result, program.kinds[program.outputs[0]], output)
-    place = offset_text(
-        list(zip(coords, [*(f"sy_{r}" for r in range(rank - 1)), "1"], strict=True))
-    )
+    double = uses_double(*inputs, *outputs)
+    lines, results = _program_lines(program, loaded, inputs, double, "m")
+    values = _result_texts(program, results, outputs)
+    for m, (dtype, value) in enumerate(zip(outputs, values, strict=True)):
+        steps = [*(f"sy{m}_{r}" for r in range(rank - 1)), "1"]
+        place = offset_text(list(zip(coords, steps, strict=True)))
+        lines.append(f"store_{dtype}(y{m}, {place}, {value})")
     return [
         f"inner = u32(d{rank - 1} * u32({width}))",
         f"total = u32(u32(n * u32({width})) + tail)",
         f"e = u32(u32(cuda.blockIdx.x * u32({_THREADS})) + u32(cuda.threadIdx.x))",
         "while e < total:",
-        *(f"    {line}" for line in [*body, *lines, f"store_{output}(y, {place}, {value})"]),
+        *(f"    {line}" for line in [*body, *lines]),
         f"    e = u32(e + u32(cuda.gridDim.x * u32({_THREADS})))",
     ]
 
@@ -332,14 +353,14 @@ def _fits(geometry: Geometry, width: int) -> bool:
     return all(s[-1] == 0 or aligned(s, width) for s in geometry.strides)
 
 
-def _widths(geometry: Geometry, inputs: Sequence[DType], output: DType) -> list[int]:
+def _widths(geometry: Geometry, inputs: Sequence[DType], outputs: Sequence[DType]) -> list[int]:
     """Vector widths that fit, the preferred first.
 
     The smallest item's 16 bytes first (fp32 to fp16: 8 elements, two loads and one store), then the
     largest item's.
     """
-    items = [output.itemsize]
-    for dtype, strides in zip(inputs, geometry.strides[1:], strict=True):
+    items = [dtype.itemsize for dtype in outputs]
+    for dtype, strides in zip(inputs, geometry.strides[len(outputs) :], strict=True):
         if strides[-1] == 1:
             items.append(dtype.itemsize)
     found: list[int] = []
@@ -354,11 +375,19 @@ def _widths(geometry: Geometry, inputs: Sequence[DType], output: DType) -> list[
     return found
 
 
-def vector_refusal(geometry: Geometry, inputs: Sequence[DType], output: DType) -> Refusal | None:
+def vector_refusal(
+    geometry: Geometry, inputs: Sequence[DType], outputs: Sequence[DType]
+) -> Refusal | None:
     """Why `_vector_kernel` cannot walk ``geometry``, if it cannot."""
     if geometry.strides[0][-1] != 1:
         return Refusal("the output has no contiguous dimension")
-    for slot, strides in enumerate(geometry.strides[1:]):
+    for slot, strides in enumerate(geometry.strides[1 : len(outputs)], 1):
+        if strides[-1] != 1:
+            return Refusal(
+                f"output {slot} has stride {strides[-1]} along the first output's contiguous "
+                "dimension, expected 1"
+            )
+    for slot, strides in enumerate(geometry.strides[len(outputs) :]):
         if strides[-1] not in (0, 1):
             return Refusal(
                 f"input {slot} has stride {strides[-1]} along the output's contiguous dimension, "
@@ -366,7 +395,7 @@ def vector_refusal(geometry: Geometry, inputs: Sequence[DType], output: DType) -
             )
         if min(strides) < 0:
             return Refusal(f"input {slot} has a negative stride")
-    if not _widths(geometry, inputs, output):
+    if not _widths(geometry, inputs, outputs):
         return Refusal(
             f"no vector fits: {geometry.shape[-1]} contiguous elements, strides "
             + ", ".join(map(str, geometry.strides))
@@ -378,13 +407,13 @@ def vector_configs(
     program: Program,
     geometry: Geometry,
     inputs: Sequence[DType],
-    output: DType,
+    outputs: Sequence[DType],
     device: DeviceSpec,
 ) -> list[VectorConfig]:
     """Configurations of `_vector_kernel`, the one expected to be fastest first."""
     configs = []
-    vectors = sum(1 for s in geometry.strides[1:] if s[-1] == 1)
-    for width in _widths(geometry, inputs, output):
+    vectors = sum(1 for s in geometry.strides[len(outputs) :] if s[-1] == 1)
+    for width in _widths(geometry, inputs, outputs):
         count = geometry.size // width
         fitting = [
             u
@@ -402,18 +431,18 @@ def vector_configs(
 def vector_emission(
     program: Program,
     inputs: tuple[DType, ...],
-    output: DType,
+    outputs: tuple[DType, ...],
     geometry: Geometry,
     config: VectorConfig,
     device: DeviceSpec,
     *,
     check: bool = False,
 ) -> Emission:
-    """Launch `_vector_kernel`; nothing for an empty output.
+    """Launch `_vector_kernel`; nothing for empty outputs.
 
     Args:
-        program, inputs, output: what is computed, on which element types.
-        geometry: strides of the output, then of each input.
+        program, inputs, outputs: what is computed, on which element types.
+        geometry: strides of each output, then of each input.
         config: vector width and vectors per thread.
         device: gives the size of the grid.
         check: let the kernel test that its pointers are aligned.
@@ -421,19 +450,22 @@ def vector_emission(
     if geometry.size == 0:
         return Emission(())
     width, unroll = config
-    modes = _modes(geometry)
+    first = len(outputs)
+    modes = _modes(geometry.strides[first:])
     count = geometry.size // width
     tail = geometry.size - count * width
     spec = KernelSpec(
         f"{__name__}:_vector_kernel",
-        (program, inputs, output, modes, geometry.rank, width, unroll, tail > 0, check),
+        (program, inputs, outputs, modes, geometry.rank, width, unroll, tail > 0, check),
         _THREADS,
     )
     args: list[Arg] = [In(k) for k in range(len(inputs))]
-    args += [Out(), Scalar(count), Scalar(tail)]
+    args += [Out(m) for m in range(first)]
+    args += [Scalar(count), Scalar(tail)]
     args += scalars((*geometry.shape[:-1], geometry.shape[-1] // width))
-    args += scalars(geometry.strides[0][:-1])
-    for mode, strides in zip(modes, geometry.strides[1:], strict=True):
+    for strides in geometry.strides[:first]:
+        args += scalars(strides[:-1])
+    for mode, strides in zip(modes, geometry.strides[first:], strict=True):
         if mode != "s":
             args += scalars(strides[:-1])
     grid = waves(device, max(count, 1), _THREADS, unroll)

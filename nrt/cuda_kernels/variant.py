@@ -217,10 +217,10 @@ class Variant(ABC):
         return problem.nbytes / device.bandwidth + 2e-6
 
     def in_place(self, problem: Problem, config: Config) -> tuple[int, ...]:
-        """Inputs over which the output may be written, if they lie as it does.
+        """Inputs over which an output may be written, if they lie as it does.
 
         Of such an input every element must be read by the thread that writes the output's element
-        in its place, and before that; what other threads read there must not count.
+        in its place, and before it writes any; what other threads read there must not count.
         """
         del problem, config
         return ()

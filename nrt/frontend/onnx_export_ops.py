@@ -16,7 +16,7 @@ import numpy as np
 from nrt.dtypes import FP32, FP64, INT8, INT32, INT64, DType
 from nrt.frontend import onnx_export_rows as rows
 from nrt.frontend.onnx_export_node import Inexpressible, Tensor, Writer, takes, wide
-from nrt.frontend.onnx_export_pointwise import elementwise, write_program
+from nrt.frontend.onnx_export_pointwise import elementwise, multi_pointwise, write_program
 from nrt.frontend.onnx_export_registered import write_registered
 from nrt.ir import ops
 from nrt.ir.op import Op, TensorType
@@ -214,6 +214,22 @@ def _conv(w: Writer, node: Node) -> None:
     _products(w, node, "Conv", depth, group=op.groups, **attributes)
 
 
+def _pooled_conv(w: Writer, node: Node) -> None:
+    """PooledConv: the convolution with its bias or epilogue, and a reduction of the pixels."""
+    op: Any = node.op
+    x, factor, *extras = (w.tensor(v) for v in node.inputs)
+    dtype = wide(x.dtype)
+    (whole,) = op.conv(x.dtype).infer(*(v.type for v in node.inputs))
+    args = [w.cast(x, dtype), w.cast(factor, dtype)]
+    if op.epilogue is None:
+        args += [w.cast(extra, dtype) for extra in extras]
+    attributes = _windowed(op, factor.shape[2:])
+    total = w.emit("Conv", args, TensorType(whole.shape, dtype), **attributes)
+    if op.epilogue is not None:
+        total = rows.spread(w, write_program(w, op.epilogue, [total, *extras])[0], whole.shape)
+    w.finish(rows.all_pixels(w, op.kind, total), w.tensor(node.output))
+
+
 def _conv_transpose(w: Writer, node: Node) -> None:
     op: Any = node.op
     shape = node.inputs[1].shape
@@ -321,7 +337,9 @@ CONVERTERS: dict[type[Op], Converter] = {
     ops.LogSoftmax: _with_axis,
     ops.MatMul: _matmul,
     ops.MaxPool: _pool,
+    ops.MultiPointwise: multi_pointwise,
     ops.Pad: _pad,
+    ops.PooledConv: _pooled_conv,
     ops.PooledMatMul: rows.pooled_matmul,
     ops.Reduce: rows.reduce,
     ops.Reformat: _identity,

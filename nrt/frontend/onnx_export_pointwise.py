@@ -20,7 +20,7 @@ from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Program
 from nrt.ir.value import Node
 
-__all__ = ["elementwise", "write_program"]
+__all__ = ["elementwise", "multi_pointwise", "write_program"]
 
 _INSTRUCTIONS = {
     "add": "Add",
@@ -89,6 +89,16 @@ def elementwise(w: Writer, node: Node) -> None:
     program: Program = op.program(tuple(kind_of(t.dtype) for t in inputs))
     (value,) = write_program(w, program, inputs)
     w.finish(value, result)
+
+
+def multi_pointwise(w: Writer, node: Node) -> None:
+    """A program of several results."""
+    op: Any = node.op
+    values = write_program(w, op.body, [w.tensor(v) for v in node.inputs])
+    for value, result in zip(values, node.outputs, strict=True):
+        # Only what is one result alone may get that result's name.
+        shared = values.count(value) > 1
+        w.finish(w.emit("Identity", [value], value.type) if shared else value, w.tensor(result))
 
 
 def _quantization(w: Writer, node: Node) -> bool:

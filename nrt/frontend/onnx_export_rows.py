@@ -90,9 +90,7 @@ def pooled_matmul(w: Writer, node: Node) -> None:
     element, matrix = w.cast(x, dtype), w.cast(factor, dtype)
     if op.prologue is not None:
         element = spread(w, write_program(w, op.prologue, [element, *before])[0], x.shape)
-    axes = w.constant(range(2, len(x.shape)))
-    type_ = TensorType(x.shape[:2], dtype)
-    pooled = w.emit(_REDUCTIONS[op.kind], [element, axes], type_, keepdims=0)
+    pooled = all_pixels(w, op.kind, element)
     if op.trans_b:
         type_ = TensorType(factor.shape[::-1], dtype)
         matrix = w.emit("Transpose", [matrix], type_, perm=[1, 0])
@@ -100,6 +98,12 @@ def pooled_matmul(w: Writer, node: Node) -> None:
     if op.epilogue is not None:
         (total,) = write_program(w, op.epilogue, [total, *after])
     w.finish(total, result)
+
+
+def all_pixels(w: Writer, kind: str, x: Tensor) -> Tensor:
+    """``x[N, C, *S]`` reduced to ``[N, C]``."""
+    axes = w.constant(range(2, len(x.shape)))
+    return w.emit(_REDUCTIONS[kind], [x, axes], TensorType(x.shape[:2], x.dtype), keepdims=0)
 
 
 def layer_normalization(w: Writer, node: Node) -> None:

@@ -17,6 +17,7 @@ from nrt.ir.ops import (
     Gather,
     GatherElements,
     Identity,
+    MultiPointwise,
     Pad,
     Reformat,
     Reshape,
@@ -100,7 +101,7 @@ def kind(op: Op) -> str:
         return "view"
     if isinstance(op, _MEMORY):
         return "memory"
-    return "pointwise" if isinstance(op, Elementwise) else "compute"
+    return "pointwise" if isinstance(op, Elementwise | MultiPointwise) else "compute"
 
 
 def _source(value: Value) -> str | None:

@@ -28,10 +28,12 @@ from nrt.passes.fuse_conv_prologue import FuseConvPrologue
 from nrt.passes.fuse_matmul_epilogue import FuseMatMulEpilogue
 from nrt.passes.fuse_pointwise import FusePointwise
 from nrt.passes.fuse_pool_classifier import FusePoolClassifier
+from nrt.passes.fuse_pool_conv import FusePoolConv
 from nrt.passes.fuse_pool_epilogue import FusePoolEpilogue
 from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
+from nrt.passes.merge_pointwise import MergePointwise
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.remove_identities import RemoveIdentities
@@ -76,6 +78,8 @@ PASSES: tuple[type[Pass], ...] = (
     FoldLayoutIntoWeights,
     MergeReformats,
     FuseSiblings,
+    FusePoolConv,
+    MergePointwise,
 )
 """Every pass, in the order of the pipeline."""
 
@@ -246,9 +250,10 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "siblings",
-            (FuseSiblings(), DeadCode()),
+            (FuseSiblings(), FusePoolConv(), MergePointwise(), DeadCode()),
             "Last: siblings have one type and layout, and what reads their results is settled, on "
-            "which it depends whether a piece is read where it lies.",
+            "which it depends whether a piece is read where it lies. Poolings and pointwise nodes "
+            "after products, whose pieces they then read.",
         ),
     )
 

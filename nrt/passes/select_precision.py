@@ -45,6 +45,7 @@ from nrt.ir.ops import (
     MatMul,
     Pad,
     Pointwise,
+    PooledConv,
     PooledMatMul,
     Reformat,
     Reshape,
@@ -76,7 +77,7 @@ _MOVES: tuple[type[Op], ...] = (
     Transpose,
 )
 
-_ANCHORS = (Conv, ConvTranspose, MatMul, PooledMatMul)
+_ANCHORS = (Conv, ConvTranspose, MatMul, PooledConv, PooledMatMul)
 _LIMITS = {FP16: 65504.0, BF16: 3.3895e38}
 """Largest finite value of the narrow types."""
 
@@ -238,7 +239,7 @@ class _Rewriter:
         for slot in slots:
             self.feed(node, slot, dtype)
         op: Any = node.op
-        if isinstance(op, Conv | MatMul) and op.tf32 != tf32:
+        if isinstance(op, Conv | MatMul | PooledConv) and op.tf32 != tf32:
             op = replace(op, tf32=tf32)
             node = self.replace(node, op)
         if isinstance(op, Conv) and op.prologue is not None:

@@ -43,7 +43,7 @@ def test_a_coherent_kernel_takes_no_path_for_read_only_memory() -> None:
     """A vector kernel that may write over its input."""
     b = Builder("f")
     program = b.build(b("max", 0, b.const(0.0)))
-    params = (program, (FP16,), FP16, ("v",), 1, 8, 1, True, False)
+    params = (program, (FP16,), (FP16,), ("v",), 1, 8, 1, True, False)
     plain = KernelSpec("nrt.cuda_kernels.pointwise_kernels:_vector_kernel", params, 256)
     coherent = replace(plain, coherent=True)
     before, after = (compiler._ptx(spec_, SM80)[0] for spec_ in (plain, coherent))

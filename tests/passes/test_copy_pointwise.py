@@ -8,7 +8,7 @@ from nrt.dtypes import FP64, INT8
 from nrt.ir.ops import Add, Cast, Exp, Mul, Neg, Relu, Softmax, Sub, Tanh
 from nrt.passes.base import run_pipeline
 from nrt.passes.copy_pointwise import CopyPointwise
-from nrt.passes.pipeline import pipeline
+from nrt.passes.pipeline import PipelineOptions, pipeline
 
 from .support import Net, apply, assert_same, feeds, ops, refusals
 
@@ -55,9 +55,11 @@ def test_a_tree_is_copied_from_its_root_on() -> None:
     b = net.op(Tanh(), net.op(Neg(), a))
     for k, value in enumerate((net.op(Relu(), b), net.op(Sub(), b, a), net.op(Mul(), a, a))):
         net.out(value, f"y{k}")
-    report = run_pipeline(net.graph, pipeline(), verify=True)
-    assert_same(net.graph, report.graph, feeds(net))
-    assert ops(report.graph) == ["Pointwise"] * 3
+    apart = PipelineOptions(disabled=frozenset({"merge-pointwise"}))
+    for options, found in ((apart, ["Pointwise"] * 3), (None, ["MultiPointwise"])):
+        report = run_pipeline(net.graph, pipeline(options), verify=True)
+        assert_same(net.graph, report.graph, feeds(net))
+        assert ops(report.graph) == found
 
 
 def with_softmax(net: Net) -> None:

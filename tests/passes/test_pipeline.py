@@ -155,7 +155,12 @@ def test_an_unknown_pass_lists_all() -> None:
 
 def test_siblings_become_one_when_all_else_is_settled() -> None:
     phases = pipeline()
-    assert [p.name for p in phases[-1].passes] == ["fuse-siblings", "dead-code"]
+    assert [p.name for p in phases[-1].passes] == [
+        "fuse-siblings",
+        "fuse-pool-conv",
+        "merge-pointwise",
+        "dead-code",
+    ]
     net = Net()
     x = net.input(1, 8, 5, 5)
     for name, channels in (("a", 8), ("b", 16)):

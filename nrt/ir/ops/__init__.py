@@ -54,6 +54,7 @@ from nrt.ir.ops.movement import (
     Split,
     Transpose,
 )
+from nrt.ir.ops.multi_pointwise import MultiPointwise
 from nrt.ir.ops.norm import (
     LRN,
     BatchNormalization,
@@ -63,6 +64,7 @@ from nrt.ir.ops.norm import (
     Softmax,
 )
 from nrt.ir.ops.pool import AveragePool, MaxPool
+from nrt.ir.ops.pooled_conv import PooledConv
 from nrt.ir.ops.pooled_matmul import PooledMatMul
 from nrt.ir.ops.quantize import Dequantize, Quantize
 from nrt.ir.ops.reduce import Reduce
@@ -139,12 +141,14 @@ __all__ = [
     "Min",
     "Mish",
     "Mul",
+    "MultiPointwise",
     "Neg",
     "Not",
     "Or",
     "PRelu",
     "Pad",
     "Pointwise",
+    "PooledConv",
     "PooledMatMul",
     "Pow",
     "Quantize",
@@ -222,12 +226,14 @@ OPS: tuple[type[Op], ...] = (
     Min,
     Mish,
     Mul,
+    MultiPointwise,
     Neg,
     Not,
     Or,
     PRelu,
     Pad,
     Pointwise,
+    PooledConv,
     PooledMatMul,
     Pow,
     Quantize,
