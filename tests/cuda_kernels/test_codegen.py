@@ -16,6 +16,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from numba import cuda
 from numba.cuda import types
+from sampling import some
 
 from nrt.cuda_kernels import epilogue
 from nrt.cuda_kernels.codegen import loader, pointer, program_function, storer
@@ -404,13 +405,13 @@ _UNARY = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("op", _UNARY, ids=lambda op: f"{op.name}")
-def test_every_activation_compiles(op: Any, double: bool) -> None:
-    compiled("_program_kernel", op.program(("f",)), double)
+def test_activations_alone_compile(double: bool, rng: np.random.Generator) -> None:
+    for op in some(_UNARY, 5, rng):
+        compiled("_program_kernel", op.program(("f",)), double)
 
 
 def test_activations_together_compile() -> None:
-    """The quick form of the test above: one program of them all."""
+    """One program of them all."""
     b = Builder("f")
     total = 0
     for op in _UNARY:

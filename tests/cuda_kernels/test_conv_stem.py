@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sampling import some
 
 from nrt.cuda_kernels.conv_simt import ConvSimt
 from nrt.cuda_kernels.conv_stem import ConvStem
@@ -134,17 +135,13 @@ def test_compiles_without_spills(arch: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arch", "task", "step"),
-    [
-        ("sm_80", RESNET, 1),
-        # Other filters and architectures: every few tiles.
-        ("sm_80", ALEXNET, 3), ("sm_87", VGG, 3), ("sm_90a", LAYERS[2], 3), ("sm_90a", RESNET, 4),
-    ],
+    ("arch", "task"),
+    [("sm_80", RESNET), ("sm_80", ALEXNET), ("sm_87", VGG), ("sm_90a", LAYERS[2])],
     ids=str,
-)  # fmt: skip
-def test_tiles_compile_without_spills(arch: str, task: Problem, step: int) -> None:
+)
+def test_tiles_compile_without_spills(arch: str, task: Problem, rng: np.random.Generator) -> None:
     variant = ConvStem()
-    for tile in variant.configs(task, ARCHS[arch])[::step]:
+    for tile in some(variant.configs(task, ARCHS[arch]), 2, rng):
         assert all(c.spills == 0 for c in compiled(variant, task, arch, tile)), tile
 
 

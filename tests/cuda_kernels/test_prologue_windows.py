@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sampling import some
 
 from nrt.cuda_kernels import wgmma_prologue
 from nrt.cuda_kernels.conv_direct import ConvDirect
@@ -125,11 +126,10 @@ def test_hopper_numbers_start_again_with_each_filter_position(
 
 
 @pytest.mark.slow
-def test_hopper_tiles_compile_without_spills() -> None:
-    """A third of them: the others are as of 1x1 filters."""
+def test_hopper_tiles_compile_without_spills(rng: np.random.Generator) -> None:
     task, variant = window((32, 256, 56, 56), 512), ConvWgmma()
     shapes = {(c.consumers, c.bn, c.per_sm): c for c in variant.configs(task, ARCHS["sm_90a"])}
-    for config in list(shapes.values())[::3]:
+    for config in some(shapes.values(), 2, rng):
         for cubin in compiled(variant, task, "sm_90a", config):
             assert cubin.spills == 0, config
 
