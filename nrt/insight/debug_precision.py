@@ -93,10 +93,10 @@ def debug_precision(
     )
     study = LayerStudy(request, fed, progress)
     found = study.layer_errors()
-    bisection = Bisection((), found.error, found.error, ())
+    bisection = Bisection(error=found.error)
     if found.error > allowed:
-        reported = _Counted(study, progress)
-        bisection = bisect_layers(study.names, reported.error, allowed, most)
+        reported = _Reported(study, progress)
+        bisection = bisect_layers(study.names, reported.stored, reported.compiled, allowed, most)
     return PrecisionDebug(
         name=graph.name,
         precision=tuple(sorted(names)),
@@ -108,14 +108,19 @@ def debug_precision(
     )
 
 
-class _Counted:
+class _Reported:
     """Errors of networks, each reported when it is known."""
 
     def __init__(self, study: LayerStudy, progress: Progress | None) -> None:
         self._study, self._progress, self._done = study, progress, 0
 
-    def error(self, in_fp32: Iterable[str]) -> float:
-        error = self._study.output_error(tuple(in_fp32))
+    def stored(self, in_fp32: tuple[str, ...]) -> float:
+        return self._counted(self._study.output_error(in_fp32, stored=True))
+
+    def compiled(self, in_fp32: tuple[str, ...]) -> float:
+        return self._counted(self._study.output_error(in_fp32))
+
+    def _counted(self, error: float) -> float:
         self._done += 1
         if self._progress is not None:
             self._progress("bisecting", self._done, 0)

@@ -145,9 +145,14 @@ class LayerStudy:
         """The layers of the fused graph, in topological order."""
         return tuple(node.name for node in computing(self.fused))
 
-    def output_error(self, in_fp32: Collection[str]) -> float:
-        """The largest relative error of an output where the layers ``in_fp32`` stay in fp32."""
-        low = low_graph(self.fused, self._options, in_fp32)
+    def output_error(self, in_fp32: Collection[str], *, stored: bool = False) -> float:
+        """The largest relative error of an output where the layers ``in_fp32`` stay in fp32.
+
+        Args:
+            in_fp32: some of `names`.
+            stored: see `nrt.insight.layer_graphs.low_graph`.
+        """
+        low = low_graph(self.fused, self._options, in_fp32, stored=stored)
         engine = self._engine(low.graph)
         return max((stats.error for stats in self._outputs(engine).values()), default=0.0)
 

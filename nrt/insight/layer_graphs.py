@@ -40,6 +40,7 @@ from nrt.ir.ops.quantize import Quantize
 from nrt.ir.value import NHWC, Node, Value
 from nrt.passes.base import Pass, run_pipeline
 from nrt.passes.grid import Grid, grid_of
+from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.pipeline import PipelineOptions, pipeline
 
 __all__ = [
@@ -75,7 +76,7 @@ _MOVES: tuple[type[Op], ...] = (
 )
 """Ops that compute nothing: no layers to look at."""
 
-_ENDINGS = frozenset({*(d.name for d in DTYPES), "nchw", "nhwc"})
+_ENDINGS = frozenset({*(d.name for d in DTYPES), "nchw", "nhwc", "row_major", "quantize"})
 """Of names of values that a pass stores in another type or order."""
 
 _LARGEST_FP8 = 448.0
@@ -133,7 +134,7 @@ class LowGraph:
             return None
         if value.dtype is source.dtype or not _is_scaled(value.dtype):
             return Carried(value, source, None)
-        grid = self._grid(value)
+        grid = self._grid_before(value) or self._grid_behind(value)
         return None if grid is None else Carried(value, source, grid)
 
     def _source(self, value: Value) -> Value | None:
@@ -148,21 +149,32 @@ class LowGraph:
         if bound:
             return fused.outputs[bound[0]]
         base, _, ending = name.rpartition(".")
-        # Integers that a pool takes the maximum of are named after the pool.
+        # The passes that move integers name what they give after the node, or after its input.
         if ending == "q" and fused.has_node(base):
             return fused.node(base).outputs[0]
         if ending in _ENDINGS and fused.has_value(base) and not self.graph.has_value(base):
             return fused.value(base)
         return None
 
-    def _grid(self, value: Value) -> Grid | None:
+    def _grid_before(self, value: Value) -> Grid | None:
+        """Of ``value``, or of what it was moved from."""
         if value.name in self.grids:
             return self.grids[value.name][1]
         node = value.producer
         if node is None or not isinstance(node.op, (*_MOVES, MaxPool)):
             return None
         before = node.inputs[0]
-        return self._grid(before) if before.dtype is value.dtype else None
+        return self._grid_before(before) if before.dtype is value.dtype else None
+
+    def _grid_behind(self, value: Value) -> Grid | None:
+        """Of what ``value`` is moved to: the parts of a Concat have its grid."""
+        if value.name in self.grids:
+            return self.grids[value.name][1]
+        for node, _ in self.graph.consumers(value):
+            after = node.outputs[0]
+            if isinstance(node.op, (*_MOVES, MaxPool)) and after.dtype is value.dtype:
+                return self._grid_behind(after)
+        return None
 
 
 def fused_graph(graph: Graph, options: PipelineOptions) -> Graph:
@@ -171,12 +183,23 @@ def fused_graph(graph: Graph, options: PipelineOptions) -> Graph:
     return run_pipeline(graph, [p for p in phases if p.name not in _LATER]).graph
 
 
-def low_graph(fused: Graph, options: PipelineOptions, in_fp32: Iterable[str] = ()) -> LowGraph:
+def low_graph(
+    fused: Graph, options: PipelineOptions, in_fp32: Iterable[str] = (), *, stored: bool = False
+) -> LowGraph:
     """``fused`` in the precision of ``options``, but for the nodes named ``in_fp32``.
+
+    Args:
+        fused: left as it is.
+        options: of the build.
+        in_fp32: names of nodes of ``fused``.
+        stored: every layer stores its result in its own type, also where its reader takes another:
+            the cast between them is a node.
 
     Raises:
         BuildError: an option does not fit the model.
     """
+    if stored:
+        options = replace(options, disabled=options.disabled | {MergeReformats.name})
     exact = {glob.escape(name): "fp32" for name in in_fp32}
     if exact:
         # The first pattern that matches counts.

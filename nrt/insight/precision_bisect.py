@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Bisection", "Step", "bisect_layers"]
+__all__ = ["Bisection", "ErrorOf", "Step", "bisect_layers"]
+
+ErrorOf = Callable[[tuple[str, ...]], float]
+"""Layers that stay in fp32 -> error of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,12 @@ class Step:
 
     Attributes:
         low: how many layers, from the first on, computed in the low precision.
-        kept: layers among them that were left in fp32 all the same.
+        in_fp32: layers among them that were left in fp32 all the same.
         error: of the outputs.
     """
 
     low: int
-    kept: tuple[str, ...]
+    in_fp32: tuple[str, ...]
     error: float
 
 
@@ -28,47 +31,46 @@ class Bisection:
     """What was found.
 
     Attributes:
-        kept: layers that, in fp32, bring the error to the threshold, in the order found; the first
-            is the first layer that breaks the network.
-        error: of the outputs with all layers in the low precision.
-        error_kept: with those of ``kept`` in fp32.
+        breaking: layers that lift the error over the threshold, in topological order.
+        in_fp32: those that have to stay in fp32, so that the network is within the threshold: none
+            can be left out. Often fewer: where a result overflows it is enough that its reader
+            takes it in fp32, which lets it be stored so.
+        error: of the outputs with the layers of ``in_fp32`` in fp32.
         steps: what was built, in order.
     """
 
-    kept: tuple[str, ...]
-    error: float
-    error_kept: float
-    steps: tuple[Step, ...]
+    breaking: tuple[str, ...] = ()
+    in_fp32: tuple[str, ...] = ()
+    error: float = 0.0
+    steps: tuple[Step, ...] = ()
 
     @property
     def first(self) -> str | None:
         """The first layer that lifts the error over the threshold; None if none does."""
-        return self.kept[0] if self.kept else None
+        return self.breaking[0] if self.breaking else None
 
 
 @dataclass
-class _Search:
-    """Networks by the number of their first layers that are low, each built once."""
+class _Networks:
+    """Networks by the layers that stay in fp32, each built once."""
 
     names: Sequence[str]
-    error_of: Callable[[Collection[str]], float]
+    error_of: ErrorOf
     steps: list[Step] = field(default_factory=list)
     known: dict[frozenset[str], float] = field(default_factory=dict)
 
-    def error(self, low: int, kept: Sequence[str]) -> float:
-        """Of the outputs where the first ``low`` layers, but those of ``kept``, are low."""
-        in_fp32 = frozenset({*self.names[low:], *kept})
-        if in_fp32 not in self.known:
-            self.known[in_fp32] = self.error_of(in_fp32)
-            self.steps.append(Step(low, tuple(kept), self.known[in_fp32]))
-        return self.known[in_fp32]
+    def error(self, low: int, in_fp32: Sequence[str]) -> float:
+        """Of the outputs where the first ``low`` layers, but those of ``in_fp32``, are low."""
+        kept = tuple(dict.fromkeys([*self.names[low:], *in_fp32]))
+        key = frozenset(kept)
+        if key not in self.known:
+            self.known[key] = self.error_of(kept)
+            self.steps.append(Step(low, tuple(in_fp32), self.known[key]))
+        return self.known[key]
 
 
 def bisect_layers(
-    names: Sequence[str],
-    error_of: Callable[[Collection[str]], float],
-    threshold: float,
-    most: int,
+    names: Sequence[str], stored: ErrorOf, compiled: ErrorOf, threshold: float, most: int
 ) -> Bisection:
     """Find the layers that lift the error of a network over ``threshold``.
 
@@ -78,26 +80,44 @@ def bisect_layers(
     still beyond the threshold the search goes on behind it. Where the error never falls as k grows,
     k is the first layer that lifts it there; otherwise it is one that does.
 
+    Of the layers found, those that are not needed go back to the low precision, one at a time, as
+    in delta debugging (A. Zeller, R. Hildebrandt, "Simplifying and isolating failure-inducing
+    input", 2002): what is left is minimal, though a smaller set of other layers may exist.
+
     Args:
         names: the layers in topological order.
-        error_of: layers in fp32 -> error of the outputs.
+        stored: error where every low layer stores its result in its own type.
+        compiled: error of the network as it is compiled, where a result may be stored in the type
+            of its reader.
         threshold: largest error that passes.
         most: layers to find at most.
     """
-    search = _Search(names, error_of)
-    kept: list[str] = []
+    search = _Networks(names, stored)
+    found: list[str] = []
     passes = 0
-    whole = error = search.error(len(names), kept)
-    while error > threshold and len(kept) < most and passes < len(names):
+    while len(found) < most and passes < len(names):
+        if search.error(len(names), found) <= threshold:
+            break
         low, high = passes, len(names)
         while high - low > 1:
             middle = (low + high) // 2
-            if search.error(middle, kept) > threshold:
+            if search.error(middle, found) > threshold:
                 high = middle
             else:
                 low = middle
-        kept.append(names[high - 1])
+        found.append(names[high - 1])
         # Without layer `high` the first `high` are those that passed.
         passes = high
-        error = search.error(len(names), kept)
-    return Bisection(tuple(kept), whole, error, tuple(search.steps))
+    if not found:
+        return Bisection(steps=tuple(search.steps))
+    check = _Networks(names, compiled)
+    needed = list(found)
+    error = check.error(len(names), needed)
+    for name in found:
+        fewer = [other for other in needed if other != name]
+        if error > threshold or not fewer:
+            break
+        without = check.error(len(names), fewer)
+        if without <= threshold:
+            needed, error = fewer, without
+    return Bisection(tuple(found), tuple(needed), error, (*search.steps, *check.steps))

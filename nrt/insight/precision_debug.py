@@ -83,8 +83,8 @@ class PrecisionDebug:
 
     @property
     def in_fp32(self) -> dict[str, str]:
-        """What breaks it, as ``layers=`` of `nrt.compile`, whose precision must permit fp32."""
-        return dict.fromkeys(self.bisection.kept, "fp32")
+        """The remedy, as ``layers=`` of `nrt.compile`, whose precision must then permit fp32."""
+        return dict.fromkeys(self.bisection.in_fp32, "fp32")
 
     def layer(self, name: str) -> LayerError:
         """The layer called ``name``, or that computes the tensor of that name.
@@ -111,10 +111,11 @@ class PrecisionDebug:
             "outputs": {name: stats.to_data() for name, stats in self.outputs.items()},
             "first": self.first,
             "worst": None if self.worst is None else self.worst.name,
-            "in_fp32": list(found.kept),
-            "error_in_fp32": _finite(found.error_kept),
+            "breaking": list(found.breaking),
+            "in_fp32": list(found.in_fp32),
+            "error_in_fp32": _finite(found.error),
             "steps": [
-                {"low": s.low, "in_fp32": list(s.kept), "error": _finite(s.error)}
+                {"low": s.low, "in_fp32": list(s.in_fp32), "error": _finite(s.error)}
                 for s in found.steps
             ],
             "layers": [layer.to_data() for layer in self.layers],
@@ -153,7 +154,7 @@ class PrecisionDebug:
                 "own_sqnr": layer.own.sqnr,
                 "nan": layer.accumulated.nan,
                 "inf": layer.accumulated.inf,
-                "breaks": layer.name in self.bisection.kept,
+                "breaks": layer.name in self.bisection.breaking,
             }
             for layer in self.layers
         ]
@@ -168,21 +169,22 @@ class PrecisionDebug:
             f"{self.samples} samples: error of the outputs {_number(self.error)}, threshold "
             f"{self.threshold:g}{worst}"
         ]
-        found = self.bisection
-        if not found.kept:
-            return [*lines, "within the threshold: no layer breaks it"]
-        networks = f"{len(found.steps)} networks"
+        found, first = self.bisection, self.first
+        if first is None:
+            near = "the error is near the threshold: bisection found no layer that lifts it over"
+            return [*lines, "within the threshold: no layer breaks it" if self.passed else near]
         lines.append(
-            f"{found.kept[0]} is the first layer that lifts the error over the threshold "
-            f"({_origins(self.layers, found.kept[0])}; found by bisection, {networks})"
+            f"{first} ({_origins(self.layers, first)}) is the first layer that lifts the error "
+            f"over the threshold, found by bisection in {len(found.steps)} networks"
         )
-        kept = ", ".join(found.kept)
-        verdict = "" if found.error_kept <= self.threshold else ", still over the threshold"
-        lines.append(f"with {kept} in fp32: error {_number(found.error_kept)}{verdict}")
+        verdict = "" if found.error <= self.threshold else ", still over the threshold"
+        lines.append(
+            f"with {', '.join(found.in_fp32)} in fp32: error {_number(found.error)}{verdict}"
+        )
         return lines
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *layer_rows(self.found, self.bisection.kept)]
+        rows = [COLUMNS, *layer_rows(self.found, self.bisection.breaking)]
         widths = [max(len(row[k]) for row in rows) for k in range(len(COLUMNS))]
         table = [
             "  ".join(
@@ -195,7 +197,7 @@ class PrecisionDebug:
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escaped(line)}</p>" for line in self.summary())
-        rows = layer_rows(self.found, self.bisection.kept)
+        rows = layer_rows(self.found, self.bisection.breaking)
         return lines + html_table(COLUMNS, rows, right=_RIGHT)
 
 
@@ -210,7 +212,7 @@ def layer_rows(found: LayerErrors, breaking: tuple[str, ...] = ()) -> list[tuple
     for index, layer in enumerate(found.layers):
         marks = []
         if layer.name in breaking:
-            marks.append("breaks it")
+            marks.append("breaks it" if layer.name == breaking[0] else "breaks it too")
         if layer is found.worst and layer.own.error > 0:
             marks.append("worst")
         total, own = layer.accumulated, layer.own
