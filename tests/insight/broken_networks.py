@@ -24,29 +24,29 @@ def _weights(rng: np.random.Generator, *shape: int) -> Array:
 
 def overflowing(rng: np.random.Generator) -> nrt.Network:
     """``conv2`` gives about 3e5, beyond fp16, of weights and inputs within it."""
-    net = nrt.Network("overflowing")
-    x = net.input("image", SHAPE)
-    for k, gain in enumerate((1, 30, 1e4, 1e-2, 1e-3)):
-        x = net.conv2d(
-            x, _weights(rng, 16, 16, 3, 3) * np.float32(gain), padding=1, name=f"conv{k}"
-        )
-        x = net.relu(x, name=f"relu{k}")
-    x = net.flatten(net.global_avg_pool(x, name="pool"), name="flatten")
-    net.output(net.linear(x, _weights(rng, 7, 16), name="head"), "scores")
-    return net
+    gains = (1, 30, 1e4, 1e-2, 1e-3)
+    layers = [_weights(rng, 16, 16, 3, 3) * np.float32(gain) for gain in gains]
+    return _chain("overflowing", layers, rng)
 
 
 def coarse(rng: np.random.Generator) -> nrt.Network:
     """``conv2`` has such large weights for a channel of zeros that int8 loses the others."""
-    net = nrt.Network("coarse")
+    layers = [_weights(rng, 16, 16, 3, 3) for _ in range(5)]
+    layers[1][3] = 0
+    layers[2][:, 3] = 1e3
+    return _chain("coarse", layers, rng)
+
+
+def sound(rng: np.random.Generator) -> nrt.Network:
+    """Nothing is broken: tensors ``relu0`` to ``relu4`` of layers ``conv0`` to ``conv4``."""
+    return _chain("sound", [_weights(rng, 16, 16, 3, 3) for _ in range(5)], rng)
+
+
+def _chain(name: str, layers: list[Array], rng: np.random.Generator) -> nrt.Network:
+    net = nrt.Network(name)
     x = net.input("image", SHAPE)
-    for k in range(5):
-        w, b = _weights(rng, 16, 16, 3, 3), np.zeros(16, np.float32)
-        if k == 1:  # its channel 3 is 0 behind the ReLU
-            w[3], b[3] = 0, -1
-        if k == 2:
-            w[:, 3] = 1e3
-        x = net.relu(net.conv2d(x, w, b, padding=1, name=f"conv{k}"), name=f"relu{k}")
+    for k, weights in enumerate(layers):
+        x = net.relu(net.conv2d(x, weights, padding=1, name=f"conv{k}"), name=f"relu{k}")
     x = net.flatten(net.global_avg_pool(x, name="pool"), name="flatten")
     net.output(net.linear(x, _weights(rng, 7, 16), name="head"), "scores")
     return net

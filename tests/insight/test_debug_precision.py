@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from nrt.errors import BuildError, CalibrationError, ExportError, InputError
 from nrt.insight.compare import relative_error
 from nrt.insight.precision_debug import COLUMNS, PrecisionDebug
 
-from .broken_networks import coarse, images, overflowing
+from .broken_networks import coarse, images, overflowing, sound
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,19 @@ def _check_coarse(rng: np.random.Generator, **options: Any) -> PrecisionDebug:
 
 def test_weights_that_int8_cannot_hold(rng: np.random.Generator) -> None:
     _check_coarse(rng, target="cpu", opt_level=0)
+
+
+def test_a_range_that_does_not_fit_is_charged_to_the_reader(rng: np.random.Generator) -> None:
+    net, data = sound(rng), images(rng)
+    ranges = nrt.calibrate(net, data, method="minmax", target="cpu")
+    assert nrt.debug_precision(net, data, precision="int8", calibration=ranges, target="cpu").passed
+    small = replace(ranges["relu1"], threshold=ranges["relu1"].threshold / 20)
+    wrong = replace(ranges, tensors={**ranges, "relu1": small})
+    found = nrt.debug_precision(net, data, precision="int8", calibration=wrong, target="cpu")
+    assert found.worst is found.layer("relu1") is found.layer("conv1")
+    assert found.in_fp32 == {"conv2": "fp32"}
+    assert found.first == "conv2"
+    assert found.bisection.error < 0.05
 
 
 @pytest.mark.gpu
