@@ -109,7 +109,10 @@ def test_a_range_that_does_not_fit_is_charged_to_the_reader(rng: np.random.Gener
     small = replace(ranges["relu1"], threshold=ranges["relu1"].threshold / 20)
     wrong = replace(ranges, tensors={**ranges, "relu1": small})
     found = nrt.debug_precision(net, data, precision="int8", calibration=wrong, target="cpu")
-    assert found.worst is found.layer("relu1") is found.layer("conv1")
+    # What stores the tensor and what reads it.
+    own = {layer.name: layer.own.error for layer in found.layers}
+    assert min(own.pop("conv1"), own.pop("conv2")) > 0.5
+    assert max(own.values()) < 0.05
     assert found.in_fp32 == {"conv2": "fp32"}
     assert found.first == "conv2"
     assert found.bisection.error < 0.05
