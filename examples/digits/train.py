@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,14 +30,16 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-2
 OPSET = 18
 
+Layers = list[nn.Module]
 
-def _conv(channels: int, filters: int, size: int = 3, stride: int = 1, groups: int = 1) -> list:
+
+def _conv(channels: int, filters: int, size: int = 3, stride: int = 1, groups: int = 1) -> Layers:
     """Convolution and batch normalization."""
     layer = nn.Conv2d(channels, filters, size, stride, size // 2, groups=groups, bias=False)
     return [layer, nn.BatchNorm2d(filters)]
 
 
-def _head(channels: int) -> list:
+def _head(channels: int) -> Layers:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
 
 
@@ -54,7 +57,7 @@ class Block(nn.Module):
         return functional.relu(self.body(x) + self.shortcut(x))
 
 
-def _separable(channels: int, filters: int, stride: int = 1) -> list:
+def _separable(channels: int, filters: int, stride: int = 1) -> Layers:
     """Depthwise, then pointwise: Howard et al. 2017, "MobileNets"."""
     depthwise = _conv(channels, channels, stride=stride, groups=channels)
     return [*depthwise, nn.ReLU(), *_conv(channels, filters, 1), nn.ReLU()]
@@ -118,7 +121,7 @@ def fit(model: nn.Module, digits: Digits, seed: int) -> None:
     model.eval()
 
 
-def scores(model: nn.Module, digits: Digits) -> np.ndarray:
+def scores(model: nn.Module, digits: Digits) -> np.ndarray[Any, np.dtype[Any]]:
     """What ``model`` gives for the images, ``[N, 10]``."""
     with torch.inference_mode():
         return model(torch.from_numpy(digits.images)).numpy()
