@@ -5,8 +5,9 @@ A page marks where a table goes, NAME being a file in ``benchmarks/results`` wit
     <!-- benchmark:NAME begin -->
     <!-- benchmark:NAME end -->
 
-``python -m benchmarks.tables [PAGE ...]`` fills these sections (default: README.md and
-docs/performance.md); ``--check`` changes nothing and exits with 1 when a table is out of date.
+``python -m benchmarks.tables [PAGE ...]`` fills these sections (default: README.md,
+docs/performance.md and docs/quantization.md); ``--check`` changes nothing and exits with 1 when a
+table is out of date.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from nrt.errors import InputError
 __all__ = ["fill", "main", "markdown", "table"]
 
 _BEGIN = re.compile(r"<!-- benchmark:([\w.-]+) begin -->")
-_PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+_PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "quantization.md",
+)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) -> str:
@@ -244,11 +249,33 @@ def _decimal(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _accuracy(cases: Sequence[Case]) -> str:
+    """Percent of the test images, and what the precision took off them."""
+    rows, notes = [], {}
+    for case in cases:
+        head = [case["network"], case["precision"], case["calibration"] or "–"]
+        if "top1" not in case:
+            notes[case["precision"]] = f"{case['precision']}: {case['message']}"
+            rows.append([*head, "–", "–", "–", case["status"]])
+            continue
+        layers = ", ".join(f"{n} {name}" for name, n in sorted(case["layers"].items()))
+        changed = f"{case['changed']} of {case['images']}"
+        rows.append([*head, f"{case['top1']:.2f}", _points(case["drop"]), changed, layers])
+    columns = ("network", "precision", "calibration", "top-1 %", "drop", "changed", "layers")
+    return "\n\n".join([table(columns, rows, 3), *notes.values()])
+
+
+def _points(drop: float) -> str:
+    """Points that are lost; a minus is a gain."""
+    return f"{drop:.2f}" if abs(drop) >= 0.005 else "0"
+
+
 _TABLES: Mapping[str, Callable[[Sequence[Case]], str]] = {
     "compare": _compare,
     "models": _models,
     "kernels": _kernels,
     "counters": _counters,
+    "accuracy": _accuracy,
 }
 
 

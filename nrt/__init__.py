@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from nrt.extensions.trace import where
     from nrt.frontend import Network, to_onnx
     from nrt.insight.ablate import ablate
+    from nrt.insight.debug_precision import debug_precision
     from nrt.ir import Op, TensorType
     from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
@@ -60,6 +61,7 @@ __all__ = [
     "to_onnx",
     "replace",
     "ablate",
+    "debug_precision",
     "Network",
     "Engine",
     "CompiledEngine",
@@ -104,6 +106,7 @@ _LAZY = {
     "to_onnx": "nrt.frontend",
     "replace": "nrt.passes.surgery",
     "ablate": "nrt.insight.ablate",
+    "debug_precision": "nrt.insight.debug_precision",
     "Engine": "nrt.runtime",
     "IOFormat": "nrt.passes.bind_io",
     "op": "nrt.extend",

@@ -17,15 +17,13 @@ import numpy as np
 
 from nrt.builder import build_graph
 from nrt.compiled import CompiledEngine
-from nrt.dtypes import dtype_from_name
 from nrt.errors import CalibrationError
-from nrt.frontend.network import Network
+from nrt.frontend.fed_model import FedModel
 from nrt.ir.graph import Graph
-from nrt.ir.op import Array
 from nrt.passes.base import run_pipeline
 from nrt.passes.pipeline import pipeline
 from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
-from nrt.quantization.data import InputShapes, Item, batches, item_count, items
+from nrt.quantization.data import Item, as_input, batches, item_count, items
 from nrt.quantization.digest import DataDigest, model_digest
 from nrt.quantization.histogram import Histogram
 from nrt.quantization.taps import insert_taps
@@ -85,7 +83,7 @@ def calibrate(
         ImportModelError, BuildError, DeviceError: as for `nrt.compile`.
     """
     rules = MethodRules(method, tuple((tensors or {}).items()), percentile)
-    source = _Model(model, shapes)
+    source = FedModel(model, shapes)
     if cache is not None and Path(cache).exists() and not overwrite:
         return _cached(source, data, rules, cache, progress)
     run = _Run(source, target, opt_level)
@@ -106,7 +104,7 @@ def calibrate(
 
 
 def _cached(
-    source: _Model,
+    source: FedModel,
     data: Any,
     rules: MethodRules,
     cache: str | os.PathLike[str],
@@ -128,7 +126,9 @@ def _cached(
     return kept
 
 
-def _progressed(source: _Model, data: Any, progress: Progress | None, stage: str) -> Iterator[Item]:
+def _progressed(
+    source: FedModel, data: Any, progress: Progress | None, stage: str
+) -> Iterator[Item]:
     total = item_count(data)
 
     def counted() -> Iterator[Item]:
@@ -138,43 +138,6 @@ def _progressed(source: _Model, data: Any, progress: Progress | None, stage: str
                 progress(stage, number, total)
 
     return batches(counted(), source.shapes)
-
-
-class _Model:
-    """A model whose graph depends on the shapes of what it is fed.
-
-    Attributes:
-        shapes: of its inputs, as far as they are fixed.
-    """
-
-    def __init__(self, model: Any, shapes: Mapping[str, Sequence[int]] | None) -> None:
-        self._model = model
-        self.shapes: InputShapes
-        if isinstance(model, Network):
-            if shapes:
-                raise CalibrationError(
-                    "shapes= is for ONNX models with open dimensions; a Network's inputs have "
-                    "theirs"
-                )
-            self.shapes = {v.name: v.shape for v in model.graph.inputs}
-            return
-        from nrt.frontend.onnx_model import import_model, input_shapes
-
-        declared = input_shapes(model)
-        if shapes:
-            # Checks the names and the numbers against the model.
-            fixed = import_model(model, shapes=shapes)
-            self.shapes = {v.name: v.shape for v in fixed.inputs}
-        else:
-            self.shapes = declared
-
-    def graph(self, batch: Item) -> Graph:
-        """The imported graph for inputs of these shapes."""
-        if isinstance(self._model, Network):
-            return self._model.graph
-        from nrt.frontend.onnx_model import import_model
-
-        return import_model(self._model, shapes={n: a.shape for n, a in batch.items()})
 
 
 @dataclass
@@ -190,7 +153,7 @@ class _Tapped:
 class _Run:
     """Runs batches and merges what the taps give."""
 
-    source: _Model
+    source: FedModel
     target: str
     opt_level: int
     engines: dict[tuple[Any, ...], _Tapped] = field(default_factory=dict)
@@ -199,7 +162,7 @@ class _Run:
     def add(self, batch: Item) -> None:
         tapped = self._tapped(batch)
         results = tapped.engine.run(
-            {s.name: _as(batch[s.name], s.name, s.dtype) for s in tapped.engine.inputs}
+            {s.name: as_input(batch[s.name], s.name, s.dtype) for s in tapped.engine.inputs}
         )
         found: dict[str, Histogram] = {}
         for name, output in tapped.outputs.items():
@@ -226,16 +189,3 @@ def _build(graph: Graph, target: str, opt_level: int) -> _Tapped:
     report = run_pipeline(taps.graph, [p for p in phases if p.name in _LAYOUT])
     engine = CompiledEngine(build_graph(report.graph, target=target, opt_level=opt_level))
     return _Tapped(engine, taps.outputs, digest)
-
-
-def _as(array: Array, name: str, dtype: str) -> Array:
-    """``array`` in the type of the input; only what loses no kind of number is converted."""
-    wanted = dtype_from_name(dtype).numpy
-    if array.dtype == wanted:
-        return array
-    if not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise CalibrationError(
-            f"input {name!r} is {array.dtype} in the data, expected {wanted}: convert it as the "
-            "model was trained"
-        )
-    return array.astype(wanted)

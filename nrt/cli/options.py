@@ -13,6 +13,7 @@ from nrt.sizes import parse_bytes
 __all__ = [
     "AUTO",
     "Merge",
+    "MergeOrShow",
     "input_file",
     "io_format",
     "layers",
@@ -53,6 +54,22 @@ class Merge(argparse.Action):
                 raise argparse.ArgumentError(self, f"{key!r} is given twice")
             merged[key] = value
         setattr(namespace, self.dest, merged)
+
+
+class MergeOrShow(Merge):
+    """As `Merge`; without a value ``show_DEST`` becomes True instead."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values is None:
+            setattr(namespace, f"show_{self.dest}", True)
+        else:
+            super().__call__(parser, namespace, values, option_string)
 
 
 def shapes(text: str) -> dict[str, tuple[int, ...]]:

@@ -201,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _input_options(compare)
     _json_option(compare)
-    _build_options(compare)
+    _build_options(compare, show_layers=True)
 
     ablate = command("ablate", "Measure what each optimization pass is worth on a model.")
     ablate.add_argument("model", metavar="MODEL", help="an ONNX file")
@@ -272,7 +272,7 @@ def _input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of random inputs (0)")
 
 
-def _graph_options(group: argparse._ArgumentGroup) -> None:
+def _graph_options(group: argparse._ArgumentGroup, *, show_layers: bool = False) -> None:
     group.add_argument(
         "--shapes",
         action=options.Merge,
@@ -286,13 +286,21 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
         metavar="P",
         help="fp32 (default), fp16, bf16, tf32, int8 or fp8; a list permits several: fp8,fp16",
     )
-    group.add_argument(
-        "--layers",
-        action=options.Merge,
-        type=options.layers,
-        metavar="PATTERN=P",
-        help="precision of the layers whose names match, 'head*=fp32'; repeat",
-    )
+    text = "precision of the layers whose names match, 'head*=fp32'; repeat"
+    if show_layers:
+        group.set_defaults(show_layers=False)
+        group.add_argument(
+            "--layers",
+            action=options.MergeOrShow,
+            type=options.layers,
+            nargs="?",
+            metavar="PATTERN=P",
+            help=f"alone: also compare every layer with fp32; with a value: {text}",
+        )
+    else:
+        group.add_argument(
+            "--layers", action=options.Merge, type=options.layers, metavar="PATTERN=P", help=text
+        )
     group.add_argument(
         "--calibration", metavar="FILE", help="ranges for int8 and fp8, from nrt calibrate"
     )
@@ -314,7 +322,7 @@ def _graph_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _build_options(parser: argparse.ArgumentParser) -> None:
+def _build_options(parser: argparse.ArgumentParser, *, show_layers: bool = False) -> None:
     _plugin_option(parser)
     group = parser.add_argument_group("how a model is compiled")
     group.add_argument(
@@ -322,7 +330,7 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="auto (default), cpu, cuda, or cuda:ARCH for a GPU that is not here, cuda:sm_87",
     )
-    _graph_options(group)
+    _graph_options(group, show_layers=show_layers)
     group.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
     group.add_argument(
         "--tuning-seconds",

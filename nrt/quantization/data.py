@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from nrt.dtypes import dtype_from_name
 from nrt.errors import CalibrationError
 from nrt.ir.op import Array
 
-__all__ = ["InputShapes", "Item", "batches", "item_count", "items"]
+__all__ = ["InputShapes", "Item", "as_input", "batches", "item_count", "items"]
 
 InputShapes = Mapping[str, Sequence[int | str | None] | None]
 """Input name -> dimensions: numbers, or what is open; None where not even their number is known."""
@@ -203,3 +204,20 @@ def _fitted(where: str, name: str, array: Array, dims: Sequence[int | str | None
             "number of samples in the first dimension"
         )
     return array
+
+
+def as_input(array: Array, name: str, dtype: str) -> Array:
+    """``array`` in the type of input ``name``; only what loses no kind of number is converted.
+
+    Raises:
+        CalibrationError: the data are of another kind, floats for an input of integers.
+    """
+    wanted = dtype_from_name(dtype).numpy
+    if array.dtype == wanted:
+        return array
+    if not np.can_cast(array.dtype, wanted, "same_kind"):
+        raise CalibrationError(
+            f"input {name!r} is {array.dtype} in the data, expected {wanted}: convert it as the "
+            "model was trained"
+        )
+    return array.astype(wanted)
