@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
+    from nrt.precision import AccuracyBudget
     from nrt.quantization import Calibration
     from nrt.runtime import Engine
 
@@ -73,6 +74,7 @@ __all__ = [
     "Pass",
     "TensorType",
     "Calibration",
+    "AccuracyBudget",
     "NrtError",
     "BuildError",
     "CalibrationError",
@@ -115,6 +117,7 @@ _LAZY = {
     "Pass": "nrt.passes.base",
     "TensorType": "nrt.ir",
     "Calibration": "nrt.quantization",
+    "AccuracyBudget": "nrt.precision",
 }
 
 

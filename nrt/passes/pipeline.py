@@ -32,6 +32,7 @@ from nrt.passes.fuse_reduce import FuseReduce
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_reformats import MergeReformats
+from nrt.passes.precision_rules import Assignment
 from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.remove_identities import RemoveIdentities
 from nrt.passes.select_precision import SelectPrecision
@@ -90,6 +91,7 @@ class PipelineOptions:
         channels_last: keep images channels last in memory, as the convolution kernels of GPUs want.
         disabled: passes to leave out, by name; not one that the other options ask for.
         extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
+        assignment: precisions of single layers, chosen by the builder.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -99,6 +101,7 @@ class PipelineOptions:
     disabled: frozenset[str] = frozenset()
     calibration: Calibration | None = None
     extra: tuple[Pass, ...] = ()
+    assignment: Assignment | None = None
 
 
 def pass_names() -> tuple[str, ...]:
@@ -223,7 +226,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "precision",
-            (SelectPrecision(options.precision, options.layers), DeadCode()),
+            (
+                SelectPrecision(
+                    options.precision, options.layers, options.assignment, options.calibration
+                ),
+                DeadCode(),
+            ),
             "Before layout: a Reformat that casts is there to be merged with one that reorders.",
         ),
         Phase(
@@ -249,7 +257,9 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
 
 def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
     """What makes int8 of layers, where int8 is permitted."""
-    first = QuantizeLayers(options.calibration, options.precision, options.layers)
+    first = QuantizeLayers(
+        options.calibration, options.precision, options.layers, options.assignment
+    )
     if "int8" not in options.precision:
         return (first,)
     return (

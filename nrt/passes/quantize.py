@@ -16,7 +16,8 @@ so do residuals between two layers of int8.
 Floats remain where int8 does not pay or costs too much accuracy: layers of few input channels (the
 first one of a network as a rule), depthwise ones, for which there are no kernels, products of two
 activations, and the layer that gives the network's result. A pattern of ``layers`` that asks for
-int8 overrules the last.
+int8 overrules the last. Where the builder chose precisions by time and accuracy, its `Assignment`
+stands in the place of both rules, the first layer's and the last one's.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from nrt.ir.ops import (
 )
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
-from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels
-from nrt.passes.precision_rules import LayerRules
+from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels, is_first
+from nrt.passes.precision_rules import REAL, Assignment, LayerRules
 from nrt.quantization.calibration import Calibration
 from nrt.quantization.weights import quantize_weights
 
@@ -66,6 +67,7 @@ class QuantizeLayers(Pass):
         calibration: ranges of the fused graph's values; None for a model that is quantized already.
         permitted: names of precisions; without ``int8`` nothing happens.
         layers: name pattern -> precision, the first match counts.
+        assignment: precisions of what no pattern matches; None: int8 wherever a rule allows it.
 
     Raises:
         BuildError: int8 is permitted, there are no ranges, and the model has no Q/DQ nodes.
@@ -75,6 +77,7 @@ class QuantizeLayers(Pass):
     calibration: Calibration | None = None
     permitted: frozenset[str] = frozenset()
     layers: Mapping[str, str] = field(default_factory=dict)
+    assignment: Assignment | None = None
 
     def required(self) -> str:
         return "precision int8 is what it makes of layers" if "int8" in self.permitted else ""
@@ -114,24 +117,40 @@ class QuantizeLayers(Pass):
             self._activation(graph, value, chosen)
         return PassResult(graph, bool(values), tuple(notes))
 
+    def refusals(self, graph: Graph) -> dict[str, str | None]:
+        """Product of ``graph`` -> why it stays in floats, or None; ``graph`` stays as it is."""
+        rules = LayerRules(self.permitted, self.layers)
+        return {
+            node.name: self._reason(graph, node, rules)
+            for node in graph.nodes
+            if isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype is FP32
+        }
+
+    def source(self, value: Value) -> Value:
+        """The value whose integers a layer of int8 that reads ``value`` would read, or move."""
+        return self._source(value)
+
     def _reason(self, graph: Graph, node: Node, rules: LayerRules) -> str | None:
         """Why ``node`` stays in floats, or None."""
         op: Any = node.op
         pattern = rules.pattern(node)
         if pattern is not None and self.layers[pattern] != "int8":
             return f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
+        chosen = self.assignment.of(node) if self.assignment is not None else None
+        if pattern is None and chosen is not None and chosen[0] != "int8":
+            return chosen[1]
         x, w = node.inputs[:2]
         if isinstance(op, ConvTranspose):
             return "no int8: no kernel transposes a convolution of int8"
         if not w.is_constant:
             return "no int8: it multiplies two activations"
-        if pattern is None and _gives_result(graph, node):
+        if pattern is None and self.assignment is None and _gives_result(graph, node):
             return "no int8: it gives the network's result, whose rounding nothing averages"
         if isinstance(op, Conv):
             if op.prologue is not None:
                 return "no int8: its input has a prologue, which computes floats"
             refusal = dense_channels(w.shape[1], op.groups)
-            if refusal is not None:
+            if refusal is not None and (self.assignment is None or not is_first(node)):
                 return f"no int8: {refusal}"
         elif len(w.shape) != 2 or len(x.shape) < 2 or x.shape[-1] % LEAST_CHANNELS or op.trans_a:
             return f"no int8: rows of {x.shape} times {w.shape} are no runs of {LEAST_CHANNELS}"
@@ -179,7 +198,7 @@ class QuantizeLayers(Pass):
         )
         q = graph.add_node(Quantize(INT8), [value, scale], name=f"{value.name}.int8", origin=origin)
         back = graph.add_node(
-            Dequantize(FP32), [q.output, scale], name=f"{value.name}.real", origin=origin
+            Dequantize(FP32), [q.output, scale], name=f"{value.name}{REAL}", origin=origin
         )
         for reader, slot in uses:
             if value.producer is not None or (reader in chosen and slot == 0):
