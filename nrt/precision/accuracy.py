@@ -162,19 +162,19 @@ class Judge:
         self.budget = budget
         self._batches = list(batches(items(budget.data, list(shapes)), shapes))
         self._reference = self._outputs(reference)
-        self.reference = self._value(self._reference)
-        """The metric in fp32."""
-        self.limit = budget.limit(self.reference)
-        if callable(budget.metric) and not math.isfinite(self.reference):
-            raise BuildError(
-                f"accuracy: {budget.name} is {self.reference} in fp32, expected a finite number"
-            )
         for name, array in self._reference.items():
             if not callable(budget.metric) and not np.isfinite(array).all():
                 raise BuildError(
                     f"accuracy: output '{name}' is not finite in fp32, {budget.name} has no value; "
                     "give a function of (outputs, labels), or other data"
                 )
+        self.reference = self._value(self._reference)
+        """The metric in fp32."""
+        if callable(budget.metric) and not math.isfinite(self.reference):
+            raise BuildError(
+                f"accuracy: {budget.name} is {self.reference} in fp32, expected a finite number"
+            )
+        self.limit = budget.limit(self.reference)
 
     def score(self, run: Run) -> Score:
         """The accuracy of another network.

@@ -52,7 +52,7 @@ class Workshop:
         bench: the target.
         prices: times of tasks.
         estimates: whether the target's estimates are times.
-        run: makes a network that can be run, for judging.
+        run: makes a network that can be run of an outcome and its assignment, for judging.
         reference: makes the network in fp32.
         compare: seconds of two whole plans, measured in turns; None where nothing can be.
         snapshots: keep copies of the graph between passes.
@@ -63,7 +63,7 @@ class Workshop:
     bench: Any
     prices: Prices
     estimates: bool
-    run: Callable[[Settled], Run]
+    run: Callable[[Settled, Assignment], Run]
     reference: Callable[[], Run]
     compare: Callable[[Settled, Settled], tuple[float | None, float | None] | None]
     snapshots: bool = False
@@ -242,17 +242,20 @@ class _Choice:
         whole = [t for t in self.trials.values() if set(t.labels.values()) == {"fp32"}]
         integers = any(layer.is_integer for layer in self.survey.layers.values())
         if whole and not integers:
-            reference = self.shop.run(self._settled(whole[0]))
+            reference = self._run(whole[0])
         else:
             reference = self.shop.reference()
         self.judge = Judge(budget, shapes, reference)
         for trial in self.trials.values():
             self._score(trial)
 
+    def _run(self, trial: _Trial) -> Run:
+        return self.shop.run(self._settled(trial), Assignment(trial.labels))
+
     def _score(self, trial: _Trial) -> bool:
         assert self.judge is not None
         if trial.accuracy is None:
-            score = self.judge.score(self.shop.run(self._settled(trial)))
+            score = self.judge.score(self._run(trial))
             trial.accuracy, trial.holds, trial.settled = score.value, score.holds, None
         return trial.holds
 

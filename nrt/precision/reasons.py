@@ -39,28 +39,21 @@ def reasons(
         if not narrower:
             continue
         able = [p for p in narrower if p in layer.able]
-        if not able:
-            text = layer.refusals.get(narrower[-1]) or layer.refusals.get(narrower[0])
-            found[name] = _prefixed(precision, text or f"{precision}: asked for")
-        elif name in raised and budget is not None:
-            found[name] = f"{precision}: raised from {able[0]} for {budget}"
-        elif meter.known:
+        refused = [layer.refusals[p] for p in reversed(narrower) if p in layer.refusals]
+        parts = [text.removeprefix(f"{precision}: ") for text in refused]
+        if name in raised and budget is not None:
+            parts.insert(0, f"raised from {able[0]} for {budget}")
+        elif able and meter.known:
             other = min(able, key=lambda p: model.cost({**labels, name: p}))
             more = model.cost({**labels, name: other}) - cost
             how = "measured" if meter.measured else "estimated"
-            found[name] = (
-                f"{precision}: {other} would take {more * 1e-6:+.1f} us, conversions included "
-                f"({how})"
-            )
-        else:
-            found[name] = f"{precision}: chosen with its neighbours"
+            parts.append(f"{other} would take {more * 1e-6:+.1f} us, conversions included ({how})")
+        elif able:
+            parts.append("chosen with its neighbours")
+        found[name] = f"{precision}: {'; '.join(parts) or 'asked for'}"
     return found
 
 
 def _matters(precision: str, layer: Layer) -> bool:
     """Whether somebody may ask why a layer does not have ``precision``."""
     return layer.is_product or precision in layer.able or precision in layer.refusals
-
-
-def _prefixed(precision: str, text: str) -> str:
-    return text if text.startswith(f"{precision}:") else f"{precision}: {text}"
