@@ -71,6 +71,7 @@ class BuildRequest:
         choose: whether each layer's precision is chosen by time, among those permitted.
         accuracy: what the choice must keep.
         assignment: precisions of single layers that were chosen before.
+        left_out: what ``auto`` does not permit here, and why.
     """
 
     graph: Graph
@@ -92,6 +93,7 @@ class BuildRequest:
     choose: bool = False
     accuracy: AccuracyBudget | None = None
     assignment: Assignment | None = None
+    left_out: str = ""
 
     @property
     def pipeline_options(self) -> PipelineOptions:
@@ -214,6 +216,7 @@ def build(
         precision=permitted,
         calibration=ranges,
         choose=choose or accuracy is not None,
+        left_out=_left_out(precision, ranges),
         accuracy=accuracy,
         target=target,
         opt_level=opt_level,
@@ -313,6 +316,13 @@ def _permitted(
             "its own: give auto alone, or the set without it"
         )
     return _CHOICE if calibration is not None else _CHOICE - {"int8"}, True
+
+
+def _left_out(precision: str | Iterable[str], calibration: Calibration | None) -> str:
+    """What ``auto`` leaves out; empty for any other precision."""
+    if calibration is not None or "auto" not in _names(precision):
+        return ""
+    return "int8 left out: it needs calibration="
 
 
 def _calibration(
@@ -424,6 +434,7 @@ def _settled(
         reference=lambda: _run(_in_fp32(request, here=here), runner if here else None),
         compare=compare,
         snapshots=request.snapshots,
+        notes=(request.left_out,) if request.left_out else (),
     )
     return choose_precisions(workshop, request.accuracy)
 

@@ -164,8 +164,9 @@ def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
     chosen = _chosen(args)
     wanted, folder = chosen.pop("accuracy", None), chosen.pop("accuracy_data", None)
     if (wanted is None) != (folder is None):
-        given = ("--accuracy", "--accuracy-data")
-        have, lack = given if folder is None else given[::-1]
+        have, lack = "--accuracy", "--accuracy-data"
+        if wanted is None:
+            have, lack = lack, have
         raise BuildError(
             f"{have} without {lack}: give both, such as --accuracy sqnr:20 --accuracy-data FOLDER"
         )

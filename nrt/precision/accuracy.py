@@ -51,8 +51,9 @@ class AccuracyBudget:
     - ``relative_error``: ‖output - fp32‖ / ‖fp32‖; bound by ``at_most``. ``max_drop`` is the same:
       the network in fp32 has none.
     - a function of (outputs, labels), larger is better: bound by ``at_least``, or by ``max_drop``,
-      what may be lost of its value in fp32. ``outputs`` is the array of all samples, or with several
-      outputs a mapping from name to array; ``labels`` are what is given here, None by default.
+      what may be lost of its value in fp32. ``outputs`` is the array of all samples, or with
+      several outputs a mapping from name to array; ``labels`` are what is given here, None by
+      default.
 
     With several outputs the built-in metrics take the worst. A network that gives NaN or infinities
     where fp32 does not never holds a budget.

@@ -56,6 +56,7 @@ class Workshop:
         reference: makes the network in fp32.
         compare: seconds of two whole plans, measured in turns; None where nothing can be.
         snapshots: keep copies of the graph between passes.
+        notes: for the report.
     """
 
     graph: Graph
@@ -67,6 +68,7 @@ class Workshop:
     reference: Callable[[], Run]
     compare: Callable[[Settled, Settled], tuple[float | None, float | None] | None]
     snapshots: bool = False
+    notes: tuple[str, ...] = ()
 
     def rewriter(self, assignment: Assignment, *, snapshots: bool = False) -> Rewriter:
         """The passes under ``assignment``."""
@@ -148,7 +150,7 @@ class _Choice:
         self.meter = Meter(workshop.prices, estimates=workshop.estimates)
         self.trials: dict[tuple[str, ...], _Trial] = {}
         self.judge: Judge | None = None
-        self.notes: list[str] = []
+        self.notes = list(workshop.notes)
 
     def run(self) -> Chosen:
         self._singles()
@@ -241,10 +243,7 @@ class _Choice:
         shapes = {v.name: v.shape for v in self.shop.graph.inputs}
         whole = [t for t in self.trials.values() if set(t.labels.values()) == {"fp32"}]
         integers = any(layer.is_integer for layer in self.survey.layers.values())
-        if whole and not integers:
-            reference = self._run(whole[0])
-        else:
-            reference = self.shop.reference()
+        reference = self._run(whole[0]) if whole and not integers else self.shop.reference()
         self.judge = Judge(budget, shapes, reference)
         for trial in self.trials.values():
             self._score(trial)

@@ -90,7 +90,8 @@ def total(shop: Workshop, labels: Assignment) -> float:
     """Seconds of all tasks, by the passes and the bench alone."""
     options = replace(shop.options, assignment=labels)
     settled = settle_fusions(Rewriter(shop.graph, pipeline(options)), shop.bench, opt_level=3)
-    return sum(shop.bench.seconds(t.problem) for t in settled.rewritten.lowered.tasks)
+    times: list[float] = [shop.bench.seconds(t.problem) for t in settled.rewritten.lowered.tasks]
+    return sum(times)
 
 
 def budget(decibels: float, count: int = 4) -> AccuracyBudget:
@@ -186,7 +187,7 @@ def test_never_worse_than_a_single_precision(seed: int, precision: frozenset[str
         assert point.seconds is not None
         assert single.seconds is not None
         assert point.seconds <= single.seconds
-    every = {n: "fp16" for n in chosen.assignment.layers}
+    every = dict.fromkeys(chosen.assignment.layers, "fp16")
     assert found <= total(shop, Assignment(every)) * (1 + 1e-9)
 
 
