@@ -91,6 +91,7 @@ class Pricing:
         links = (*self.survey.shared, *self.survey.between)
         self._values = {link.value.name for link in links}
         self._beside = _beside(self.survey)
+        self._inputs = _input_readers(self.survey)
 
     def learn(self, lowered: Lowered, labels: Labels) -> None:
         """Take the times of an outcome whose layers have ``labels``."""
@@ -136,6 +137,9 @@ class Pricing:
         found = dict.fromkeys(
             self._by_name[n] for n in (task.name, *task.origins) if n in self._by_name
         )
+        if not found and not task.origins:  # what is done to an input is done for its readers
+            near = (self._inputs[n] for n in _prefixes(task.name) if n in self._inputs)
+            found = dict.fromkeys(next(near, ()))
         work = {name: self.survey.layers[name].work for name in found}
         total = sum(work.values())
         return {name: w / total if total else 1 / len(work) for name, w in work.items()}
@@ -197,6 +201,22 @@ def _prefixes(name: str) -> list[str]:
     """``a.b.fp16.nhwc`` -> ``a.b.fp16``, ``a.b``, ``a``."""
     parts = name.partition("#")[0].split(".")
     return [".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1)]
+
+
+def _input_readers(survey: Survey) -> dict[str, tuple[str, ...]]:
+    """Input of the network -> the layers that read it, through whatever only moves it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for value in survey.graph.inputs:
+        readers: dict[str, None] = {}
+        stack = [value]
+        while stack:
+            for node, _ in survey.graph.consumers(stack.pop()):
+                if node.name in survey.layers:
+                    readers[node.name] = None
+                else:
+                    stack += node.outputs
+        found[value.name] = tuple(readers)
+    return found
 
 
 def _beside(survey: Survey) -> dict[str, tuple[str, ...]]:
