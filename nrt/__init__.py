@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from nrt.passes.base import Pass
     from nrt.passes.bind_io import IOFormat
     from nrt.passes.surgery import replace
+    from nrt.precision import AccuracyBudget
     from nrt.quantization import Calibration
     from nrt.runtime import Engine
 
@@ -75,6 +76,7 @@ __all__ = [
     "Pass",
     "TensorType",
     "Calibration",
+    "AccuracyBudget",
     "NrtError",
     "BuildError",
     "CalibrationError",
@@ -118,6 +120,7 @@ _LAZY = {
     "Pass": "nrt.passes.base",
     "TensorType": "nrt.ir",
     "Calibration": "nrt.quantization",
+    "AccuracyBudget": "nrt.precision",
 }
 
 

@@ -20,6 +20,7 @@ from nrt.errors import BuildError
 from nrt.extensions.report import variant_notes
 from nrt.frontend.network import Network
 from nrt.fusion_choice import NOTE, Settled, settle_fusions
+from nrt.fusion_prices import Prices
 from nrt.ir.graph import Graph
 from nrt.ir.graph_diff import GraphDiff, graph_diff
 from nrt.kernel_pins import KernelPin, pinned
@@ -27,12 +28,17 @@ from nrt.memory_limit import check_limit, workspace_room
 from nrt.passes.base import Pass, PipelineReport, run_pipeline
 from nrt.passes.bind_io import IOFormat
 from nrt.passes.pipeline import PipelineOptions, pipeline
+from nrt.passes.precision_rules import Assignment
 from nrt.plan import Plan, Target
-from nrt.plan_clock import plan_clock
+from nrt.plan_clock import plan_clock, timed_pair
+from nrt.precision.accuracy import AccuracyBudget, Run, fed
+from nrt.precision.choice import Chosen, Workshop, choose_precisions
+from nrt.precision.selection import Selection
 from nrt.programmatic import decide
 from nrt.quantization import Calibration
 from nrt.quantization.digest import model_digest
 from nrt.rewriting import Rewriter
+from nrt.runtime.engine import Engine
 from nrt.settings import settings
 from nrt.sizes import parse_bytes
 from nrt.streams import MOST, check_wanted, decide_streams, parallel_schedule
@@ -45,6 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Build", "BuildRequest", "build", "build_graph", "build_request", "optimize"]
 
+_CHOICE = frozenset({"fp32", "fp16", "int8"})
+"""Precisions that leave something to choose: what ``auto`` stands for."""
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
 
 
@@ -60,6 +68,10 @@ class BuildRequest:
         target, opt_level, layers, io, disabled, extra_passes, tuning_seconds, timing_cache,
             programmatic, streams, snapshots: as of `build`.
         memory_limit: in bytes.
+        choose: whether each layer's precision is chosen by time, among those permitted.
+        accuracy: what the choice must keep.
+        assignment: precisions of single layers that were chosen before.
+        left_out: what ``auto`` does not permit here, and why.
     """
 
     graph: Graph
@@ -78,6 +90,10 @@ class BuildRequest:
     memory_limit: int | None = None
     snapshots: bool = False
     calibration: Calibration | None = None
+    choose: bool = False
+    accuracy: AccuracyBudget | None = None
+    assignment: Assignment | None = None
+    left_out: str = ""
 
     @property
     def pipeline_options(self) -> PipelineOptions:
@@ -89,6 +105,7 @@ class BuildRequest:
             disabled=self.disabled,
             calibration=self.calibration,
             extra=self.extra_passes,
+            assignment=self.assignment,
         )
 
 
@@ -97,11 +114,12 @@ class Build:
     """A plan and how it came about.
 
     Attributes:
-        request: what was asked for.
+        request: what was asked for; precisions that were chosen are settled in it.
         plan: to run or to save.
         graph: the optimized graph.
         passes: what every pass did and refused.
         choices: per task name, the winner and all its candidates.
+        selection: how precisions were chosen; None where they were not.
     """
 
     request: BuildRequest
@@ -109,6 +127,7 @@ class Build:
     graph: Graph
     passes: PipelineReport
     choices: Mapping[str, Choice]
+    selection: Selection | None = None
 
     def diff(self, before: str = "imported", after: str = "final") -> GraphDiff:
         """What the passes between two stages did; see `PipelineReport.stages` for their names.
@@ -129,6 +148,7 @@ def build(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
+    accuracy: AccuracyBudget | None = None,
     io: Mapping[str, IOFormat] | None = None,
     disabled: Iterable[str] = (),
     extra_passes: Sequence[Pass] = (),
@@ -145,13 +165,17 @@ def build(
     Args:
         model: an ONNX file's path or bytes, an ``onnx.ModelProto``, or a `Network`.
         shapes: input name -> shape, for models with open dimensions.
-        precision: permitted element types, ``"fp32"``, ``"fp16"`` or a set of names.
+        precision: permitted element types, ``"fp32"``, ``"fp16"`` or a set of names. With
+            ``"auto"``, fp32, fp16 and, where there is a calibration, int8, or with a set that holds
+            these three, each layer gets what makes the network fastest, as measured.
         target: ``auto`` (the GPU if there is one), ``cpu``, ``cuda``, or ``cuda:sm_87`` to build
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
         calibration: ranges for ``int8`` and ``fp8``: what `nrt.calibrate` found, or the file that
             it wrote.
+        accuracy: what the network must keep; layers get more precision until it does. With it,
+            precisions are chosen by time whatever set is permitted.
         io: name of an input or output -> how it is bound, where that is not as in the model:
             ``{"input": nrt.IOFormat("fp16", "nhwc")}`` takes what a channels-last fp16 PyTorch
             model takes, without a conversion.
@@ -181,10 +205,25 @@ def build(
         DeviceError: ``target="cuda"`` without a GPU.
     """
     graph = _graph(model, shapes)
+    ranges = _calibration(calibration, graph)
+    permitted, choose = _permitted(precision, ranges)
+    if accuracy is not None and "fp8" in permitted:
+        raise BuildError(
+            "precision: fp8 is taken as asked, not chosen for accuracy; give int8 in its place, or "
+            "leave out accuracy= and name the layers that get it with layers={'PATTERN': 'fp8'}"
+        )
+    if accuracy is not None and not isinstance(accuracy, AccuracyBudget):
+        raise BuildError(
+            f"accuracy={accuracy!r}: expected an nrt.AccuracyBudget, such as "
+            'nrt.AccuracyBudget("sqnr", at_least=20, data=samples)'
+        )
     request = BuildRequest(
         graph=graph,
-        precision=_names(precision),
-        calibration=_calibration(calibration, graph),
+        precision=permitted,
+        calibration=ranges,
+        choose=choose or accuracy is not None,
+        left_out=_left_out(precision, ranges),
+        accuracy=accuracy,
         target=target,
         opt_level=opt_level,
         layers=dict(layers or {}),
@@ -246,7 +285,8 @@ def optimize(
 ) -> PipelineReport:
     """The passes alone: what `build` does before any kernel is looked at. Arguments as there.
 
-    Rewrites that a build decides by time are all made.
+    Rewrites that a build decides by time are all made, and every layer has the fastest kind of
+    precision that it can have.
 
     Raises:
         ImportModelError, UnsupportedOpError: the model cannot be read.
@@ -254,10 +294,11 @@ def optimize(
         CalibrationError: the calibration is of another model, or cannot be read.
     """
     graph = _graph(model, shapes)
+    ranges = _calibration(calibration, graph)
     request = BuildRequest(
         graph=graph,
-        precision=_names(precision),
-        calibration=_calibration(calibration, graph),
+        precision=_permitted(precision, ranges)[0],
+        calibration=ranges,
         layers=dict(layers or {}),
         io=dict(io or {}),
         disabled=_names(disabled),
@@ -268,6 +309,28 @@ def optimize(
 
 def _names(given: str | Iterable[str]) -> frozenset[str]:
     return frozenset([given] if isinstance(given, str) else given)
+
+
+def _permitted(
+    given: str | Iterable[str], calibration: Calibration | None
+) -> tuple[frozenset[str], bool]:
+    """The permitted precisions, and whether layers get theirs by time."""
+    names = _names(given)
+    if "auto" not in names:
+        return names, names >= _CHOICE and "fp8" not in names
+    if len(names) > 1:
+        raise BuildError(
+            f"precision: auto beside {', '.join(sorted(names - {'auto'}))}; it stands for a set of "
+            "its own: give auto alone, or the set without it"
+        )
+    return _CHOICE if calibration is not None else _CHOICE - {"int8"}, True
+
+
+def _left_out(precision: str | Iterable[str], calibration: Calibration | None) -> str:
+    """What ``auto`` leaves out; empty for any other precision."""
+    if calibration is not None or "auto" not in _names(precision):
+        return ""
+    return "int8 left out: it needs calibration="
 
 
 def _calibration(
@@ -307,51 +370,147 @@ def _build(
         "progress": progress,
         "tuning_seconds": request.tuning_seconds,
     }
-    rewriter = rewrite(device)
     try:
         if kind == "cpu":
-            plan, settled, choices = _for_cpu(request, rewriter, tuning)
+            plan, made, choices = _for_cpu(request, partial(rewrite, None), tuning)
         else:
             assert device is not None
-            plan, settled, choices = _for_cuda(request, rewriter, device, runner, tuning)
+            start = partial(rewrite, device)
+            plan, made, choices = _for_cuda(request, start, device, runner, tuning)
     finally:
         # Also after an error or an interrupt: what was measured need not be measured again.
         cache.save()
     notes = dict(plan.notes)
+    settled = made.settled if isinstance(made, Chosen) else made
+    selection = None
     if settled.note:
         notes[NOTE] = settled.note
+    if isinstance(made, Chosen):
+        selection = made.selection
+        notes[_PRECISION_NOTE] = selection.summary
+        request = replace(request, choose=False, accuracy=None, assignment=made.assignment)
     plan = replace(plan, notes={**notes, **variant_notes(choices)})
     report = settled.rewritten.report
-    return Build(request, plan, report.graph, report, choices)
+    return Build(request, plan, report.graph, report, choices, selection)
 
 
-_Outcome = tuple[Plan, Settled, dict[str, Choice]]
+_PRECISION_NOTE = "precision"
+"""Key of the choice in `Plan.notes`."""
+
+_Outcome = tuple[Plan, Settled | Chosen, dict[str, Choice]]
+
+_Draft = Callable[[Settled], Plan]
+"""Makes a plan of an outcome of the passes, to be run or timed."""
 
 
 def _settled(
-    request: BuildRequest, rewriter: Rewriter, bench: Any, tuning: dict[str, Any]
-) -> Settled:
+    request: BuildRequest,
+    rewrite: Callable[[], Rewriter],
+    bench: Any,
+    tuning: dict[str, Any],
+    draft: _Draft,
+    *,
+    on_cpu: bool = False,
+    runner: CudaRunner | None = None,
+) -> Settled | Chosen:
+    """The outcome to build; where precisions are to be chosen, with the choice."""
     limit = request.memory_limit
     room = None if limit is None else partial(workspace_room, limit=limit)
-    return settle_fusions(rewriter, bench, room=room, **tuning)
+    if not request.choose:
+        return settle_fusions(rewrite(), bench, room=room, **tuning)
+    begun = time.monotonic()
+
+    def compare(*outcomes: Settled) -> tuple[float | None, float | None] | None:
+        trial = _trial(runner, tuning, time.monotonic() - begun)
+        if trial["clock"] is None:
+            return None
+        plans = draft(outcomes[0]), draft(outcomes[1])
+        measure = not trial["spent"]
+        return timed_pair(_PRECISION_NOTE, plans, trial["clock"], trial["cache"], measure=measure)
+
+    here = on_cpu or runner is not None
+
+    def run(settled: Settled, assignment: Assignment) -> Run:
+        if here:
+            return _run(draft(workshop.with_kernels(settled)), runner)
+        return _run(_on_cpu(request, assignment))
+
+    workshop = Workshop(
+        graph=request.graph,
+        options=request.pipeline_options,
+        bench=bench,
+        prices=Prices(bench, room=room, clock=time.monotonic, **tuning),
+        estimates=not on_cpu,
+        run=run,
+        reference=lambda: _run(_in_fp32(request, here=here), runner if here else None),
+        compare=compare,
+        snapshots=request.snapshots,
+        notes=(request.left_out,) if request.left_out else (),
+    )
+    return choose_precisions(workshop, request.accuracy)
 
 
-def _for_cpu(request: BuildRequest, rewriter: Rewriter, tuning: dict[str, Any]) -> _Outcome:
+def _run(plan: Plan, runner: CudaRunner | None = None) -> Run:
+    """The network of ``plan``, ready for data as the model takes it."""
+    if plan.target.kind == "cpu":
+        from nrt.cpu_kernels import bind
+
+        engine = Engine(plan, bind)
+    else:
+        assert runner is not None
+        engine = Engine(plan, device=runner.cuda)
+    return lambda batch: engine.run(fed(engine.inputs, batch))
+
+
+def _on_cpu(request: BuildRequest, assignment: Assignment) -> Plan:
+    """The network for another machine's GPU, to be run here.
+
+    Products of int8 stay products of the floats that these stand for: the same roundings, and an
+    order of magnitude faster on a CPU.
+    """
+    options = request.pipeline_options
+    disabled = options.disabled | {"fold-quantization"}
+    phases = pipeline(replace(options, assignment=assignment, disabled=disabled))
+    return build_graph(run_pipeline(request.graph, phases).graph, target="cpu", opt_level=0).plan
+
+
+def _in_fp32(request: BuildRequest, *, here: bool) -> Plan:
+    """The same network in fp32, with kernels that nobody tuned."""
+    plain = BuildRequest(
+        request.graph,
+        target=request.target if here else "cpu",
+        opt_level=0,
+        io=request.io,
+        disabled=request.disabled,
+        extra_passes=request.extra_passes,
+        timing_cache=request.timing_cache,
+    )
+    return build_request(plain).plan
+
+
+def _for_cpu(
+    request: BuildRequest, rewrite: Callable[[], Rewriter], tuning: dict[str, Any]
+) -> _Outcome:
     from nrt.tuner_cpu import CpuBench
 
     bench = CpuBench()
-    settled = _settled(request, rewriter, bench, tuning)
-    bound, choices = _bind(request, settled, bench, tuning)
     target = Target("cpu", platform.machine())
+
+    def draft(settled: Settled) -> Plan:
+        return _assembly(request, settled, _bind(request, settled, bench, tuning)[0], target)()
+
+    made = _settled(request, rewrite, bench, tuning, draft, on_cpu=True)
+    settled = made.settled if isinstance(made, Chosen) else made
+    bound, choices = _bind(request, settled, bench, tuning)
     plan = _assembly(request, settled, bound, target)()
     if request.memory_limit is not None:
         check_limit(plan, request.memory_limit)
-    return plan, settled, choices
+    return plan, made, choices
 
 
 def _for_cuda(
     request: BuildRequest,
-    rewriter: Rewriter,
+    rewrite: Callable[[], Rewriter],
     device: DeviceSpec,
     runner: CudaRunner | None,
     tuning: dict[str, Any],
@@ -362,16 +521,24 @@ def _for_cuda(
     begun = time.monotonic()
     with CompilePool(device, settings().workers) as pool:
         bench = CudaBench(device, runner, pool)
-        settled = _settled(request, rewriter, bench, tuning)
-        bench.prepare((c.variant, problem, c.config) for problem, c in settled.choices.items())
-        bound, choices = _bind(request, settled, bench, tuning)
-        make = partial(
-            _assembly(request, settled, bound, Target("cuda", device.arch, device.name)),
-            device=device,
-            binary=bench.binary,
-            programmatic=request.programmatic is not False,
-            constants=Constants(),
-        )
+
+        def bound_to(
+            settled: Settled,
+        ) -> tuple[Callable[..., Plan], list[Bound], dict[str, Choice]]:
+            bench.prepare((c.variant, problem, c.config) for problem, c in settled.choices.items())
+            bound, choices = _bind(request, settled, bench, tuning)
+            make = partial(
+                _assembly(request, settled, bound, Target("cuda", device.arch, device.name)),
+                device=device,
+                binary=bench.binary,
+                programmatic=request.programmatic is not False,
+                constants=Constants(),
+            )
+            return make, bound, choices
+
+        made = _settled(request, rewrite, bench, tuning, lambda s: bound_to(s)[0](), runner=runner)
+        settled = made.settled if isinstance(made, Chosen) else made
+        make, bound, choices = bound_to(settled)
         schedule = parallel_schedule(bound, device, request.streams or MOST)
         plan = make()
         if request.memory_limit is not None:
@@ -388,7 +555,7 @@ def _for_cuda(
     if device.cc >= MINIMUM_CC:
         trial = _trial(runner, tuning, time.monotonic() - begun)
         plan = decide(plan, request.programmatic, **trial)
-    return plan, settled, choices
+    return plan, made, choices
 
 
 def _assembly(

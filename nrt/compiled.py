@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nrt.insight.profile import Profile
     from nrt.insight.what_if import WhatIf
     from nrt.ir.graph_diff import GraphDiff
+    from nrt.precision import AccuracyBudget, Frontier
+    from nrt.precision.selection import Selection
     from nrt.quantization import Calibration
     from nrt.runtime.cuda import CudaDevice
 
@@ -45,6 +47,16 @@ class CompiledEngine(Engine):
             super().__init__(build.plan, bind)
         else:
             super().__init__(build.plan, device=device, load=load)
+
+    @property
+    def selection(self) -> Selection | None:
+        """The precision of every layer with the reason for it; None where none was chosen."""
+        return self.build.selection
+
+    @property
+    def frontier(self) -> Frontier | None:
+        """Time against accuracy of all networks that a choice of precisions compared, or None."""
+        return None if self.build.selection is None else self.build.selection.frontier
 
     def explain(self, layer: str) -> Explanation:
         """Why ``layer`` is what it is: rewrites, refusals, precision, candidates, memory.
@@ -112,6 +124,7 @@ def compile(
     opt_level: int = 3,
     layers: Mapping[str, str] | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
+    accuracy: AccuracyBudget | None = None,
     io: Mapping[str, IOFormat] | None = None,
     disabled: Iterable[str] = (),
     extra_passes: Sequence[Pass] = (),
@@ -128,13 +141,15 @@ def compile(
     Args:
         model: an ONNX file's path or bytes, an ``onnx.ModelProto``, or a `Network`.
         shapes: input name -> shape, for models with open dimensions.
-        precision: permitted element types, ``"fp32"``, ``"fp16"`` or a set of names.
+        precision: permitted element types, ``"fp32"``, ``"fp16"`` or a set of names; ``"auto"``:
+            per layer, whichever makes the network fastest.
         target: ``auto`` (the GPU if there is one), ``cpu``, ``cuda``, or ``cuda:sm_87`` to build
             for a GPU that is not here, with heuristic kernels.
         opt_level: 0 (nothing is timed) to 5 (every candidate is).
         layers: name pattern -> precision, for single layers.
         calibration: ranges for ``int8`` and ``fp8``: what `nrt.calibrate` found, or the file that
             it wrote.
+        accuracy: what the network must keep, on data of yours; see `nrt.AccuracyBudget`.
         io: name of an input or output -> how it is bound, where that is not as in the model.
         disabled: names of passes to leave out.
         extra_passes: passes of your own; see docs/extending.md.
@@ -165,6 +180,7 @@ def compile(
         opt_level=opt_level,
         layers=layers,
         calibration=calibration,
+        accuracy=accuracy,
         io=io,
         disabled=disabled,
         extra_passes=extra_passes,

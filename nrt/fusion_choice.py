@@ -47,7 +47,7 @@ class Settled:
     Attributes:
         rewritten: the outcome of the passes with the decisions applied; its report has a note for
             every site.
-        choices: a kernel for each of its problems.
+        choices: a kernel for each of its problems; empty where none was asked for.
         note: the decisions in one line; empty where there was nothing to decide.
     """
 
@@ -98,6 +98,8 @@ def settle_fusions(
     tuning_seconds: float | None = None,
     room: Room | None = None,
     clock: Callable[[], float] = time.monotonic,
+    prices: Prices | None = None,
+    kernels: bool = True,
 ) -> Settled:
     """Tune the model and decide every rewrite with a choice.
 
@@ -109,11 +111,15 @@ def settle_fusions(
             made by estimates.
         room: bytes that a workspace may take, per problem of an outcome.
         clock: seconds, for that limit.
+        prices: what is known already, of other outcomes of the model; with it, the arguments after
+            ``bench`` are its own.
+        kernels: whether to choose a kernel for each problem, which compiles it; what is only to be
+            estimated needs none.
 
     Raises:
         BuildError, TuningError: as of `nrt.tuner.tune`.
     """
-    prices = Prices(bench, opt_level, cache, progress, tuning_seconds, room, clock)
+    prices = prices or Prices(bench, opt_level, cache, progress, tuning_seconds, room, clock)
     state = rewriter.first
     verdicts: dict[Offer, _Verdict] = {}
     decided: set[tuple[str, str]] = set()
@@ -137,7 +143,8 @@ def settle_fusions(
         rest = {o.choice for o in state.offers if o.choice not in decided}
         state = _without(rewriter, state, rest) if rest else state
     report = _with_notes(state.report, verdicts)
-    return Settled(replace(state, report=report), prices.choices(state.lowered), _summary(verdicts))
+    bound = prices.choices(state.lowered) if kernels else {}
+    return Settled(replace(state, report=report), bound, _summary(verdicts))
 
 
 def _turn(undecided: Iterable[Offer]) -> list[Offer]:

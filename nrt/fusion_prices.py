@@ -46,15 +46,20 @@ class Prices:
         self._found: dict[Problem, Choice] = {}
         self._estimates: dict[Problem, float] = {}
 
-    def learn(self, *outcomes: Rewritten) -> None:
+    def learn(self, *outcomes: Rewritten | Lowered) -> None:
         """Tune what is not known yet of all outcomes together; nothing where nothing is timed."""
         if self._timed:
-            self._tune([o.lowered for o in outcomes])
+            self._tune([o if isinstance(o, Lowered) else o.lowered for o in outcomes])
 
     def choices(self, lowered: Lowered) -> dict[Problem, Choice]:
         """A choice for each problem of ``lowered``."""
         self._tune([lowered])
         return {task.problem: self._found[task.problem] for task in lowered.tasks}
+
+    @property
+    def timed(self) -> bool:
+        """Whether anything is measured."""
+        return self._timed
 
     def seconds(self, tasks: Sequence[Task]) -> float | None:
         """Measured time of ``tasks``; None unless all of them were."""
@@ -83,7 +88,9 @@ class Prices:
         if not new and self._found:
             return
         room: dict[Problem, int] = {}
-        rooms = [self._room(lowered) for lowered in outcomes] if self._room is not None else []
+        # What has no outputs is no network, only tasks that are to be priced.
+        networks = [lowered for lowered in outcomes if lowered.outputs]
+        rooms = [self._room(lowered) for lowered in networks] if self._room is not None else []
         for found in rooms:
             for problem, nbytes in found.items():
                 room[problem] = min(nbytes, room.get(problem, nbytes))

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from nrt.cli.console import human_bytes, output
-from nrt.cli.source import build_plan, is_plan
+from nrt.cli.source import build_report, is_plan
 from nrt.errors import BuildError
 
 __all__ = ["run"]
@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from nrt.plan_file import write_plan
 
     start = time.perf_counter()
-    plan = build_plan(args.model, args)
+    built = build_report(args.model, args)
+    plan = built.plan
     write_plan(plan, args.output)
     seconds = time.perf_counter() - start
 
@@ -40,4 +41,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for what, text in plan.notes.items():
         console.print(f"  {what} {text}")
+    if built.selection is not None:
+        for line in str(built.selection).splitlines()[1:]:
+            console.print(f"  {line}")
     return 0

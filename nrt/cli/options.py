@@ -14,6 +14,7 @@ __all__ = [
     "AUTO",
     "Merge",
     "MergeOrShow",
+    "accuracy",
     "input_file",
     "io_format",
     "layers",
@@ -34,6 +35,7 @@ AUTO = 0
 
 _FLOATS = ("fp32", "fp16", "bf16", "fp64")
 _LAYOUTS = ("nchw", "nhwc")
+_METRICS = ("sqnr", "relative_error")
 
 
 class Merge(argparse.Action):
@@ -97,6 +99,17 @@ def precision(text: str) -> str | frozenset[str]:
             f"{text!r} is not a precision; expected a name, or names separated by commas"
         )
     return names[0] if len(names) == 1 else frozenset(names)
+
+
+def accuracy(text: str) -> tuple[str, float]:
+    """``sqnr:20``: at least so many dB; ``relative_error:0.01``: at most so much."""
+    metric, colon, bound = text.partition(":")
+    metric = metric.strip().lower()
+    if not colon or metric not in _METRICS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected METRIC:BOUND, such as sqnr:20 or relative_error:0.01"
+        )
+    return metric, _number(bound, "a number of at least 0 behind the colon")
 
 
 def names(text: str) -> tuple[str, ...]:

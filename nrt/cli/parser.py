@@ -25,6 +25,8 @@ BUILD_OPTIONS = (
     *GRAPH_OPTIONS,
     "target",
     "opt_level",
+    "accuracy",
+    "accuracy_data",
     "tuning_seconds",
     "timing_cache",
     "programmatic_launch",
@@ -284,7 +286,8 @@ def _graph_options(group: argparse._ArgumentGroup, *, show_layers: bool = False)
         "--precision",
         type=options.precision,
         metavar="P",
-        help="fp32 (default), fp16, bf16, tf32, int8 or fp8; a list permits several: fp8,fp16",
+        help="fp32 (default), fp16, bf16, tf32, int8 or fp8; a list permits several: fp8,fp16; "
+        "auto takes whichever is faster, layer by layer",
     )
     text = "precision of the layers whose names match, 'head*=fp32'; repeat"
     if show_layers:
@@ -332,6 +335,18 @@ def _build_options(parser: argparse.ArgumentParser, *, show_layers: bool = False
     )
     _graph_options(group, show_layers=show_layers)
     group.add_argument("--opt-level", type=int, choices=range(6), help="tuning effort (3)")
+    group.add_argument(
+        "--accuracy",
+        type=options.accuracy,
+        metavar="METRIC:BOUND",
+        help="give layers more precision until the outputs are as near fp32's: sqnr:20 (at least, "
+        "in dB), relative_error:0.01 (at most)",
+    )
+    group.add_argument(
+        "--accuracy-data",
+        metavar="DIR",
+        help="what --accuracy is judged on: a folder of .npy or .npz files of samples",
+    )
     group.add_argument(
         "--tuning-seconds",
         type=options.seconds,

@@ -158,9 +158,24 @@ def build_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """`build`'s keyword arguments for the build options that were given.
 
     Raises:
-        BuildError: one name has an input's and an output's format.
+        BuildError: one name has an input's and an output's format, or there is an accuracy without
+            data or data without an accuracy.
     """
     chosen = _chosen(args)
+    wanted, folder = chosen.pop("accuracy", None), chosen.pop("accuracy_data", None)
+    if (wanted is None) != (folder is None):
+        have, lack = "--accuracy", "--accuracy-data"
+        if wanted is None:
+            have, lack = lack, have
+        raise BuildError(
+            f"{have} without {lack}: give both, such as --accuracy sqnr:20 --accuracy-data FOLDER"
+        )
+    if wanted is not None:
+        from nrt.precision import AccuracyBudget
+
+        metric, bound = wanted
+        limit = {"sqnr": "at_least", "relative_error": "at_most"}[metric]
+        chosen["accuracy"] = AccuracyBudget(metric, data=folder, **{limit: bound})
     launch = chosen.pop("programmatic_launch", "auto")
     if launch != "auto":
         chosen["programmatic"] = launch == "on"

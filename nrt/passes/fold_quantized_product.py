@@ -33,6 +33,7 @@ __all__ = [
     "IntegersIntoEpilogue",
     "MatMulOfIntegers",
     "dense_channels",
+    "is_first",
 ]
 
 LEAST_CHANNELS = 16
@@ -144,7 +145,7 @@ def _folded(
     graph.replace_node(node, new, inputs)
 
 
-def _is_first(node: Node) -> bool:
+def is_first(node: Node) -> bool:
     """Whether a convolution reads so few channels as the first of a network does."""
     op: Any = node.op
     return op.groups == 1 and node.inputs[1].shape[1] < LEAST_CHANNELS
@@ -164,7 +165,7 @@ def _surrounded(graph: Graph, match: Match, zero: int) -> tuple[Value, Value, Co
         half = len(op.pads) // 2
         begins[2:], ends[2:] = op.pads[:half], op.pads[half:]
         op = replace(op, pads=(0,) * len(op.pads))
-    if _is_first(node):
+    if is_first(node):
         assert weights.constant is not None
         ends[1] = LEAST_CHANNELS - weights.shape[1]
         after = [(0, ends[1] if axis == 1 else 0) for axis in range(rank)]
@@ -199,7 +200,7 @@ class ConvOfIntegers(Rule):
         if not weights.is_constant:
             return "its weights are computed at run time"
         refusal = dense_channels(weights.shape[1], op.groups, _precision(grids[1]))
-        if refusal is not None and not _is_first(match.root):
+        if refusal is not None and not is_first(match.root):
             return refusal
         if grids[1].scales(weights.shape, 0) is None:
             return "its weights have scales along another dimension than that of output channels"

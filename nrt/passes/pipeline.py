@@ -35,6 +35,7 @@ from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_pointwise import MergePointwise
 from nrt.passes.merge_reformats import MergeReformats
+from nrt.passes.precision_rules import Assignment
 from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.remove_identities import RemoveIdentities
 from nrt.passes.select_precision import SelectPrecision
@@ -97,6 +98,7 @@ class PipelineOptions:
         disabled: passes to leave out, by name; not one that the other options ask for.
         extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
         no_fp8: why the target multiplies no fp8; empty if it does.
+        assignment: precisions of single layers, chosen by the builder.
     """
 
     precision: frozenset[str] = frozenset({"fp32"})
@@ -107,6 +109,7 @@ class PipelineOptions:
     calibration: Calibration | None = None
     extra: tuple[Pass, ...] = ()
     no_fp8: str = ""
+    assignment: Assignment | None = None
 
 
 def pass_names() -> tuple[str, ...]:
@@ -233,7 +236,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "precision",
-            (SelectPrecision(options.precision, options.layers), DeadCode()),
+            (
+                SelectPrecision(
+                    options.precision, options.layers, options.assignment, options.calibration
+                ),
+                DeadCode(),
+            ),
             "Before layout: a Reformat that casts is there to be merged with one that reorders.",
         ),
         Phase(
@@ -261,7 +269,11 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
 def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
     """What makes int8 or fp8 of layers, where one is permitted."""
     first = QuantizeLayers(
-        options.calibration, options.precision, options.layers, no_fp8=options.no_fp8
+        options.calibration,
+        options.precision,
+        options.layers,
+        options.assignment,
+        options.no_fp8,
     )
     if not first.wanted:
         return (first,)

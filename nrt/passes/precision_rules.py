@@ -1,10 +1,10 @@
-"""Which precision a layer may have: the permitted set, narrowed by name patterns."""
+"""Which precision a layer has: the permitted set, narrowed by name patterns and by a choice."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
@@ -12,13 +12,45 @@ from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.value import Node
 
-__all__ = ["QUANTIZED", "STORAGE", "LayerRules"]
+__all__ = ["FP16_LIMIT", "QUANTIZED", "REAL", "STORAGE", "Assignment", "LayerRules"]
 
 STORAGE: Mapping[str, DType] = {"fp16": FP16, "bf16": BF16, "tf32": FP32, "fp32": FP32}
 """Precision -> the type that its tensors are stored in; the fastest precision first."""
 
 QUANTIZED: Mapping[str, DType] = {"int8": INT8, "fp8": FP8E4M3}
 """Precision -> the type of few bits that operands have, scales beside them; the first one wins."""
+
+FP16_LIMIT = 65504.0 / 2
+"""Largest magnitude that calibration may have seen in what is stored as fp16: half of what fp16
+holds, since other data than those of the calibration go further."""
+
+
+REAL = ".real"
+"""What the name of a value that is stored in integers has behind it where it is read as floats."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The precision of single layers, as `nrt.precision` chose it.
+
+    Rules that stand for a measurement, such as the first layer's floats, do not apply to a graph
+    that has one; what no kernel can do is refused as ever.
+
+    Attributes:
+        layers: node of the fused graph -> precision.
+        reasons: node -> why it has that, for the notes.
+    """
+
+    layers: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, node: Node) -> tuple[str, str] | None:
+        """(precision, reason) of ``node``, or of what it was made from; None where it has none."""
+        for name in (node.name, *node.origin):
+            if name in self.layers:
+                precision = self.layers[name]
+                return precision, self.reasons.get(name, f"{precision}: chosen")
+        return None
 
 
 def _check_known(precision: str, where: str) -> None:
@@ -39,14 +71,20 @@ class LayerRules:
     Attributes:
         permitted: names of precisions.
         layers: pattern -> precision, the first match counts.
+        assignment: precisions of what no pattern matches.
     """
 
     permitted: frozenset[str]
     layers: Mapping[str, str]
+    assignment: Assignment | None = None
 
     @classmethod
     def checked(
-        cls, permitted: frozenset[str], layers: Mapping[str, str], graph: Graph
+        cls,
+        permitted: frozenset[str],
+        layers: Mapping[str, str],
+        graph: Graph,
+        assignment: Assignment | None = None,
     ) -> LayerRules:
         """The rules for ``graph``.
 
@@ -76,7 +114,7 @@ class LayerRules:
                     f"layer pattern {pattern!r} matches none of the {len(names)} names of graph "
                     f"'{graph.name}'{hint}"
                 )
-        return cls(permitted, layers)
+        return cls(permitted, layers, assignment)
 
     @property
     def fastest(self) -> str:
@@ -95,6 +133,9 @@ class LayerRules:
         pattern = self.pattern(node)
         if pattern is not None and self.layers[pattern] not in QUANTIZED:
             return self.layers[pattern], f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
+        chosen = self.assignment.of(node) if self.assignment is not None else None
+        if chosen is not None and chosen[0] != "int8":
+            return chosen
         if self.permitted == {self.fastest}:
             return self.fastest, f"{self.fastest}: the only permitted precision"
         others = ", ".join(p for p in STORAGE if p in self.permitted) or "floats"

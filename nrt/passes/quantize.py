@@ -18,7 +18,8 @@ Floats remain where few bits do not pay or cost too much accuracy: layers of few
 first one of a network as a rule), depthwise ones of fp8, for which there are no kernels, products
 of two activations, and the layer that gives the network's result. A pattern of ``layers`` that asks
 for int8 or fp8 overrules the last. Where both are permitted, int8 wins unless a pattern asks for
-fp8.
+fp8. Where the builder chose precisions by time and accuracy, its `Assignment` stands in the place
+of both rules, the first layer's and the last one's.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from nrt.ir.ops import (
 )
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
-from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels
-from nrt.passes.precision_rules import QUANTIZED, LayerRules
+from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels, is_first
+from nrt.passes.precision_rules import QUANTIZED, REAL, Assignment, LayerRules
 from nrt.quantization.calibration import Calibration
 from nrt.quantization.weights import quantize_weights
 
@@ -69,6 +70,7 @@ class QuantizeLayers(Pass):
         calibration: ranges of the fused graph's values; None for a model that is quantized already.
         permitted: names of precisions; without ``int8`` and ``fp8`` nothing happens.
         layers: name pattern -> precision, the first match counts.
+        assignment: precisions of what no pattern matches; None: few bits wherever a rule allows it.
         no_fp8: why the target multiplies no fp8; empty if it does.
 
     Raises:
@@ -80,6 +82,7 @@ class QuantizeLayers(Pass):
     calibration: Calibration | None = None
     permitted: frozenset[str] = frozenset()
     layers: Mapping[str, str] = field(default_factory=dict)
+    assignment: Assignment | None = None
     no_fp8: str = ""
 
     @property
@@ -135,25 +138,47 @@ class QuantizeLayers(Pass):
                     graph.replace_input(reader, slot, back)
         return PassResult(graph, bool(values), tuple(notes))
 
+    def refusals(self, graph: Graph) -> dict[str, str | None]:
+        """Product of ``graph`` -> why it is not int8, or None; ``graph`` stays as it is."""
+        rules = LayerRules(self.permitted, self.layers)
+        return {
+            node.name: self._refusal(graph, node, "int8", rules.pattern(node))
+            for node in graph.nodes
+            if isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype is FP32
+        }
+
+    def source(self, value: Value) -> Value:
+        """The value whose integers a layer of int8 that reads ``value`` would read, or move."""
+        return self._source(value)
+
     def _choice(self, graph: Graph, node: Node, rules: LayerRules) -> DType | str:
         """The type of the operands of ``node``, or why it stays in floats."""
         pattern = rules.pattern(node)
+        chosen = self.assignment.of(node) if self.assignment is not None else None
         names = self.wanted
-        if pattern is not None:
-            asked = self.layers[pattern]
-            if asked not in QUANTIZED:
-                return f"{asked}: asked for by pattern {pattern!r}"
-            names = (asked,)
+        if pattern is not None and self.layers[pattern] in QUANTIZED:
+            names = (self.layers[pattern],)
+        elif pattern is None and chosen is not None:
+            if chosen[0] not in QUANTIZED:
+                return chosen[1]
+            names = (chosen[0],)
         reasons = []
         for name in names:
-            reason = self._reason(graph, node, name, asked=pattern is not None)
+            reason = self._refusal(graph, node, name, pattern)
             if reason is None:
                 return QUANTIZED[name]
-            reasons.append(f"no {name}: {reason}")
+            reasons.append(reason)
         return reasons[0]
 
+    def _refusal(self, graph: Graph, node: Node, name: str, pattern: str | None) -> str | None:
+        """Why ``node``, which ``pattern`` matches, does not have precision ``name``, or None."""
+        if pattern is not None and self.layers[pattern] != name:
+            return f"{self.layers[pattern]}: asked for by pattern {pattern!r}"
+        reason = self._reason(graph, node, name, asked=pattern is not None)
+        return None if reason is None else f"no {name}: {reason}"
+
     def _reason(self, graph: Graph, node: Node, name: str, *, asked: bool) -> str | None:
-        """Why the operands of ``node`` are not of precision ``name``, or None."""
+        """Why the operands of ``node`` cannot be of precision ``name``, or None."""
         op: Any = node.op
         x, w = node.inputs[:2]
         if name == "fp8" and self.no_fp8:
@@ -162,13 +187,13 @@ class QuantizeLayers(Pass):
             return f"no kernel transposes a convolution of {name}"
         if not w.is_constant:
             return "it multiplies two activations"
-        if not asked and _gives_result(graph, node):
+        if not asked and self.assignment is None and _gives_result(graph, node):
             return "it gives the network's result, whose rounding nothing averages"
         if isinstance(op, Conv):
             if op.prologue is not None:
                 return "its input has a prologue, which computes floats"
             refusal = dense_channels(w.shape[1], op.groups, name)
-            if refusal is not None:
+            if refusal is not None and (self.assignment is None or not is_first(node)):
                 return refusal
         elif len(w.shape) != 2 or len(x.shape) < 2 or x.shape[-1] % LEAST_CHANNELS or op.trans_a:
             return f"rows of {x.shape} times {w.shape} are no runs of {LEAST_CHANNELS}"
@@ -229,7 +254,7 @@ class QuantizeLayers(Pass):
         name = f"{value.name}.{_NAMES[dtype]}"
         q = graph.add_node(Quantize(dtype), [value, scale], name=name, origin=origin)
         return graph.add_node(
-            Dequantize(FP32), [q.output, scale], name=f"{value.name}.real", origin=origin
+            Dequantize(FP32), [q.output, scale], name=f"{value.name}{REAL}", origin=origin
         ).output
 
     @staticmethod

@@ -18,6 +18,9 @@ operands, whoever else reads or stores fp8 does, and floats that they store have
 A mask is often added as a number near the lowest fp32, which fp16 would store as -∞, and a row of
 -∞ is a row of NaN after Softmax. A program that holds such a number, or reads it, saturates its
 result instead.
+
+With a calibration it is known how large activations are: a layer that would store one as fp16 that
+went beyond `FP16_LIMIT`, or read it as fp16, stays in fp32.
 """
 
 from __future__ import annotations
@@ -58,11 +61,12 @@ from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fusion import own_program
-from nrt.passes.precision_rules import STORAGE, LayerRules
+from nrt.passes.precision_rules import FP16_LIMIT, REAL, STORAGE, Assignment, LayerRules
+from nrt.quantization.calibration import Calibration
 
-__all__ = ["SelectPrecision"]
+__all__ = ["MOVES", "SelectPrecision"]
 
-_MOVES: tuple[type[Op], ...] = (
+MOVES: tuple[type[Op], ...] = (
     Concat,
     Dropout,
     Expand,
@@ -76,6 +80,7 @@ _MOVES: tuple[type[Op], ...] = (
     Split,
     Transpose,
 )
+"""Ops that keep the type of their data."""
 
 _ANCHORS = (Conv, ConvTranspose, MatMul, PooledConv, PooledMatMul)
 _LIMITS = {FP16: 65504.0, BF16: 3.3895e38}
@@ -128,18 +133,22 @@ class SelectPrecision(Pass):
             ``bf16``.
         layers: name pattern (as of `fnmatch`) -> the one type for the layers that it matches, by
             their own name or that of a node of the model behind them; the first match counts.
+        assignment: precisions of what no pattern matches; None: the fastest for all.
+        calibration: what is known of the activations; None: nothing.
 
     Raises:
         BuildError: a type is unknown or not permitted, a pattern matches nothing, or a layer has
-            weights beyond the range of every permitted type.
+            weights or activations beyond the range of every permitted type.
     """
 
     name: ClassVar[str] = "select-precision"
     permitted: frozenset[str] = frozenset({"fp32"})
     layers: Mapping[str, str] = field(default_factory=dict)
+    assignment: Assignment | None = None
+    calibration: Calibration | None = None
 
     def run(self, graph: Graph) -> PassResult:
-        rules = LayerRules.checked(self.permitted, self.layers, graph)
+        rules = LayerRules.checked(self.permitted, self.layers, graph, self.assignment)
         rewriter = _Rewriter(self, graph, rules)
         return rewriter.run()
 
@@ -147,6 +156,25 @@ class SelectPrecision(Pass):
         if self.permitted == {"fp32"} and not self.layers:
             return ""
         return f"precision {', '.join(sorted(self.permitted))} is what it makes of the model's own"
+
+    def overflow(self, node: Node) -> str | None:
+        """Why ``node`` cannot have its activations as fp16, as calibration saw them, or None."""
+        if self.calibration is None:
+            return None
+        slots = 0 if isinstance(node.op, Elementwise) else 2 if isinstance(node.op, _ANCHORS) else 1
+        for value in (*node.inputs[:slots], *node.outputs):
+            if value.dtype.is_float and self.amax(value) > FP16_LIMIT:
+                return (
+                    f"fp32: '{value.name.removesuffix(REAL)}' reached {self.amax(value):.4g} in "
+                    f"calibration, fp16 is trusted up to {FP16_LIMIT:g}"
+                )
+        return None
+
+    def amax(self, value: Value) -> float:
+        """The largest magnitude that calibration saw in ``value``; 0 where nothing is known."""
+        known = self.calibration
+        found = None if known is None else known.get(value.name.removesuffix(REAL))
+        return 0.0 if found is None else found.amax
 
 
 class _Rewriter:
@@ -185,7 +213,12 @@ class _Rewriter:
         precision, reason = self.rules.of(node)
         forced = self.rules.pattern(node) is not None
         dtype = STORAGE[precision]
-        if isinstance(node.op, _MOVES):
+        if dtype is FP16 and not forced and not isinstance(node.op, MOVES):
+            loud = self.owner.overflow(node)
+            if loud is not None:
+                self.rules.require_fp32(node, node.output.name, precision)
+                precision, dtype, reason = "fp32", FP32, loud
+        if isinstance(node.op, MOVES):
             self.visit_move(node, dtype if forced else None)
         elif isinstance(node.op, Elementwise):
             self.visit_elementwise(node, precision, dtype, reason)
@@ -207,7 +240,8 @@ class _Rewriter:
                 STORAGE[self.rules.of(node)[0]]
             ]
             dtype = min(found, key=lambda d: d.itemsize)
-            if any(_beyond(v.constant, dtype) for v in data):
+            loud = dtype is FP16 and any(self.owner.amax(v) > FP16_LIMIT for v in data)
+            if loud or any(_beyond(v.constant, dtype) for v in data):
                 dtype = FP32
         for slot in range(count):
             self.feed(node, slot, dtype)

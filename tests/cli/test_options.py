@@ -33,6 +33,23 @@ def test_precision() -> None:
     assert options.precision("fp16, fp32") == frozenset({"fp16", "fp32"})
 
 
+def test_accuracy() -> None:
+    assert options.accuracy("sqnr:20") == ("sqnr", 20.0)
+    assert options.accuracy("Relative_Error:1e-2") == ("relative_error", 0.01)
+
+
+@pytest.mark.parametrize("text", ["", "sqnr", "20", "psnr:20", ":20"])
+def test_bad_accuracy(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected METRIC:BOUND, such as sqnr:20"):
+        options.accuracy(text)
+
+
+@pytest.mark.parametrize("text", ["sqnr:", "sqnr:-1", "sqnr:nan", "sqnr:a"])
+def test_bad_bound(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="a number of at least 0 behind the colon"):
+        options.accuracy(text)
+
+
 @pytest.mark.parametrize("text", ["", ",", "fp16,"])
 def test_bad_precision(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a precision"):

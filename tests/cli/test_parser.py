@@ -23,6 +23,7 @@ def test_all_build_options() -> None:
             *("build", "m", "-o", "p", "--target", "cpu", "--opt-level", "5"),
             *("--shapes", "a:1x2,b:3", "--shapes", "c:4", "--precision", "fp16,fp32"),
             *("--layers", "head*=fp32", "--layers", "stem=fp16", "--timing-cache", "t"),
+            *("--accuracy", "sqnr:20", "--accuracy-data", "d"),
             *("--programmatic-launch", "off", "--streams", "2", "--memory-limit", "512 MiB"),
         ]
     )
@@ -32,6 +33,7 @@ def test_all_build_options() -> None:
     assert args.layers == {"head*": "fp32", "stem": "fp16"}
     assert args.programmatic_launch == "off"
     assert (args.streams, args.memory_limit) == (2, 512 << 20)
+    assert (args.accuracy, args.accuracy_data) == (("sqnr", 20.0), "d")
 
 
 def test_defaults_of_the_others() -> None:
