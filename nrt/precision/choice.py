@@ -38,7 +38,7 @@ from nrt.rewriting import Rewriter
 
 __all__ = ["Chosen", "Workshop", "choose_precisions"]
 
-_CUTS = 4
+_CUTS = 6
 """Assignments built and timed before the best of them must do."""
 
 
@@ -337,7 +337,7 @@ class _Choice:
                 layer.name,
                 INT8 if layer.is_integer else best.labels[layer.name],
                 "" if layer.is_integer else why.get(layer.name, ""),
-                dict(pricing.times[layer.name]) if self.meter.known else {},
+                pricing.alone(layer.name),
             )
             for layer in products
         )
