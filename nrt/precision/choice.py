@@ -38,7 +38,7 @@ from nrt.rewriting import Rewriter
 
 __all__ = ["Chosen", "Workshop", "choose_precisions"]
 
-_CUTS = 4
+_CUTS = 6
 """Assignments built and timed before the best of them must do."""
 
 
@@ -337,11 +337,19 @@ class _Choice:
                 layer.name,
                 INT8 if layer.is_integer else best.labels[layer.name],
                 "" if layer.is_integer else why.get(layer.name, ""),
-                dict(pricing.times[layer.name]) if self.meter.known else {},
+                pricing.alone(layer.name),
+                self._instead(model, best.labels, layer.name),
             )
             for layer in products
         )
         return Chosen(settled, assignment, Selection(layers, frontier, tuple(self.notes)))
+
+    def _instead(self, model: CostModel, labels: Labels, layer: str) -> dict[str, float]:
+        if not self.meter.known:
+            return {}
+        cost = model.cost(labels)
+        others = [p for p in model.times[layer] if p != labels[layer]]
+        return {p: (model.cost({**labels, layer: p}) - cost) * 1e-12 for p in others}
 
     def _point(self, trial: _Trial) -> Point:
         products = [layer for layer in self.survey.layers.values() if layer.is_product]

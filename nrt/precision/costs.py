@@ -14,7 +14,7 @@ two kinds of conversions:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 __all__ = ["INT8", "Cast", "CostModel", "Labels", "Rounding", "floats_of"]
 
@@ -41,15 +41,21 @@ class Rounding:
     Attributes:
         value: its name.
         readers: layers that multiply it.
-        quantize: picoseconds, once, where one of them reads int8: of a Quantize of its own, if it
-            needs one, and of what others lose by it.
+        quantize: picoseconds, once, where one of them reads int8, which makes it int8: of a
+            Quantize of its own, if it needs one, and what layers without a choice lose by it, or
+            save if it is negative.
         dequantize: type of floats -> picoseconds that a reader of that type pays if it is int8.
+        source: the layer that stores it, if what that has to do with the time is known.
+        stored: precision of the source -> picoseconds that storing int8 takes longer than storing
+            floats does; mostly negative.
     """
 
     value: str
     readers: tuple[str, ...]
     quantize: int
     dequantize: Mapping[str, int]
+    source: str | None = None
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     def cost(self, labels: Labels, home: str) -> int:
         """Picoseconds under ``labels``."""
@@ -57,7 +63,21 @@ class Rounding:
         if INT8 not in found:
             return 0
         others = (floats_of(p, home) for p in found if p != INT8)
-        return self.quantize + sum(self.dequantize[t] for t in others)
+        own = self.stored[labels[self.source]] if self.source is not None else 0
+        return self.quantize + own + sum(self.dequantize[t] for t in others)
+
+    def bounded(self) -> Rounding:
+        """The nearest for which a minimum cut is exact.
+
+        A layer of int8 gains no less by storing int8 than one in floats, and all gain less than it
+        costs that every reader dequantizes: nothing is stored as int8 for nobody.
+        """
+        most = len(self.readers) * min(self.dequantize.values(), default=0)
+        quantize = max(self.quantize, -most)
+        stored = {p: max(t, -most - quantize) for p, t in self.stored.items()}
+        if INT8 in stored:
+            stored[INT8] = min(stored.values())
+        return replace(self, quantize=quantize, stored=stored)
 
 
 @dataclass(frozen=True)

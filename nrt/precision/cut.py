@@ -154,19 +154,31 @@ def _add_rounding(
 ) -> None:
     free = [r for r in net.readers if r in flow.nodes]
     others = [fixed[r] for r in net.readers if r in fixed]
-    if not free:
+    if not free and not (net.source in flow.nodes and INT8 in others):
         return
     price = {t: cost * unit for t, cost in net.dequantize.items()}
+    source = flow.nodes.get(net.source or "")
+    stored = [net.stored[p] * unit if source is not None else 0 for p in pair]
     if INT8 in others:
         for reader in free:
             at = [0 if p == INT8 else price[floats_of(p, home)] for p in pair]
             flow.costs(reader, *at)
+        if source is not None and net.source is not None:
+            least = min(stored)
+            flow.costs(net.source, *(cost - least for cost in stored))
         return
     if pair[0] != INT8:
         return
     integers = flow.any_at_source(free)
     rest = sum(price[floats_of(p, home)] for p in others)
-    flow.arc(integers, flow.SINK, net.quantize * unit + rest)
+    rest += net.quantize * unit + stored[0]
+    if net.source is not None and net.source in fixed:
+        rest += net.stored[fixed[net.source]] * unit
+    # What is saved where one reads int8 is lost where none does.
+    flow.arc(integers, flow.SINK, max(rest, 0))
+    flow.arc(flow.SOURCE, integers, max(-rest, 0))
+    if source is not None:
+        flow.arc(integers, source, stored[1] - stored[0])
     for reader in free:
         flow.arc(integers, flow.nodes[reader], price[floats_of(pair[1], home)])
 

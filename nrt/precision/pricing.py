@@ -4,16 +4,17 @@ The network is built in each single precision, and its tasks are timed. A task s
 behind it; one that stands for several (siblings, a pool with its classifier) is shared among them
 by their work. What the passes put between layers, a Quantize or a cast, belongs to the edge.
 
-A layer's time also depends on what its neighbours store. What a layer without a choice, such as a
-pool, takes less where integers lie before it counts for the layers that read integers there. The
-rest shows when the assignment that was found is itself built and timed: its times replace what was
-known, and the cut is made again, until nothing changes.
+A layer's time also depends on what it stores, so there are two of each: where its result is read as
+int8, and where not. What a layer without a choice, such as a pool, takes less where integers lie
+before it belongs to the value that it reads. Single precisions show half of that; the rest shows
+when the assignment that was found is itself built and timed, and the cut is made again, until
+nothing changes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nrt.fusion_prices import Prices
@@ -72,14 +73,18 @@ class Pricing:
         survey: the layers.
         meter: the clock.
         conversions: tasks of the edges.
-        times: layer -> precision -> seconds.
+        times: layer -> precision -> seconds where it stores floats.
+        narrow: the same where it stores int8.
         quantize: value -> seconds of a Quantize of its own.
+        others: value -> seconds that layers without a choice take longer where it is int8.
     """
 
     survey: Survey
     meter: Meter
     conversions: Conversions
     times: dict[str, dict[str, float]] = field(default_factory=dict)
+    narrow: dict[str, dict[str, float]] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
     quantize: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +97,11 @@ class Pricing:
         self._values = {link.value.name for link in links}
         self._beside = _beside(self.survey)
         self._inputs = _input_readers(self.survey)
+        self._stores = {
+            link.source: link.value.name
+            for link in self.survey.shared
+            if link.source is not None and self.survey.layers[link.source].is_product
+        }
 
     def learn(self, lowered: Lowered, labels: Labels) -> None:
         """Take the times of an outcome whose layers have ``labels``."""
@@ -112,26 +122,44 @@ class Pricing:
                 continue
             for owner, share in self._shares(task).items():
                 own[owner] += seconds * share
-        extra = self._extra(own, labels)
+        integers = {
+            link.value.name for link in self.survey.shared if INT8 in map(labels.get, link.readers)
+        }
+        others: dict[str, float] = defaultdict(float)
         for name, layer in self.survey.layers.items():
-            if layer.is_product:
-                found = own[name] + extra[name]
-                self.times.setdefault(name, {})[labels[name]] = found
+            times, label = self.times.setdefault(name, {}), labels[name]
+            beside = self._beside.get(name, "")
+            if layer.is_product and self._stores.get(name) in integers:
+                self.narrow.setdefault(name, {})[label] = own[name]
+            elif layer.is_product or beside not in integers or label not in times:
+                times[label] = own[name]
+            else:
+                others[beside] += own[name] - times[label]
+        self.others.update(others)
 
-    def _extra(self, own: Mapping[str, float], labels: Labels) -> dict[str, float]:
-        """What layers of int8 save others, or cost them, beyond what those take in floats."""
-        extra: dict[str, float] = defaultdict(float)
-        for name, layer in self.survey.layers.items():
-            if layer.is_product:
+    def alone(self, layer: str) -> dict[str, float]:
+        """Precision -> seconds of ``layer`` without conversions; empty without times."""
+        if not self.meter.known:
+            return {}
+        return {**self.narrow.get(layer, {}), **self.times[layer]}
+
+    def _two(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Picoseconds of a layer by precision, and what storing int8 takes longer.
+
+        Where only one of the two is known, they differ as in another precision, or not at all.
+        """
+        wide, narrow = self.times[name], self.narrow.get(name, {})
+        able = self.survey.layers[name].able
+        both = [narrow[p] - wide[p] for p in able if p in wide and p in narrow]
+        usual = sum(both) / len(both) if both else 0.0
+        times, extra = {}, {}
+        for p in able:
+            if p not in wide and p not in narrow:
                 continue
-            times = self.times.setdefault(name, {})
-            users = [n for n in self._beside.get(name, ()) if labels[n] == INT8]
-            if not users or labels[name] not in times:
-                times[labels[name]] = own[name]
-                continue
-            for user in users:
-                extra[user] += (own[name] - times[labels[name]]) / len(users)
-        return extra
+            longer = narrow[p] - wide[p] if p in wide and p in narrow else usual
+            times[p] = _ps(wide[p] if p in wide else narrow[p] - longer)
+            extra[p] = _ps(longer)
+        return times, extra
 
     def _shares(self, task: Task) -> dict[str, float]:
         found = dict.fromkeys(
@@ -159,17 +187,22 @@ class Pricing:
     def model(self) -> CostModel:
         """All of it in picoseconds."""
         home = self.survey.home
+        two = {name: self._two(name) for name in self.survey.layers}
         roundings = [
             Rounding(
                 link.value.name,
                 link.readers,
-                _ps(self.quantize.get(link.value.name, 0.0)),
+                _ps(
+                    self.quantize.get(link.value.name, 0.0) + self.others.get(link.value.name, 0.0)
+                ),
                 {
                     kind: _ps(self.edges[task.name])
                     for (value, kind), task in self.conversions.dequantize.items()
                     if value == link.value.name
                 },
-            )
+                link.source if link.source in self._stores else None,
+                two[link.source][1] if link.source in self._stores else {},
+            ).bounded()
             for link in self.survey.shared
         ]
         casts = [
@@ -186,10 +219,7 @@ class Pricing:
             for link in self.survey.between
             if link.source is not None
         ]
-        times = {
-            name: {p: _ps(self.times[name][p]) for p in layer.able if p in self.times[name]}
-            for name, layer in self.survey.layers.items()
-        }
+        times = {name: both[0] for name, both in two.items()}
         return CostModel(times, tuple(roundings), tuple(casts), home)
 
 
@@ -219,13 +249,11 @@ def _input_readers(survey: Survey) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _beside(survey: Survey) -> dict[str, tuple[str, ...]]:
-    """Layer without products -> the products whose integers it would read, or that read its."""
-    found: dict[str, dict[str, None]] = {}
+def _beside(survey: Survey) -> dict[str, str]:
+    """Layer without products -> the value that it reads, or stores, as int8 if others want that."""
+    found: dict[str, str] = {}
     for link in survey.shared:
-        able = [r for r in link.readers if INT8 in survey.layers[r].able]
-        names = [*link.others, *([link.source] if link.source is not None else [])]
-        for name in names:
+        for name in (*link.others, *([link.source] if link.source is not None else [])):
             if not survey.layers[name].is_product:
-                found.setdefault(name, {}).update(dict.fromkeys(able))
-    return {name: tuple(users) for name, users in found.items()}
+                found.setdefault(name, link.value.name)
+    return found

@@ -47,7 +47,12 @@ def reasons(
             other = min(able, key=lambda p: model.cost({**labels, name: p}))
             more = model.cost({**labels, name: other}) - cost
             how = "measured" if meter.measured else "estimated"
-            parts.append(f"{other} would take {more * 1e-6:+.1f} us, conversions included ({how})")
+            if more > 0:
+                parts.append(
+                    f"{other} would take {more * 1e-6:.1f} us more, conversions included ({how})"
+                )
+            else:
+                parts.append(f"networks with {other} here took longer ({how})")
         elif able:
             parts.append("chosen with its neighbours")
         found[name] = f"{precision}: {'; '.join(parts) or 'asked for'}"

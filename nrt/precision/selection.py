@@ -21,12 +21,15 @@ class LayerChoice:
         precision: what it computes in.
         reason: why not in a narrower type that is permitted; empty where there is none.
         seconds: precision -> time of the layer alone, without conversions; empty without times.
+        instead: another precision that it may have -> seconds that the network would take longer
+            with it, conversions included, as far as single layers tell.
     """
 
     name: str
     precision: str
     reason: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    instead: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason or self.precision}"

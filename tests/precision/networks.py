@@ -21,7 +21,7 @@ SHAPE = (1, 3, 9, 11)
 
 
 def network(seed: int = 5, gain: float = 1.0) -> nrt.Network:
-    """A stem, a block with a projection, a depthwise layer, a pool and a classifier.
+    """A stem, a block with a projection, a grouped layer, a pool and a classifier.
 
     Args:
         gain: of the weights of ``block.a``; the next layer's undo it.
@@ -47,7 +47,7 @@ def network(seed: int = 5, gain: float = 1.0) -> nrt.Network:
     y = conv(y, 32, 1, name="block.b", scale=1 / gain)
     skip = conv(x, 32, 1, name="block.down")
     x = net.relu(net.add(y, skip, name="block.sum"), name="block.out")
-    x = net.relu(conv(x, 32, 3, name="depthwise", groups=32), name="depthwise.relu")
+    x = net.relu(conv(x, 32, 3, name="grouped", groups=16), name="grouped.relu")
     x = net.relu(conv(x, 32, 1, name="last"), name="last.relu")
     x = net.flatten(net.global_avg_pool(x, name="mean"), name="flat")
     head = (rng.standard_normal((10, 32)) / 6).astype(np.float32)

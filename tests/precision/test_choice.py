@@ -20,7 +20,7 @@ from nrt.errors import BuildError
 from nrt.fusion_choice import settle_fusions
 from nrt.fusion_prices import Prices
 from nrt.ir.evaluate import evaluate
-from nrt.ir.ops import Conv, MatMul, PooledMatMul
+from nrt.ir.ops import Conv, MatMul, PooledConv, PooledMatMul
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.passes.precision_rules import Assignment
 from nrt.precision.accuracy import AccuracyBudget
@@ -30,7 +30,7 @@ from nrt.rewriting import Rewriter
 
 from .networks import Bench, calibrated, images, network
 
-PRODUCTS = ("stem", "block.a", "block.b", "block.down", "depthwise", "last", "head")
+PRODUCTS = ("stem", "block.a", "block.b", "block.down", "grouped", "last", "head")
 ALL = frozenset({"fp32", "fp16", "int8"})
 
 
@@ -75,7 +75,7 @@ def by_type(**microseconds: float) -> Callable[[Problem], float]:
     """Products by the type of their operands; all else takes a microsecond."""
 
     def seconds(problem: Problem) -> float:
-        if isinstance(problem.op, Conv | MatMul | PooledMatMul):
+        if isinstance(problem.op, Conv | MatMul | PooledConv | PooledMatMul):
             return microseconds[str(problem.inputs[0].dtype)] * 1e-6
         return 1e-6
 
@@ -105,11 +105,11 @@ def test_int8_where_it_can_be() -> None:
     chosen = choose_precisions(workshop(by_type(int8=2, fp16=9, fp32=20)))
     assert precisions(chosen) == {
         **dict.fromkeys(PRODUCTS, "int8"),
-        "depthwise": "fp16",
+        "grouped": "fp16",
     }
     (above,) = chosen.selection.above_int8
     assert above.reason == (
-        "fp16: no int8: int8 kernels read input channels in runs of 16, a group has 1"
+        "fp16: no int8: int8 kernels read input channels in runs of 16, a group has 2"
     )
     assert above.seconds == {"fp16": pytest.approx(9e-6), "fp32": pytest.approx(20e-6)}
 
@@ -135,8 +135,8 @@ def test_a_layer_that_is_slow_in_int8() -> None:
     assert precisions(chosen)["head"] == "fp16"
     assert set(precisions(chosen).values()) == {"int8", "fp16"}
     reason = {layer.name: layer.reason for layer in chosen.selection.layers}["head"]
-    assert reason.startswith("fp16: int8 would take +")
-    assert reason.endswith("us, conversions included (measured)")
+    assert reason.startswith("fp16: int8 would take ")
+    assert reason.endswith("us more, conversions included (measured)")
     # The reason is a note of the pass, where `explain` finds it.
     report = chosen.settled.rewritten.report
     assert reason in {n.text for n in report.notes_about("head")}
@@ -211,10 +211,10 @@ def test_the_whole_plan_has_the_last_word() -> None:
 
 
 def test_patterns_are_kept() -> None:
-    layers = {"block.a": "fp32", "depthwise*": "fp16", "last": "int8"}
+    layers = {"block.a": "fp32", "grouped*": "fp16", "last": "int8"}
     chosen = choose_precisions(workshop(by_type(int8=5, fp16=2, fp32=9), layers=layers))
     found = precisions(chosen)
-    assert (found["block.a"], found["depthwise"], found["last"]) == ("fp32", "fp16", "int8")
+    assert (found["block.a"], found["grouped"], found["last"]) == ("fp32", "fp16", "int8")
     assert found["block.b"] == "fp16"
 
 
@@ -229,7 +229,7 @@ def test_estimates_where_nothing_is_measured() -> None:
 def test_without_times_the_narrowest() -> None:
     shop = workshop(by_type(int8=9, fp16=2, fp32=1), timed=False, estimates=False)
     chosen = choose_precisions(shop)
-    assert precisions(chosen) == {**dict.fromkeys(PRODUCTS, "int8"), "depthwise": "fp16"}
+    assert precisions(chosen) == {**dict.fromkeys(PRODUCTS, "int8"), "grouped": "fp16"}
     assert all(p.seconds is None for p in chosen.selection.frontier.points)
     assert "not timed" in str(chosen.selection)
 
@@ -315,7 +315,7 @@ def test_fp16_that_would_overflow() -> None:
         f"fp32: 'block.a.relu' reached {amax:.4g} in calibration, fp16 is trusted up to 32752"
     )
     for name in ("block.a", "block.b"):
-        assert reasons[name].startswith(f"{expected}; int8 would take +")
+        assert reasons[name].startswith(f"{expected}; int8 would take ")
     graph = chosen.settled.rewritten.report.graph
     assert np.isfinite(evaluate(graph, {"image": images(1)})["scores"]).all()
 

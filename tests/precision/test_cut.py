@@ -25,10 +25,19 @@ def models(draw: st.DrawFn, precisions: tuple[str, ...]) -> CostModel:
         times[name] = {p: draw(TIMES) for p in precisions if p in able}
     home = draw(st.sampled_from([floats_of(p, "fp16") for p in precisions if p != "int8"]))
     readers = st.lists(st.sampled_from(names), min_size=1, unique=True).map(tuple)
-    roundings = [
-        Rounding(f"v{k}", draw(readers), draw(TIMES), {t: draw(TIMES) for t in FLOATS})
-        for k in range(draw(st.integers(0, 4)))
-    ]
+    roundings = []
+    for k in range(draw(st.integers(0, 4))):
+        source = draw(st.none() | st.sampled_from(names))
+        stored = {p: draw(st.integers(-40, 20)) for p in precisions} if source else {}
+        net = Rounding(
+            f"v{k}",
+            tuple(r for r in draw(readers) if r != source) or (names[0],),
+            draw(st.integers(-20, 40)),
+            {t: draw(TIMES) for t in FLOATS},
+            source,
+            stored,
+        )
+        roundings.append(net.bounded())
     casts = []
     for k in range(draw(st.integers(0, 4))):
         source = draw(st.sampled_from(names))
