@@ -102,8 +102,9 @@ class QuantizeLayers(Pass):
         if self.calibration is None:
             types = [QUANTIZED[name] for name in self.wanted]
             if not any(_is_quantized(n) and n.inputs[0].dtype in types for n in graph.nodes):
+                verb = "needs" if len(self.wanted) == 1 else "need"
                 raise BuildError(
-                    f"precision: {' and '.join(self.wanted)} needs ranges, and the model has no "
+                    f"precision: {' and '.join(self.wanted)} {verb} ranges, and the model has no "
                     "such layer between QuantizeLinear and DequantizeLinear; give calibration=, "
                     "what nrt.calibrate (nrt calibrate) found"
                 )
@@ -122,7 +123,9 @@ class QuantizeLayers(Pass):
         uses = {value: graph.consumers(value) for value, _ in values}
         for node, dtype in chosen.items():
             assert self.calibration is not None
-            scale = self.calibration.scale(self._source(node.inputs[0]).name, dtype)
+            source = self._source(node.inputs[0])
+            read = source if (source, dtype) in values else node.inputs[0]
+            scale = self.calibration.scale(read.name, dtype)
             text = f"{_NAMES[dtype]}: its input has the scale {scale:.4g}"
             notes.append(self.fired(node, text))
             self._weights(graph, node, dtype)

@@ -26,11 +26,17 @@ from .int8_cases import assert_exact, requantized_conv, requantized_product
 from .test_mma import CONVS, MATMULS, TF32, conv
 from .test_mma import LIMIT as FLOAT_LIMIT
 
-# Sums of fp8 lose bits, so that a few results are the next number, a sixteenth away.
 LIMIT = {**FLOAT_LIMIT, "int8": 1e-2, "fp8e4m3": 2e-2}
+"""Stored fp8: tensor cores keep some 14 bits of its sums, so that a few in a hundred round to the
+other side of a half, by a step of a tenth."""
 PARTS = 6
 """Tests that share the tiles of one task: they compile side by side."""
-
+FP8 = [
+    conv(2, 48, 17, 9, 72, 3, 3, pads=(1,) * 4, dtype=FP8E4M3, residual=True, out_dtype=FP8E4M3),
+    conv(1, 256, 7, 7, 80, 3, 3, pads=(1,) * 4, dtype=FP8E4M3, out_dtype=FP8E4M3),
+    conv(2, 64, 9, 9, 96, 1, 1, dtype=FP8E4M3, out_dtype=INT8),
+    conv(2, 24, 9, 9, 72, 3, 3, dtype=FP16, out_dtype=FP8E4M3),
+]
 MORE = [
     conv(3, 64, 14, 14, 256, 1, 1, residual=True),
     conv(2, 72, 10, 9, 200, 3, 3, pads=(0, 1, 2, 0), strides=(1, 2)),
@@ -56,11 +62,13 @@ MORE = [
     conv(2, 272, 17, 9, 80, 1, 1, dtype=INT8, out_dtype=INT8),
     conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP8E4M3),
     conv(2, 64, 17, 9, 96, 1, 1, dtype=FP16, out_dtype=INT8),
+    *FP8,
 ]
 OTHER_MATMULS = [
     problem(MatMul(tf32=True), [(300, 1000), (1000, 200)], FP32, constants=(1,)),
     problem(MatMul(trans_b=True), [(40, 72), (88, 72)], FP16, constants=(1,)),
     problem(MatMul(), [(300, 1040), (1040, 200)], FP8E4M3, constants=(1,)),
+    problem(MatMul(out_dtype=FP32), [(70, 2064), (2064, 200)], FP8E4M3, constants=(1,)),
     problem(MatMul(), [(300, 1040), (1040, 200)], INT8, constants=(1,)),
     problem(MatMul(out_dtype=BF16), [(70, 144), (144, 33)], INT8, constants=(1,)),
 ]
@@ -206,7 +214,16 @@ def test_weights_of_boxes_of_bytes_are_in_the_order_of_fragments() -> None:
         assert np.array_equal(rows, weights[order, :, 0, 0])
 
 
-@pytest.mark.parametrize("task", [CONVS[1], CONVS[2], INT8_CONVS[3]], ids=str)
+@pytest.mark.parametrize(
+    "task",
+    [
+        CONVS[1],
+        CONVS[2],
+        INT8_CONVS[3],
+        *(pytest.param(task, marks=pytest.mark.slow) for task in FP8[:2]),
+    ],
+    ids=str,
+)
 def test_convolution_compiles_without_spills(task: Problem) -> None:
     for cubin in compiled(ConvWgmma(), task, "sm_90a"):
         assert cubin.spills == 0

@@ -107,8 +107,8 @@ def product_type(
     Raises:
         ShapeError: sums of int8 or fp8 are not stored as ``out_dtype``.
     """
+    allowed: tuple[DType, ...]
     if operands is INT8:
-        allowed: tuple[DType, ...]
         allowed = (*_FROM_INT8, FP8E4M3) if epilogue is not None else (INT32, *_FROM_INT8)
         found = out_dtype or INT32
     elif operands is FP8E4M3:
