@@ -24,7 +24,8 @@ from nrt.ir.ops import Conv, MatMul, PooledMatMul
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.passes.precision_rules import Assignment
 from nrt.precision.accuracy import AccuracyBudget
-from nrt.precision.choice import Chosen, Workshop, choose_precisions
+from nrt.precision.choice import Chosen, choose_precisions
+from nrt.precision.workshop import Workshop
 from nrt.problem import Problem
 from nrt.rewriting import Rewriter
 
