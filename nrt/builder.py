@@ -31,14 +31,14 @@ from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.passes.precision_rules import Assignment
 from nrt.plan import Plan, Target
 from nrt.plan_clock import plan_clock, timed_pair
-from nrt.precision.accuracy import AccuracyBudget, Run, fed
-from nrt.precision.choice import Chosen, Workshop, choose_precisions
+from nrt.precision.accuracy import AccuracyBudget, Run
+from nrt.precision.choice import Chosen, choose_precisions
 from nrt.precision.selection import Selection
+from nrt.precision.workshop import Workshop, permitted, runs
 from nrt.programmatic import decide
 from nrt.quantization import Calibration
 from nrt.quantization.digest import model_digest
 from nrt.rewriting import Rewriter
-from nrt.runtime.engine import Engine
 from nrt.settings import settings
 from nrt.sizes import parse_bytes
 from nrt.streams import MOST, check_wanted, decide_streams, parallel_schedule
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Build", "BuildRequest", "build", "build_graph", "build_request", "optimize"]
 
-_CHOICE = frozenset({"fp32", "fp16", "int8"})
-"""Precisions that leave something to choose: what ``auto`` stands for."""
 _VERSIONED = ("nrt", "numpy", "numba", "numba-cuda", "cuda-core", "onnx")
 
 
@@ -206,8 +204,8 @@ def build(
     """
     graph = _graph(model, shapes)
     ranges = _calibration(calibration, graph)
-    permitted, choose = _permitted(precision, ranges)
-    if accuracy is not None and "fp8" in permitted:
+    names, choose, left_out = permitted(precision, calibrated=ranges is not None)
+    if accuracy is not None and "fp8" in names:
         raise BuildError(
             "precision: fp8 is taken as asked, not chosen for accuracy; give int8 in its place, or "
             "leave out accuracy= and name the layers that get it with layers={'PATTERN': 'fp8'}"
@@ -219,10 +217,10 @@ def build(
         )
     request = BuildRequest(
         graph=graph,
-        precision=permitted,
+        precision=names,
         calibration=ranges,
         choose=choose or accuracy is not None,
-        left_out=_left_out(precision, ranges),
+        left_out=left_out,
         accuracy=accuracy,
         target=target,
         opt_level=opt_level,
@@ -297,7 +295,7 @@ def optimize(
     ranges = _calibration(calibration, graph)
     request = BuildRequest(
         graph=graph,
-        precision=_permitted(precision, ranges)[0],
+        precision=permitted(precision, calibrated=ranges is not None)[0],
         calibration=ranges,
         layers=dict(layers or {}),
         io=dict(io or {}),
@@ -309,28 +307,6 @@ def optimize(
 
 def _names(given: str | Iterable[str]) -> frozenset[str]:
     return frozenset([given] if isinstance(given, str) else given)
-
-
-def _permitted(
-    given: str | Iterable[str], calibration: Calibration | None
-) -> tuple[frozenset[str], bool]:
-    """The permitted precisions, and whether layers get theirs by time."""
-    names = _names(given)
-    if "auto" not in names:
-        return names, names >= _CHOICE and "fp8" not in names
-    if len(names) > 1:
-        raise BuildError(
-            f"precision: auto beside {', '.join(sorted(names - {'auto'}))}; it stands for a set of "
-            "its own: give auto alone, or the set without it"
-        )
-    return _CHOICE if calibration is not None else _CHOICE - {"int8"}, True
-
-
-def _left_out(precision: str | Iterable[str], calibration: Calibration | None) -> str:
-    """What ``auto`` leaves out; empty for any other precision."""
-    if calibration is not None or "auto" not in _names(precision):
-        return ""
-    return "int8 left out: it needs calibration="
 
 
 def _calibration(
@@ -432,8 +408,8 @@ def _settled(
 
     def run(settled: Settled, assignment: Assignment) -> Run:
         if here:
-            return _run(draft(workshop.with_kernels(settled)), runner)
-        return _run(_on_cpu(request, assignment))
+            return runs(draft(workshop.with_kernels(settled)), runner)
+        return runs(_on_cpu(request, assignment))
 
     workshop = Workshop(
         graph=request.graph,
@@ -442,24 +418,12 @@ def _settled(
         prices=Prices(bench, room=room, clock=time.monotonic, **tuning),
         estimates=not on_cpu,
         run=run,
-        reference=lambda: _run(_in_fp32(request, here=here), runner if here else None),
+        reference=lambda: runs(_in_fp32(request, here=here), runner if here else None),
         compare=compare,
         snapshots=request.snapshots,
         notes=(request.left_out,) if request.left_out else (),
     )
     return choose_precisions(workshop, request.accuracy)
-
-
-def _run(plan: Plan, runner: CudaRunner | None = None) -> Run:
-    """The network of ``plan``, ready for data as the model takes it."""
-    if plan.target.kind == "cpu":
-        from nrt.cpu_kernels import bind
-
-        engine = Engine(plan, bind)
-    else:
-        assert runner is not None
-        engine = Engine(plan, device=runner.cuda)
-    return lambda batch: engine.run(fed(engine.inputs, batch))
 
 
 def _on_cpu(request: BuildRequest, assignment: Assignment) -> Plan:

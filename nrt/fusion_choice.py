@@ -143,8 +143,8 @@ def settle_fusions(
         rest = {o.choice for o in state.offers if o.choice not in decided}
         state = _without(rewriter, state, rest) if rest else state
     report = _with_notes(state.report, verdicts)
-    bound = prices.choices(state.lowered) if kernels else {}
-    return Settled(replace(state, report=report), bound, _summary(verdicts))
+    found_kernels = prices.choices(state.lowered) if kernels else {}
+    return Settled(replace(state, report=report), found_kernels, _summary(verdicts))
 
 
 def _turn(undecided: Iterable[Offer]) -> list[Offer]:

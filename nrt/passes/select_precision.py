@@ -19,8 +19,7 @@ A mask is often added as a number near the lowest fp32, which fp16 would store a
 -∞ is a row of NaN after Softmax. A program that holds such a number, or reads it, saturates its
 result instead.
 
-With a calibration it is known how large activations are: a layer that would store one as fp16 that
-went beyond `FP16_LIMIT`, or read it as fp16, stays in fp32.
+A layer that would store or read as fp16 what went beyond `FP16_LIMIT` in calibration stays in fp32.
 """
 
 from __future__ import annotations

@@ -11,17 +11,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from nrt.errors import BuildError
-from nrt.fusion_choice import Settled, settle_fusions
-from nrt.fusion_prices import Prices
-from nrt.ir.graph import Graph
-from nrt.passes.base import run_pipeline
-from nrt.passes.pipeline import PipelineOptions, pipeline
+from nrt.fusion_choice import Settled
 from nrt.passes.precision_rules import Assignment
 from nrt.precision.accuracy import AccuracyBudget, Judge, Run
 from nrt.precision.conversions import Conversions
@@ -34,62 +29,12 @@ from nrt.precision.repair import least_that_holds
 from nrt.precision.selection import LayerChoice, Selection
 from nrt.precision.sensitivity import harms
 from nrt.precision.survey import Survey, survey
-from nrt.rewriting import Rewriter
+from nrt.precision.workshop import Workshop
 
-__all__ = ["Chosen", "Workshop", "choose_precisions"]
+__all__ = ["Chosen", "choose_precisions"]
 
 _CUTS = 6
 """Assignments built and timed before the best of them must do."""
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What a choice needs of the build.
-
-    Attributes:
-        graph: as imported.
-        options: of the passes, without an assignment.
-        bench: the target.
-        prices: times of tasks.
-        estimates: whether the target's estimates are times.
-        run: makes a network that can be run of an outcome and its assignment, for judging.
-        reference: makes the network in fp32.
-        compare: seconds of two whole plans, measured in turns; None where nothing can be.
-        snapshots: keep copies of the graph between passes.
-        notes: for the report.
-    """
-
-    graph: Graph
-    options: PipelineOptions
-    bench: Any
-    prices: Prices
-    estimates: bool
-    run: Callable[[Settled, Assignment], Run]
-    reference: Callable[[], Run]
-    compare: Callable[[Settled, Settled], tuple[float | None, float | None] | None]
-    snapshots: bool = False
-    notes: tuple[str, ...] = ()
-
-    def rewriter(self, assignment: Assignment, *, snapshots: bool = False) -> Rewriter:
-        """The passes under ``assignment``."""
-        options = replace(self.options, assignment=assignment)
-        return Rewriter(self.graph, pipeline(options), snapshots=snapshots)
-
-    def settle(self, rewriter: Rewriter) -> Settled:
-        """The outcome, with fusions decided; with kernels, if they are timed in any case."""
-        return settle_fusions(rewriter, self.bench, prices=self.prices, kernels=self.prices.timed)
-
-    def with_kernels(self, settled: Settled) -> Settled:
-        """The outcome, with a kernel for each of its problems."""
-        if settled.choices:
-            return settled
-        return replace(settled, choices=self.prices.choices(settled.rewritten.lowered))
-
-    def fused(self) -> Graph:
-        """The graph that is to be quantized."""
-        phases = pipeline(self.options)
-        first = next((k for k, p in enumerate(phases) if p.name == "quantize"), len(phases))
-        return run_pipeline(self.graph, phases[:first]).graph
 
 
 @dataclass(frozen=True)
@@ -213,6 +158,7 @@ class _Choice:
         pricing = Pricing(self.survey, self.meter, Conversions(self.survey, layouts))
         for trial in trials:
             pricing.learn(self._settled(trial).rewritten.lowered, trial.labels)
+            trial.settled = None
         if not self.meter.known:
             model = pricing.model()
             for trial in trials:
@@ -230,6 +176,7 @@ class _Choice:
             if not self.meter.known:
                 trial.order = float(pricing.model().cost(labels))
             pricing.learn(self._settled(trial).rewritten.lowered, labels)
+            trial.settled = None
         mixed = [t for t in self.trials.values() if not t.single]
         best = min(self.trials.values(), key=lambda t: t.order)
         for trial in mixed:
@@ -263,14 +210,10 @@ class _Choice:
         steps = list(_steps(self.survey, start.labels, model, self._harms()))
 
         def labels_of(count: int) -> dict[str, str]:
-            raised: dict[str, str] = {}
-            for layer, precision in steps[:count]:
-                raised[layer] = precision
+            raised = {**start.labels, **dict(steps[:count])}
             order = self.survey.precisions
-            allowed = {n: order[order.index(p) :] for n, p in raised.items()}
-            others = {n: start.labels[n] for n in start.labels if n not in raised}
-            least = model.narrowed({**allowed, **{n: _up(order, p) for n, p in others.items()}})
-            return cheapest(least, [{**start.labels, **raised}])
+            allowed = {name: order[order.index(p) :] for name, p in raised.items()}
+            return cheapest(model.narrowed(allowed), [raised])
 
         def holds(count: int) -> bool:
             labels = labels_of(count)
@@ -364,11 +307,6 @@ class _Choice:
             trial.raised,
             trial.single,
         )
-
-
-def _up(order: tuple[str, ...], precision: str) -> tuple[str, ...]:
-    """``precision`` and what is wider."""
-    return order[order.index(precision) :]
 
 
 def _steps(

@@ -12,6 +12,8 @@ import nrt
 from nrt.errors import BuildError, CalibrationError
 from nrt.precision.accuracy import AccuracyBudget, Judge
 
+from .networks import network
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -150,6 +152,12 @@ def test_data_may_be_an_iterator(data: Array) -> None:
 def test_bad_budgets(arguments: dict[str, Any], message: str, data: Array) -> None:
     with pytest.raises(BuildError, match=f"accuracy: .*{message}"):
         AccuracyBudget(**{"data": data, **arguments})
+
+
+def test_fp8_is_not_chosen(data: Array) -> None:
+    budget = AccuracyBudget("sqnr", at_least=20, data=data)
+    with pytest.raises(BuildError, match="precision: fp8 is taken as asked, not chosen for acc"):
+        nrt.compile(network(), target="cpu", precision={"fp8", "fp16"}, accuracy=budget)
 
 
 def test_data_that_does_not_fit() -> None:

@@ -24,7 +24,8 @@ from nrt.ir.ops import Conv, MatMul, PooledConv, PooledMatMul
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.passes.precision_rules import Assignment
 from nrt.precision.accuracy import AccuracyBudget
-from nrt.precision.choice import Chosen, Workshop, choose_precisions
+from nrt.precision.choice import Chosen, choose_precisions
+from nrt.precision.workshop import Workshop
 from nrt.problem import Problem
 from nrt.rewriting import Rewriter
 
@@ -112,6 +113,10 @@ def test_int8_where_it_can_be() -> None:
         "fp16: no int8: int8 kernels read input channels in runs of 16, a group has 2"
     )
     assert above.seconds == {"fp16": pytest.approx(9e-6), "fp32": pytest.approx(20e-6)}
+    for layer in chosen.selection.layers:
+        assert all(seconds >= 0 for seconds in layer.instead.values())
+    (last,) = [layer for layer in chosen.selection.layers if layer.name == "last"]
+    assert last.instead == {"fp16": pytest.approx(7e-6), "fp32": pytest.approx(18e-6, abs=2e-6)}
 
 
 @pytest.mark.parametrize(("fast", "times"), [("fp16", (9, 2, 20)), ("fp32", (20, 9, 2))])
