@@ -19,7 +19,6 @@ import random
 import textwrap
 import types as pytypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -33,6 +32,7 @@ from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
 from nrt.problem import Problem, TensorSpec
 
+from .emulated_memory import Address, Pointer, at, loads, stores, updates
 from .emulated_mma import ldmatrix, mma, stmatrix, warp_mma
 from .emulated_numbers import (
     bf16,
@@ -53,76 +53,9 @@ from .emulated_numbers import (
     u32,
 )
 
-__all__ = ["KernelEmulator", "Pointer"]
+__all__ = ["KernelEmulator"]
 
 _GUARD = 64  # elements of poison after each tensor
-
-
-class Pointer:
-    """A pointer parameter: memory as elements of the pointee's storage type, from ``start``."""
-
-    def __init__(self, data: np.ndarray, label: str, start: int = 0) -> None:
-        self.data, self.label, self.start = data, label, start
-
-    def _check(self, index: int) -> int:
-        index += self.start
-        if not 0 <= index < len(self.data):
-            raise IndexError(f"{self.label}[{index}] is outside {len(self.data)} elements")
-        return int(index)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.data[self._check(index)].item()
-
-    def __setitem__(self, index: int, value: Any) -> None:
-        self.data[self._check(index)] = value
-
-
-@dataclass(frozen=True)
-class Address:
-    """What `ptx.at` gives: a byte position inside a pointer's memory."""
-
-    pointer: Pointer
-    offset: int
-
-    def __add__(self, step: int) -> Address:
-        return Address(self.pointer, self.offset + step)
-
-    def __and__(self, mask: int) -> int:
-        return self.offset & mask
-
-    def window(self, size: int) -> np.ndarray:
-        raw = self.pointer.data.view(np.uint8)
-        if self.offset % size or not 0 <= self.offset <= len(raw) - size:
-            raise IndexError(f"{self.pointer.label}: {size} bytes at byte {self.offset}")
-        return raw[self.offset : self.offset + size]
-
-
-def _at(pointer: Pointer, index: int) -> Address:
-    return Address(pointer, (pointer.start + u32(index)) * pointer.data.itemsize)
-
-
-def _load(count: int, kind: Any = np.uint32) -> Callable[[Address], Any]:
-    def load(address: Address) -> Any:
-        values = address.window(count * np.dtype(kind).itemsize).view(kind).tolist()
-        return values[0] if count == 1 else tuple(values)
-
-    return load
-
-
-def _store(kind: Any = np.uint32) -> Callable[..., None]:
-    def store(address: Address, *values: Any) -> None:
-        size = len(values) * np.dtype(kind).itemsize
-        address.window(size)[:] = np.array(values, kind).view(np.uint8)
-
-    return store
-
-
-def _update(kind: Any, function: Callable[[int, int], int]) -> Callable[..., None]:
-    def update(address: Address, value: int) -> None:
-        cell = address.window(np.dtype(kind).itemsize).view(kind)
-        cell[0] = function(int(cell[0]), int(value))
-
-    return update
 
 
 class _Shared:
@@ -200,26 +133,26 @@ class _Cuda:
         """Python functions for the intrinsics of `nrt.cuda_kernels.ptx`."""
         shared = self.in_shared
         return {
-            "at": _at, "ahead": lambda p, i: Pointer(p.data, p.label, p.start + u32(i)),
+            "at": at, "ahead": lambda p, i: Pointer(p.data, p.label, p.start + u32(i)),
             "further_1": lambda a, i: a + u32(i), "further_2": lambda a, i: a + 2 * u32(i),
             "further_4": lambda a, i: a + 4 * u32(i),
             "shared_address": self.shared_address,
-            "ld_global_nc_v4": _load(4), "ld_global_v4": _load(4), "ld_global_nc_v2": _load(2),
-            "ld_global_nc_u32": _load(1), "ld_global_nc_u16": _load(1, np.uint16),
-            "ld_global_nc_v4_if": lambda a, live: _load(4)(a) if live else (0, 0, 0, 0),
-            "ld_global_nc_u16_if": lambda a, live: _load(1, np.uint16)(a) if live else 0,
-            "st_global_v4": _store(), "st_global_v2": _store(), "st_global_u32": _store(),
-            "st_global_u16": _store(np.uint16),
-            "ld_shared_v4": shared(_load(4)), "ld_shared_v4_f32": shared(_load(4, np.float32)),
-            "ld_shared_v2_f32": shared(_load(2, np.float32)),
-            "ld_shared_u32": shared(_load(1)), "ld_shared_u16": shared(_load(1, np.uint16)),
-            "ld_shared_f32": shared(_load(1, np.float32)),
-            "st_shared_v4": shared(_store()), "st_shared_v2_f32": shared(_store(np.float32)),
-            "st_shared_u32": shared(_store()), "st_shared_u16": shared(_store(np.uint16)),
-            "st_shared_f32": shared(_store(np.float32)),
-            "red_global_add_u64": _update(np.uint64, lambda old, v: old + v),
-            "red_global_max_u32": _update(np.uint32, max),
-            "red_shared_add_u32": shared(_update(np.uint32, lambda old, v: old + v)),
+            "ld_global_nc_v4": loads(4), "ld_global_v4": loads(4), "ld_global_nc_v2": loads(2),
+            "ld_global_nc_u32": loads(1), "ld_global_nc_u16": loads(1, np.uint16),
+            "ld_global_nc_v4_if": lambda a, live: loads(4)(a) if live else (0, 0, 0, 0),
+            "ld_global_nc_u16_if": lambda a, live: loads(1, np.uint16)(a) if live else 0,
+            "st_global_v4": stores(), "st_global_v2": stores(), "st_global_u32": stores(),
+            "st_global_u16": stores(np.uint16),
+            "ld_shared_v4": shared(loads(4)), "ld_shared_v4_f32": shared(loads(4, np.float32)),
+            "ld_shared_v2_f32": shared(loads(2, np.float32)),
+            "ld_shared_u32": shared(loads(1)), "ld_shared_u16": shared(loads(1, np.uint16)),
+            "ld_shared_f32": shared(loads(1, np.float32)),
+            "st_shared_v4": shared(stores()), "st_shared_v2_f32": shared(stores(np.float32)),
+            "st_shared_u32": shared(stores()), "st_shared_u16": shared(stores(np.uint16)),
+            "st_shared_f32": shared(stores(np.float32)),
+            "red_global_add_u64": updates(np.uint64, lambda old, v: old + v),
+            "red_global_max_u32": updates(np.uint32, max),
+            "red_shared_add_u32": shared(updates(np.uint32, lambda old, v: old + v)),
             "cp_async_16": self.cp_async, "cp_async_commit": lambda: self._groups().append([]),
             "cp_async_wait": self.cp_async_wait,
             "f32_from_f16": half, "f16_from_f32": half_bits,
@@ -502,8 +435,8 @@ class KernelEmulator:
                 for part in (0, 1):
                     cell = address + ni * 32 + part * 8 * pitch * 4
                     pair = acc[4 * ni + 2 * part :][:2]
-                    store = _store(np.int32 if isinstance(pair[0], int) else np.float32)
-                    self.cuda.in_shared(store)(cell, *pair)
+                    put = stores(np.int32 if isinstance(pair[0], int) else np.float32)
+                    self.cuda.in_shared(put)(cell, *pair)
             acc[: (mi_count - 1) * ni_count * 4] = acc[ni_count * 4 :]
 
         return put_rows

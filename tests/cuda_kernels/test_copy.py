@@ -13,8 +13,9 @@ from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
 from nrt.ir.ops import Reformat, Slice
 from nrt.problem import Problem, TensorSpec
 
+from .emulated_memory import Address
 from .harness import compiled
-from .kernel_emulator import Address, KernelEmulator
+from .kernel_emulator import KernelEmulator
 from .memory_bound import (
     ARCHES,
     assert_emulates,

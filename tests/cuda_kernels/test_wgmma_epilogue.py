@@ -13,7 +13,8 @@ from nrt.cuda_kernels.wgmma_layout import DRAIN_COLUMNS, chunk_columns, staged_c
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
 from nrt.ir.pointwise import Builder, Program
 
-from .kernel_emulator import KernelEmulator, Pointer
+from .emulated_memory import Pointer
+from .kernel_emulator import KernelEmulator
 
 STEP = 0.5
 """Of the residual: exact in float32, as all that the programs here compute."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nrt.dtypes import FP64, INT32
+from nrt.dtypes import FP64, INT8, INT32
 from nrt.ir.ops import (
     Add,
     AveragePool,
@@ -153,3 +153,10 @@ def test_the_pipeline_keeps_it_channels_last_and_half() -> None:
     assert_same(net.graph, report.graph, feeds(net), FP16_TOLERANCE)
     assert launches(report.graph).count("MaxPool") == 1
     assert sole(report.graph, MaxPool).op.attributes()["epilogue"] is not None
+
+
+def test_an_int8_that_is_not_rounded_stays_outside() -> None:
+    net = Net()
+    net.out(net.op(Cast(INT8), net.op(MEANS, net.input(1, 2, 4, 4))))
+    (text,) = refusals(apply(net, PASS).notes)
+    assert "is not rounded and saturated, as stores do" in text

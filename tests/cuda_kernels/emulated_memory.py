@@ -1,0 +1,80 @@
+"""Memory of emulated kernels: typed pointers, byte addresses, and accesses that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .emulated_numbers import u32
+
+__all__ = ["Address", "Pointer", "at", "loads", "stores", "updates"]
+
+
+class Pointer:
+    """A pointer parameter: memory as elements of the pointee's storage type, from ``start``."""
+
+    def __init__(self, data: np.ndarray, label: str, start: int = 0) -> None:
+        self.data, self.label, self.start = data, label, start
+
+    def _check(self, index: int) -> int:
+        index += self.start
+        if not 0 <= index < len(self.data):
+            raise IndexError(f"{self.label}[{index}] is outside {len(self.data)} elements")
+        return int(index)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[self._check(index)].item()
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.data[self._check(index)] = value
+
+
+@dataclass(frozen=True)
+class Address:
+    """What `ptx.at` gives: a byte position inside a pointer's memory."""
+
+    pointer: Pointer
+    offset: int
+
+    def __add__(self, step: int) -> Address:
+        return Address(self.pointer, self.offset + step)
+
+    def __and__(self, mask: int) -> int:
+        return self.offset & mask
+
+    def window(self, size: int) -> np.ndarray:
+        raw = self.pointer.data.view(np.uint8)
+        if self.offset % size or not 0 <= self.offset <= len(raw) - size:
+            raise IndexError(f"{self.pointer.label}: {size} bytes at byte {self.offset}")
+        return raw[self.offset : self.offset + size]
+
+
+def at(pointer: Pointer, index: int) -> Address:
+    return Address(pointer, (pointer.start + u32(index)) * pointer.data.itemsize)
+
+
+def loads(count: int, kind: Any = np.uint32) -> Callable[[Address], Any]:
+    def load(address: Address) -> Any:
+        values = address.window(count * np.dtype(kind).itemsize).view(kind).tolist()
+        return values[0] if count == 1 else tuple(values)
+
+    return load
+
+
+def stores(kind: Any = np.uint32) -> Callable[..., None]:
+    def store(address: Address, *values: Any) -> None:
+        size = len(values) * np.dtype(kind).itemsize
+        address.window(size)[:] = np.array(values, kind).view(np.uint8)
+
+    return store
+
+
+def updates(kind: Any, function: Callable[[int, int], int]) -> Callable[..., None]:
+    def update(address: Address, value: int) -> None:
+        cell = address.window(np.dtype(kind).itemsize).view(kind)
+        cell[0] = function(int(cell[0]), int(value))
+
+    return update
