@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,8 @@ from nrt.ir.ops import (
 )
 from nrt.lowering import lower
 from nrt.passes.base import run_pipeline
-from nrt.passes.pipeline import PipelineOptions, pipeline
+from nrt.passes.choice import ChoicePass
+from nrt.passes.pipeline import PASSES, PipelineOptions, pipeline
 from nrt.problem import Problem, TensorSpec
 from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
 
@@ -126,6 +128,9 @@ def group_problems(group: str, batch: int, precision: str, load: Loader) -> list
     raise InputError(f"no group {group!r}; expected one of {', '.join(GROUPS)}")
 
 
+_BY_TIME = frozenset(step.name for step in PASSES if issubclass(step, ChoicePass))
+
+
 def _network(model: onnx.ModelProto) -> Graph:
     return import_model(model)
 
@@ -133,13 +138,14 @@ def _network(model: onnx.ModelProto) -> Graph:
 def conv_problems(graph: Graph, precision: str) -> list[Problem]:
     """The distinct convolutions of ``graph`` in ``precision``, in its order.
 
-    The ranges that int8 needs are made up: times do not depend on them.
+    Fusions that a build decides by time are left out: they make other problems of a network's own
+    convolutions, which peers do not solve in one kernel. The ranges that int8 needs are made up:
+    times do not depend on them.
     """
-    options = PipelineOptions(precision=frozenset({precision}))
+    options = PipelineOptions(precision=frozenset({precision}), disabled=_BY_TIME)
     if precision == "int8":
-        options = PipelineOptions(
-            precision=frozenset({"int8", "fp16"}), calibration=_assumed_ranges()
-        )
+        permitted = frozenset({"int8", "fp16"})
+        options = replace(options, precision=permitted, calibration=_assumed_ranges())
     tasks = lower(run_pipeline(graph, pipeline(options)).graph).tasks
     return list(dict.fromkeys(t.problem for t in tasks if isinstance(t.problem.op, Conv)))
 

@@ -329,7 +329,7 @@ def test_cuda_without_a_gpu_names_the_doctor() -> None:
         ({"precision": "fp12"}, "precision 'fp12' is unknown"),
         ({"precision": ["fp32", "half"]}, "precision 'half' is unknown"),
         ({"precision": []}, "precision: the set is empty"),
-        ({"precision": "int8"}, "int8 needs ranges, and the model has no layer"),
+        ({"precision": "int8"}, "int8 needs ranges, and the model has no such layer"),
         ({"precision": "fp16", "layers": {"stem": "fp32"}}, "layer pattern 'stem': fp32 is not"),
         ({"precision": {"fp16", "fp32"}, "layers": {"stme": "fp32"}}, "'stme' matches none of the"),
         ({"opt_level": 6}, "opt_level=6: expected a whole number from 0 to 5"),

@@ -13,7 +13,7 @@ from nrt.ir.op import Array, Op
 from nrt.problem import Problem, Refusal, TensorSpec
 
 # ‖out − ref‖ / ‖ref‖ by the element type of the output.
-TOLERANCE = {"fp32": 1e-5, "fp64": 1e-12, "fp16": 5e-3}
+TOLERANCE = {"fp32": 1e-5, "fp64": 1e-12, "fp16": 5e-3, "fp8e4m3": 1e-2}
 MARGIN = 37
 NHWC = (0, 2, 3, 1)
 _POISON_INT = 93

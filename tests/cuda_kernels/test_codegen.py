@@ -374,7 +374,7 @@ def test_int8_stores_round_and_saturate() -> None:
     assert memory.tolist() == wanted
     words = np.array([s8x4(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
     assert words.view(np.int8).tolist() == wanted
-    byte = emulator._device(epilogue._signed_byte.py_func)
+    byte = emulator._device(epilogue.signed_byte.py_func)
     assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
 
 

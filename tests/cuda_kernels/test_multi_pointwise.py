@@ -9,8 +9,8 @@ import pytest
 
 from nrt.cuda_kernels import compiler
 from nrt.cuda_kernels.device import ARCHS
-from nrt.cuda_kernels.pointwise import VARIANTS, PointwiseStrided, PointwiseVector
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32
+from nrt.cuda_kernels.pointwise import VARIANTS, PointwiseVector
+from nrt.dtypes import BF16, BOOL, FP16, FP32, FP64, INT8, INT32
 from nrt.ir.ops import MultiPointwise
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, TensorSpec
@@ -140,11 +140,6 @@ def test_reads_once_and_moves_16_bytes() -> None:
                 TensorSpec((4, 8), FP32, (9, 1)),
             ),
             "no vector fits",
-        ),
-        (
-            PointwiseStrided(),
-            task(MultiPointwise(scaled(), (FP16, FP8E4M3)), *[rows(3, dtype=FP16)] * 3),
-            "output 1 is fp8e4m3",
         ),
     ],
     ids=lambda v: str(v)[:60],
