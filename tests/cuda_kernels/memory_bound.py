@@ -16,7 +16,7 @@ from nrt.ir.op import Op
 from nrt.problem import Problem, TensorSpec
 from nrt.trial import random_inputs, relative_error
 
-from .harness import assert_right
+from .harness import ELSEWHERE, assert_right
 from .kernel_emulator import KernelEmulator
 
 __all__ = [
@@ -36,11 +36,7 @@ __all__ = [
 LIMIT = {"fp32": 1e-5, "fp64": 1e-6, "fp16": 5e-3, "bf16": 3e-2, "fp8e4m3": 1e-2}
 """fp8: one number in a hundred may be a step of 1/16 apart, where fp32 rounds to another half."""
 
-ARCHES = [
-    "sm_80",
-    pytest.param("sm_87", marks=pytest.mark.slow),
-    pytest.param("sm_90a", marks=pytest.mark.slow),
-]
+ARCHES = ["sm_80", pytest.param(ELSEWHERE, marks=pytest.mark.slow)]
 """Architectures that a representative of every family is compiled for."""
 
 NHWC = (0, 2, 3, 1)

@@ -136,12 +136,12 @@ def test_compiles_without_spills(arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "task"),
-    [("sm_80", RESNET), ("sm_80", ALEXNET), ("sm_87", VGG), ("sm_90a", LAYERS[2])],
+    [("sm_80", RESNET), ("sm_90a", LAYERS[2])],
     ids=str,
 )
 def test_tiles_compile_without_spills(arch: str, task: Problem, rng: np.random.Generator) -> None:
     variant = ConvStem()
-    for tile in some(variant.configs(task, ARCHS[arch]), 2, rng):
+    for tile in some(variant.configs(task, ARCHS[arch]), 1, rng):
         assert all(c.spills == 0 for c in compiled(variant, task, arch, tile)), tile
 
 

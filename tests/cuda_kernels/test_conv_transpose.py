@@ -12,7 +12,7 @@ from nrt.dtypes import BF16, FP16, FP64
 from nrt.ir.ops import ConvTranspose
 from nrt.problem import Problem
 
-from .harness import assert_right, compiled
+from .harness import ELSEWHERE, assert_right, compiled
 from .plain_cases import NCHW, assert_emulated, conv, refusal
 
 LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12}
@@ -55,9 +55,7 @@ def test_compiles() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arch", "rows"), [("sm_75", 64), ("sm_75", 128), ("sm_87", 128), ("sm_90a", 64)]
-)
+@pytest.mark.parametrize(("arch", "rows"), [("sm_75", 64), (ELSEWHERE, 128)])
 def test_compiles_elsewhere(arch: str, rows: int) -> None:
     assert compiled(SIMT, PROBLEMS[0], arch, Tile(rows, 64, 8, 8, 8))[0].spills == 0
 

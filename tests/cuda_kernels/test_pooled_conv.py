@@ -67,7 +67,11 @@ RESNET = [
 ] + [pooled(8, 320, 7, 7, 1280, 1, 1)]  # fmt: skip
 
 
-@pytest.mark.parametrize("task", CASES, ids=str)
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(c, marks=pytest.mark.slow) if i < 2 else c for i, c in enumerate(CASES)],
+    ids=str,
+)
 def test_emulated(task: Problem) -> None:
     assert_emulated(PooledConvApart(), task, LIMIT, ())
     configs = PooledConvMma().configs(task, ARCHS["sm_80"])
