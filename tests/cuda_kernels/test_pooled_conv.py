@@ -69,7 +69,7 @@ RESNET = [
 
 @pytest.mark.parametrize(
     "task",
-    [pytest.param(c, marks=pytest.mark.slow) if i < 2 else c for i, c in enumerate(CASES)],
+    [pytest.param(c, marks=pytest.mark.slow) if i in (2, 3) else c for i, c in enumerate(CASES)],
     ids=str,
 )
 def test_emulated(task: Problem) -> None:
