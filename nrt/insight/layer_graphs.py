@@ -20,28 +20,16 @@ import numpy as np
 
 from nrt.dtypes import DTYPES, FP8E4M3, DType
 from nrt.ir.graph import Graph
-from nrt.ir.op import Array, Op
-from nrt.ir.ops import (
-    Concat,
-    Dropout,
-    Expand,
-    Gather,
-    GatherElements,
-    Identity,
-    MaxPool,
-    Pad,
-    Reformat,
-    Reshape,
-    Slice,
-    Split,
-    Transpose,
-)
+from nrt.ir.op import Array
+from nrt.ir.ops import MaxPool, Reformat
 from nrt.ir.ops.quantize import Quantize
 from nrt.ir.value import NHWC, Node, Value
 from nrt.passes.base import Pass, run_pipeline
 from nrt.passes.grid import Grid, grid_of
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.pipeline import PipelineOptions, pipeline
+from nrt.passes.select_precision import MOVES
+from nrt.quantization.weights import LIMITS
 
 __all__ = [
     "Carried",
@@ -60,26 +48,8 @@ _LATER = ("quantize", "choose", "bindings", "precision", "layout", "borders", "s
 
 _LEFT_OUT = ("choose", "siblings")
 
-_MOVES: tuple[type[Op], ...] = (
-    Concat,
-    Dropout,
-    Expand,
-    Gather,
-    GatherElements,
-    Identity,
-    Pad,
-    Reformat,
-    Reshape,
-    Slice,
-    Split,
-    Transpose,
-)
-"""Ops that compute nothing: no layers to look at."""
-
 _ENDINGS = frozenset({*(d.name for d in DTYPES), "nchw", "nhwc", "row_major", "quantize"})
 """Of names of values that a pass stores in another type or order."""
-
-_LARGEST_FP8 = 448.0
 
 
 def _is_scaled(dtype: DType) -> bool:
@@ -121,7 +91,7 @@ class LowGraph:
         return tuple(
             carried
             for node in self.graph.nodes
-            if not isinstance(node.op, _MOVES)
+            if not isinstance(node.op, MOVES)
             for value in node.outputs
             if (carried := self._carried(value)) is not None
         )
@@ -161,7 +131,7 @@ class LowGraph:
         if value.name in self.grids:
             return self.grids[value.name][1]
         node = value.producer
-        if node is None or not isinstance(node.op, (*_MOVES, MaxPool)):
+        if node is None or not isinstance(node.op, (*MOVES, MaxPool)):
             return None
         before = node.inputs[0]
         return self._grid_before(before) if before.dtype is value.dtype else None
@@ -172,7 +142,7 @@ class LowGraph:
             return self.grids[value.name][1]
         for node, _ in self.graph.consumers(value):
             after = node.outputs[0]
-            if isinstance(node.op, (*_MOVES, MaxPool)) and after.dtype is value.dtype:
+            if isinstance(node.op, (*MOVES, MaxPool)) and after.dtype is value.dtype:
                 return self._grid_behind(after)
         return None
 
@@ -313,7 +283,7 @@ def narrowed(layer: Carried, array: Array) -> Array:
             return array.astype(wanted.numpy)
     scaled = array.astype(np.float32) / grid.scale
     if wanted.is_float:  # fp8 has no infinity
-        return np.clip(scaled, -_LARGEST_FP8, _LARGEST_FP8).astype(wanted.numpy)
+        return np.clip(scaled, -LIMITS[FP8E4M3], LIMITS[FP8E4M3]).astype(wanted.numpy)
     info = np.iinfo(wanted.numpy)
     whole: Array = np.clip(np.rint(scaled) + grid.zero, info.min, info.max)
     return whole.astype(wanted.numpy)
@@ -324,5 +294,5 @@ def computing(graph: Graph) -> tuple[Node, ...]:
     return tuple(
         node
         for node in graph.nodes
-        if not isinstance(node.op, _MOVES) and any(v.dtype.is_float for v in node.outputs)
+        if not isinstance(node.op, MOVES) and any(v.dtype.is_float for v in node.outputs)
     )

@@ -29,7 +29,9 @@ def parts() -> dict[str, Digits]:
     return load()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["plain", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n != "plain")]
+)
 def test_int8_is_within_the_bar(name: str, parts: dict[str, Digits]) -> None:
     _within_the_bar(name, parts, "cpu")
 
