@@ -400,6 +400,7 @@ def test_a_plan_for_another_gpu_is_built_offline(
     assert (tmp_path / "net.plan").stat().st_size > len(engine.plan.weights)
 
 
+@pytest.mark.slow
 def test_a_plan_with_prologues_is_built_offline() -> None:
     plan = build(dense_network(1), target="cuda:sm_80", precision="fp16", opt_level=0).plan
     check_plan(plan)

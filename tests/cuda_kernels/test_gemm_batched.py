@@ -22,7 +22,6 @@ from .plain_cases import assert_emulated, conv, matmul, refusal
 
 LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2}
 
-SLOW = pytest.mark.slow
 
 BATCHED = GemmBatched()
 SMALL, WIDE, DEEP = Tile(32, 32, 64, 1, 2, 4), Tile(64, 64, 32, 2, 2, 4), Tile(64, 64, 64, 2, 2, 3)
@@ -131,7 +130,8 @@ def test_large_right_on_gpu(task: Problem, tile: Tile, cuda_runner: Any) -> None
     assert_right(cuda_runner, BATCHED, task, LIMIT, [tile])
 
 
-@pytest.mark.parametrize("arch", ["sm_80", pytest.param(ELSEWHERE, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", ELSEWHERE])
 def test_attention_compiles_without_spills(arch: str) -> None:
     for task in (SCORES, CONTEXT, UNALIGNED):
         assert all(c.spills == 0 for c in compiled(BATCHED, task, arch))

@@ -120,6 +120,7 @@ def test_a_file_that_changed_since_it_was_imported(folder: Path) -> None:
         pool.submit(spec).result(SECONDS)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_imported_again(folder: Path) -> None:
     module = load("my_kernels")
     first = KernelSpec.of(module.make, (3,), 32)
@@ -131,6 +132,7 @@ def test_a_file_that_was_imported_again(folder: Path) -> None:
         assert pool.submit(second).result(SECONDS).entry == "nrt_make"
 
 
+@pytest.mark.slow
 def test_a_module_that_a_worker_cannot_import(folder: Path) -> None:
     path = folder / "my_kernels.py"
     path.write_text(
