@@ -16,6 +16,7 @@ from nrt.errors import ShapeError
 __all__ = [
     "BF16",
     "BOOL",
+    "BYTES",
     "DTYPES",
     "FP8E4M3",
     "FP16",
@@ -93,6 +94,9 @@ FP8E4M3 = _make("fp8e4m3", "float", ml_dtypes.float8_e4m3fn, 17, "b8")
 DTYPES: tuple[DType, ...] = (
     FP32, UINT8, INT8, UINT16, INT16, INT32, INT64, BOOL, FP16, FP64, UINT32, UINT64, BF16, FP8E4M3,
 )  # fmt: skip
+
+BYTES: tuple[DType, ...] = (INT8, UINT8)
+"""What quantized activations are stored as: uint8 where none of them is negative."""
 
 _BY_NAME = {d.name: d for d in DTYPES}
 _BY_NUMPY = {d.numpy: d for d in DTYPES}

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, INT8
+from nrt.dtypes import FP8E4M3, INT8, UINT8
 from nrt.ir.op import Array
 from nrt.ir.ops import BatchNormalization, Conv, Gather, GatherElements, MatMul
 from nrt.problem import Problem, TensorSpec
@@ -18,9 +18,10 @@ __all__ = ["random_inputs", "relative_error"]
 def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
     """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range.
 
-    int8 factors of products take their whole range but -128, other integers are below 8. Elements
-    that share memory (a stride of 0) have one value. Dense arrays lie in memory as their specs say,
-    so that an upload copies bytes; floats repeat with a period of `_PERIOD` elements.
+    int8 factors of products take their whole range but -128, uint8 ones theirs, other integers are
+    below 8. Elements that share memory (a stride of 0) have one value. Dense arrays lie in memory
+    as their specs say, so that an upload copies bytes; floats repeat with a period of `_PERIOD`
+    elements.
     """
     return [
         _repeated(spec, _random(problem, slot, rng)) for slot, spec in enumerate(problem.inputs)
@@ -66,6 +67,8 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
         return rng.integers(0, 2, spec.shape).astype(np.bool_)
     if spec.dtype is INT8 and is_factor:
         return rng.integers(-127, 128, spec.shape, np.int8)
+    if spec.dtype is UINT8 and is_factor:
+        return rng.integers(0, 256, spec.shape, np.uint8)
     high = 8
     if isinstance(op, Gather | GatherElements) and slot == 1:
         high = problem.inputs[0].shape[op.axis]

@@ -20,7 +20,7 @@ from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.variant import KernelSpec, Variant
 from nrt.cuda_runner import CudaRunner, Operands
 from nrt.device_compare import on_device
-from nrt.dtypes import FP8E4M3, INT8
+from nrt.dtypes import BYTES, FP8E4M3
 from nrt.errors import CompileError, TuningError
 from nrt.extensions.registry import registry
 from nrt.extensions.user_code import user_code
@@ -52,7 +52,7 @@ _BRIEFLY = f"timed briefly: over {_SLOW} times the best"
 def tolerance(problem: Problem, output: TensorSpec) -> float:
     """The relative error up to which ``output`` is right; integers other than rounded ones: 0."""
     op = problem.op
-    if isinstance(op, Conv | ConvTranspose | MatMul) and output.dtype is INT8:
+    if isinstance(op, Conv | ConvTranspose | MatMul) and output.dtype in BYTES:
         return INT8_TOLERANCE
     limit = TOLERANCE.get(output.dtype.name, 0.0)
     if isinstance(op, Conv | MatMul) and problem.inputs[0].dtype is FP8E4M3:

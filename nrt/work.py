@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nrt.dtypes import FP8E4M3, INT8
+from nrt.dtypes import BYTES, FP8E4M3
 from nrt.ir.ops import (
     AveragePool,
     Conv,
@@ -82,7 +82,7 @@ def precision_of(problem: Problem) -> str:
     op = problem.op
     if isinstance(op, Conv | ConvTranspose | MatMul | PooledConv):
         factor = problem.inputs[0].dtype
-        if factor is INT8:
+        if factor in BYTES:
             return "int8"
         if factor is FP8E4M3:
             return "fp8"

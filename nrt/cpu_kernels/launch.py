@@ -10,7 +10,7 @@ import numpy as np
 
 from nrt.cpu_kernels.codegen import column_class, rows_function
 from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
-from nrt.ir.ops.quantize import int8_rounding
+from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import Builder, Program, identity
 
 __all__ = [
@@ -150,7 +150,7 @@ def epilogue_of(
     if whole:
         b = Builder(["i", *found.inputs[1:]])
         found = b.build(*b.inline(found, [b("to_f", 0), *range(1, len(found.inputs))]))
-    return int8_rounding(found) if out is INT8 else found
+    return byte_rounding(found, out) if out is INT8 else found
 
 
 def bind_product(

@@ -12,7 +12,7 @@ from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.dtypes import FP8E4M3, FP32, INT8
 from nrt.ir.op import Array
 from nrt.ir.ops import AveragePool, MaxPool
-from nrt.ir.ops.quantize import int8_rounding
+from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import identity
 from nrt.problem import Problem, Refusal, TensorSpec
 
@@ -66,7 +66,7 @@ class Pool(HostVariant):
         widen = bind_strided(cast_program(x.dtype, FP32), (wide_x, x))
         # A maximum is one of the numbers, and nothing rounds; but for that of nothing, -inf.
         whole = y.dtype is INT8
-        program = int8_rounding(identity("f")) if whole else cast_program(FP32, y.dtype)
+        program = byte_rounding(identity("f"), y.dtype) if whole else cast_program(FP32, y.dtype)
         narrow = bind_strided(program, (y, wide_y))
 
         def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:

@@ -33,7 +33,7 @@ from nrt.cuda_kernels.strided import (
 )
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar
 from nrt.dtypes import INT8, DType
-from nrt.ir.ops.quantize import without_int8_rounding
+from nrt.ir.ops.quantize import without_byte_rounding
 from nrt.ir.pointwise import Program
 from nrt.problem import Refusal
 
@@ -215,7 +215,7 @@ def _vector_kernel(
     work: list[str] = []
     # Integers in and out of floats are as dear as several additions; int8 has its own ways there.
     whole = width % 4 == 0 and not double and outputs == (INT8,)
-    rounded = without_int8_rounding(program) if whole else None
+    rounded = without_byte_rounding(program, INT8) if whole else None
     main = rounded or program
     for j in range(unroll):
         fetch.append(f"v{j} = u32(t + u32({j * _THREADS}))")

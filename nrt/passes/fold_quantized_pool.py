@@ -2,8 +2,8 @@
 
     average((q - z) · s)  =  (average(q) - z) · s
 
-The mean of int8 is a float, which the epilogue scales; what quantizes it again joins that epilogue,
-so that one kernel reads bytes and stores bytes.
+The mean of bytes is a float, which the epilogue scales; what quantizes it again joins that
+epilogue, so that one kernel reads bytes and stores bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from nrt.dtypes import INT8
+from nrt.dtypes import BYTES
 from nrt.ir.graph import Graph
 from nrt.ir.ops import AveragePool, Dequantize
 from nrt.ir.pointwise import Builder, identity
@@ -32,8 +32,8 @@ class AverageOfIntegers(Rule):
         grid = grid_of(inner)
         if grid is None or not grid.is_uniform:
             return f"{inner} has a scale that differs along a dimension, or is computed"
-        if grid.dtype is not INT8:
-            return f"{inner} reads {grid.dtype}, kernels average int8"
+        if grid.dtype not in BYTES:
+            return f"{inner} reads {grid.dtype}, kernels average int8 and uint8"
         if not grid.is_symmetric and op.count_include_pad and any(op.pads):
             return "padding counts as 0, where the integers have a zero point"
         return None

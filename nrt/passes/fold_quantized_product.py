@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, INT8
+from nrt.dtypes import FP8E4M3, INT8, UINT8
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul, Pad
@@ -71,11 +71,12 @@ def _grids(match: Match, no_fp8: str = "") -> tuple[Grid, Grid] | str:
         grid = grid_of(match.nodes[name])
         if grid is None:
             return f"the scale of its {label} is computed at run time"
-        if grid.dtype not in (INT8, FP8E4M3):
+        able = (INT8, FP8E4M3) if name == "w" else (INT8, UINT8, FP8E4M3)
+        if grid.dtype not in able:
             return f"its {label} are {grid.dtype}, kernels multiply int8 or fp8"
         found.append(grid)
     x, w = found
-    if x.dtype is not w.dtype:
+    if x.dtype is not w.dtype and (x.dtype, w.dtype) != (UINT8, INT8):
         return f"its input is {x.dtype}, its weights are {w.dtype}: kernels multiply equal types"
     if x.dtype is FP8E4M3 and no_fp8:
         return f"its operands are fp8: {no_fp8}"
@@ -87,7 +88,7 @@ def _grids(match: Match, no_fp8: str = "") -> tuple[Grid, Grid] | str:
 
 
 def _precision(grid: Grid) -> str:
-    return "int8" if grid.dtype is INT8 else "fp8"
+    return "fp8" if grid.dtype is FP8E4M3 else str(grid.dtype)
 
 
 def bias_of(value: Value) -> Array | None:

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, FP64, INT8, INT16, UINT8, UINT16, UINT32, UINT64, DType
+from nrt.dtypes import BYTES, FP8E4M3, FP64, INT16, UINT16, UINT32, UINT64, DType
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Reshape
 from nrt.ir.ops.common import kind_of, product_type
 from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.ops.quantize import (
-    int8_rounding,
+    byte_rounding,
     saturates,
-    without_int8_rounding,
+    without_byte_rounding,
     without_round_trips,
 )
 from nrt.ir.pointwise import Builder, Program, identity
@@ -41,7 +41,8 @@ __all__ = [
     "unsafe_intermediate",
 ]
 
-_WRAPS = (INT8, UINT8, INT16, UINT16, UINT32, UINT64, FP8E4M3)
+_NOT_STORED = "the {} result of {} is not rounded and saturated, as stores do"
+_WRAPS = (*BYTES, INT16, UINT16, UINT32, UINT64, FP8E4M3)
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class FuseEpilogue(Rule):
     def check(self, graph: Graph, match: Match) -> str | None:
         outer, anchor = match.root, match.nodes["anchor"]
         for node in (anchor, outer):
-            if not (node.output.dtype.is_float or node.output.dtype is INT8):
+            if not (node.output.dtype.is_float or node.output.dtype in BYTES):
                 return f"the result of {node} is {node.output.dtype}, an epilogue computes floats"
         if outer.output.shape != anchor.output.shape:
             return (
@@ -197,7 +198,7 @@ class FuseEpilogue(Rule):
             return unsafe
         program, extras = self._joined(match)
         if program is None:
-            return f"the int8 result of {outer} is not rounded and saturated, as stores do"
+            return _NOT_STORED.format(outer.output.dtype, outer)
         return too_large(self.limits, program, len(extras))
 
     def preference(self, graph: Graph, match: Match) -> int:
@@ -215,9 +216,9 @@ class FuseEpilogue(Rule):
             outer.inputs,
             hole=anchor.output,
         )
-        # The store rounds to int8; what comes before it is a float.
-        integer = outer.output.dtype is INT8
-        return (without_int8_rounding(program) if integer else program), extras
+        # The store rounds to bytes; what comes before it is a float.
+        dtype = outer.output.dtype
+        return (without_byte_rounding(program, dtype) if dtype in BYTES else program), extras
 
     def rewrite(self, graph: Graph, match: Match) -> str:
         outer, anchor = match.root, match.nodes["anchor"]
@@ -240,7 +241,7 @@ class FuseAfter(Rule):
     pattern calls the anchor ``anchor`` and states that only the root reads it.
 
     Attributes:
-        integers: the anchor may store int8, rounded and saturated.
+        integers: the anchor may store bytes, rounded and saturated.
     """
 
     integers: ClassVar[bool] = False
@@ -252,7 +253,7 @@ class FuseAfter(Rule):
         outer, anchor = match.root, match.nodes["anchor"]
         for node in (anchor, outer):
             dtype = node.output.dtype
-            if not dtype.is_float and not (self.integers and node is outer and dtype is INT8):
+            if not dtype.is_float and not (self.integers and node is outer and dtype in BYTES):
                 return f"the result of {node} is {dtype}, an epilogue computes floats"
         if outer.output.shape != anchor.output.shape:
             return (
@@ -261,7 +262,7 @@ class FuseAfter(Rule):
             )
         program, after = self._joined(match)
         if program is None:
-            return f"the int8 result of {outer} is not rounded and saturated, as stores do"
+            return _NOT_STORED.format(outer.output.dtype, outer)
         _, before, _ = match.op("anchor").parts(anchor.inputs)
         involved = [v.dtype for v in (*outer.inputs, *anchor.inputs, outer.output)]
         return unsafe_intermediate(anchor.output.dtype, involved) or too_large(
@@ -281,8 +282,8 @@ class FuseAfter(Rule):
             outer.inputs,
             hole=anchor.output,
         )
-        rounded = outer.output.dtype is INT8
-        return without_int8_rounding(program) if rounded else program, inputs
+        dtype = outer.output.dtype
+        return without_byte_rounding(program, dtype) if dtype in BYTES else program, inputs
 
     def rewrite(self, graph: Graph, match: Match) -> str:
         outer, anchor = match.root, match.nodes["anchor"]
@@ -291,8 +292,8 @@ class FuseAfter(Rule):
         op: Any = anchor.op
         x, before, _ = op.parts(anchor.inputs)
         dtype = outer.output.dtype
-        # int8 that a pool averages says nothing of what it stores.
-        kept = dtype is x.dtype and dtype is not INT8
+        # Bytes that a pool averages say nothing of what it stores.
+        kept = dtype is x.dtype and dtype not in BYTES
         op = replace(op, epilogue=program, out_dtype=None if kept else dtype)
         inputs = [x, *before, *(trimmed(graph, v) for v in after)]
         graph.replace_node(outer, op, inputs, also=[anchor], name=anchor.name)
@@ -300,10 +301,10 @@ class FuseAfter(Rule):
 
 
 def _stored(match: Match) -> Program:
-    """The anchor's epilogue, and the rounding of what it stores where that is int8."""
+    """The anchor's epilogue, and the rounding of what it stores where that is bytes."""
     epilogue: Program = match.op("anchor").epilogue or identity()
-    integer = match.nodes["anchor"].output.dtype is INT8
-    return int8_rounding(epilogue) if integer else epilogue
+    dtype = match.nodes["anchor"].output.dtype
+    return byte_rounding(epilogue, dtype) if dtype in BYTES else epilogue
 
 
 def trimmed(graph: Graph, value: Value) -> Value:

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, DType
+from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, FP64, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import (
@@ -255,7 +255,7 @@ class _Rewriter:
             return
         quantized = node.inputs[0].dtype
         sums = slots == (0, 1) or isinstance(node.op, AveragePool)
-        if quantized is FP8E4M3 or (sums and quantized is INT8):
+        if quantized is FP8E4M3 or (sums and quantized in BYTES):
             self.visit_quantized(node, dtype)
             return
         if not node.inputs[0].dtype.is_float:
@@ -290,7 +290,7 @@ class _Rewriter:
         self.say(node, reason, dtype)
 
     def visit_quantized(self, node: Node, dtype: DType) -> None:
-        """What reads int8 or fp8 goes on to; a result in floats has the type of the others."""
+        """What reads bytes or fp8 goes on to; a result in floats has the type of the others."""
         op: Any = node.op
         result = node.output.dtype
         floats = result.is_float and result is not FP8E4M3
@@ -298,7 +298,7 @@ class _Rewriter:
             node = self.replace(node, replace(op, out_dtype=dtype))
             result = dtype
         self.graph.reinfer(node)
-        name = "int8" if node.inputs[0].dtype is INT8 else "fp8"
+        name = "fp8" if node.inputs[0].dtype is FP8E4M3 else "int8"
         self.notes.append(self.owner.fired(node, f"{name}: stores {result}"))
 
     def saturated(self, node: Node, first: int, dtype: DType) -> Program | None:
@@ -343,7 +343,7 @@ class _Rewriter:
         op: Any = node.op
         data = [v for v in node.inputs if not v.is_constant]
         if not any(v.dtype.is_float for v in node.inputs) and any(
-            v.dtype is not INT8 for v in data
+            v.dtype not in BYTES for v in data
         ):
             # Counts and positions are exact in fp32 up to 2^24, in fp16 only to 2048.
             if node.output.dtype.is_float and _holds_beyond(own_program(node), FP16):

@@ -29,7 +29,7 @@ from nrt.ir.ops import (
     Sum,
     Where,
 )
-from nrt.ir.ops.quantize import int8_rounding
+from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import Builder
 from nrt.problem import Problem
 
@@ -152,14 +152,14 @@ def _sum_of_int8() -> Problem:
     """``relu(a / 2 + b / 4)`` as int8; all of it exact in float32."""
     b = Builder("ii")
     value = b("add", *(b("mul", b("to_f", k), b.const(0.5 / (k + 1))) for k in (0, 1)))
-    program = int8_rounding(b.build(b("max", value, b.const(0.0))))
+    program = byte_rounding(b.build(b("max", value, b.const(0.0))), INT8)
     x = last(2, 32, 3, 5, dtype=INT8)
     return task(Pointwise(program, INT8), x, x, out=last)
 
 
 def _quantized_halves() -> Problem:
     b = Builder("f")
-    program = int8_rounding(b.build(b("mul", 0, b.const(8.0))))
+    program = byte_rounding(b.build(b("mul", 0, b.const(8.0))), INT8)
     return task(Pointwise(program, INT8), rows(3, 40, dtype=FP16))
 
 

@@ -11,9 +11,9 @@ from nrt.errors import ShapeError
 from nrt.ir.op import TensorType
 from nrt.ir.ops import Dequantize, Quantize
 from nrt.ir.ops.quantize import (
-    int8_rounding,
+    byte_rounding,
     saturates,
-    without_int8_rounding,
+    without_byte_rounding,
     without_round_trips,
 )
 from nrt.ir.pointwise import Builder, compose
@@ -92,19 +92,19 @@ class TestPrograms:
     def test_storing_as_int8_is_a_step_that_can_be_taken_away(
         self, rng: np.random.Generator
     ) -> None:
-        stored = int8_rounding(SHIFTED)
+        stored = byte_rounding(SHIFTED, INT8)
         x, y = (rng.uniform(-200, 200, 500) for _ in range(2))
         (found,) = stored.evaluate(x, y)
         np.testing.assert_array_equal(found, np.clip(np.rint(x + y), -128, 127))
-        assert without_int8_rounding(stored) == SHIFTED
+        assert without_byte_rounding(stored, INT8) == SHIFTED
         assert saturates(stored, INT8)
         assert not saturates(stored, UINT8)
         assert not saturates(SHIFTED, INT8)
-        assert without_int8_rounding(SHIFTED) is None
+        assert without_byte_rounding(SHIFTED, INT8) is None
 
     def test_a_zero_point_stays_behind_the_rounding(self) -> None:
         program = Quantize(INT8).program(("f", "f", "i"))
-        stored = without_int8_rounding(program)
+        stored = without_byte_rounding(program, INT8)
         assert stored is not None
         assert stored.text() == "div(x0, x1); round(r3); to_f(x2); add(r4, r5)"
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, INT32, DType, dtype_from_numpy
+from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, INT8, INT32, UINT8, DType, dtype_from_numpy
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, TensorType
 from nrt.ir.pointwise import Program
@@ -85,13 +85,23 @@ def check_same_dtype(op: str, **types: TensorType) -> None:
         raise ShapeError(f"{op}: {found}; expected one dtype, insert a Cast")
 
 
+def check_factors(op: str, **types: TensorType) -> None:
+    """ShapeError unless the named two have one dtype, or are uint8 and int8."""
+    left, right = (t.dtype for t in types.values())
+    if (left, right) != (UINT8, INT8):
+        check_same_dtype(op, **types)
+        if left is UINT8:
+            first, second = types
+            raise ShapeError(f"{op}: {first} and {second} are uint8; expected {second} of int8")
+
+
 def check_tf32(op: str, tf32: bool, dtype: DType) -> None:
     """ShapeError when operands other than fp32 are said to be rounded to tf32."""
     if tf32 and dtype is not FP32:
         raise ShapeError(f"{op}: tf32 rounds fp32 operands, these are {dtype}; expected tf32=False")
 
 
-_FROM_INT8 = (FP16, BF16, FP32, INT8)
+_FROM_BYTES = (FP16, BF16, FP32, INT8, UINT8)
 _FROM_FP8 = (FP16, BF16, FP32, FP8E4M3)
 
 
@@ -100,19 +110,19 @@ def product_type(
 ) -> DType:
     """Element type of sums of products of ``operands``.
 
-    Sums of int8 are int32, exact, unless ``out_dtype`` says otherwise; behind an epilogue, which
-    computes floats, it has to. Sums of fp8 are fp16: they have no type of their own, and fp16 keeps
+    Sums of int8 and uint8 are int32, exact, unless ``out_dtype`` says otherwise; behind an
+    epilogue, which computes floats, it has to. Sums of fp8 are fp16: they have no type of their own, and fp16 keeps
     what three bits of mantissa hold. All others are of their operands' type.
 
     Raises:
-        ShapeError: sums of int8 or fp8 are not stored as ``out_dtype``.
+        ShapeError: sums of bytes are not stored as ``out_dtype``.
     """
     allowed: tuple[DType, ...]
-    if operands is INT8:
-        allowed = (*_FROM_INT8, FP8E4M3) if epilogue is not None else (INT32, *_FROM_INT8)
+    if operands in BYTES:
+        allowed = (*_FROM_BYTES, FP8E4M3) if epilogue is not None else (INT32, *_FROM_BYTES)
         found = out_dtype or INT32
     elif operands is FP8E4M3:
-        allowed = (*_FROM_FP8, INT8) if epilogue is not None else _FROM_FP8
+        allowed = (*_FROM_FP8, INT8, UINT8) if epilogue is not None else _FROM_FP8
         found = out_dtype or FP16
     else:
         return out_dtype or operands
@@ -283,7 +293,8 @@ def apply_epilogue(
 ) -> Array:
     """``program`` on a freshly computed accumulator and the extras, as ``dtype``.
 
-    int8 results are rounded, to even where two are equally near, and saturate; NaN becomes 0.
+    int8 and uint8 results are rounded, to even where two are equally near, and saturate; NaN
+    becomes 0.
     """
     result = accumulator
     if program is not None:
@@ -292,6 +303,6 @@ def apply_epilogue(
         (result,) = program.evaluate(accumulator, *(compute(e) for e in extras))
         if result.shape != accumulator.shape:
             result = np.broadcast_to(result, accumulator.shape)
-    if dtype is INT8 and result.dtype.kind == "f":
+    if dtype in BYTES and result.dtype.kind == "f":
         result = np.rint(result)
     return finish(result, dtype)

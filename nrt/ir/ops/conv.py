@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import INT8, DType, dtype_from_numpy
+from nrt.dtypes import BYTES, DType, dtype_from_numpy
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -16,8 +16,8 @@ from nrt.ir.ops.common import (
     apply_epilogue,
     array_type,
     check_epilogue,
+    check_factors,
     check_prologue,
-    check_same_dtype,
     check_tf32,
     compute,
     dims,
@@ -51,7 +51,7 @@ def _check_operands(op: str, x: TensorType, w: TensorType, groups: int) -> None:
         raise ShapeError(
             f"{op}: weights {dims(w.shape)} have rank {w.rank}, expected {x.rank} as the input"
         )
-    check_same_dtype(op, input=x, weights=w)
+    check_factors(op, input=x, weights=w)
     if groups < 1:
         raise ShapeError(f"{op}: groups is {groups}, expected at least 1")
 
@@ -77,10 +77,10 @@ def _check_extras(
             "epilogue"
         )
     for bias in extras:
-        if operands is INT8:
+        if operands in BYTES:
             raise ShapeError(
-                f"{op}: a bias beside int8 operands; add it in an epilogue, whose floats may scale "
-                "it"
+                f"{op}: a bias beside {operands} operands; add it in an epilogue, whose floats may "
+                "scale it"
             )
         if bias.shape != (shape[1],):
             raise ShapeError(
@@ -96,7 +96,7 @@ def _finish(
         if extras:
             sums = sums + compute(extras[0]).reshape(-1, *[1] * (sums.ndim - 2))
         return apply_epilogue(None, sums, (), dtype)
-    if x.dtype == INT8.numpy:
+    if dtype_from_numpy(x.dtype) in BYTES:
         sums = sums.astype(np.float32)
     return apply_epilogue(op.epilogue, sums, extras, dtype)
 
@@ -107,9 +107,9 @@ class Conv(Op):
 
     Inputs are ``x, w`` and an optional ``bias[K]``; with an epilogue ``x, w, *extras``: register 0
     of the program is the accumulator, registers 1 and up are the extras, each of which broadcasts
-    against the output ``[N, K, *S']``. x and w share a type. Sums are float32 or better; those of
-    int8 are int32 and exact, and an epilogue, without which int8 takes no bias, reads them as
-    float32.
+    against the output ``[N, K, *S']``. x and w share a type, or are uint8 and int8. Sums are
+    float32 or better; those of bytes are int32 and exact, and an epilogue, without which they take
+    no bias, reads them as float32.
 
     A prologue computes what is convolved: register 0 of the program is an element of ``x``,
     registers 1 and up are floats per input channel ``[C, 1, ...]`` (or one for all), which stand
@@ -123,10 +123,10 @@ class Conv(Op):
         dilations: one per spatial dimension.
         groups: channels fall into this many independent convolutions.
         epilogue: pointwise program on the accumulator.
-        out_dtype: element type of the output; that of ``x`` when None, but int32 for int8 operands
-            and fp16 for fp8. int8 operands give int32 (without an epilogue), fp16, bf16, fp32 or
-            int8, and fp8 operands fp16, bf16, fp32 or fp8; behind an epilogue, whose scale is the
-            result's, either also the other. int8 results are rounded to the nearest
+        out_dtype: element type of the output; that of ``x`` when None, but int32 for bytes and fp16
+            for fp8. Bytes give int32 (without an epilogue), fp16, bf16, fp32, int8 or uint8, and
+            fp8 operands fp16, bf16, fp32 or fp8; behind an epilogue, whose scale is the result's,
+            either also the other's. int8 and uint8 results are rounded to the nearest
             integer, half to even, and saturate to [-128, 127].
         tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
             reference, and kernels that have no use for it, stay exact.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import BYTES, DType, dtype_from_numpy
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -16,7 +16,7 @@ from nrt.ir.ops.common import (
     array_type,
     broadcast,
     check_epilogue,
-    check_same_dtype,
+    check_factors,
     check_tf32,
     dims,
     operand,
@@ -32,17 +32,17 @@ class MatMul(Op):
     """``a @ b`` with NumPy's rules: leading dimensions broadcast, vectors are allowed.
 
     Inputs are ``a, b``; with an epilogue also the extras that its registers 1 and up read, each
-    broadcasting against the output. The operands share a type. Sums are float32 or better; those of
-    int8 are int32 and exact, and an epilogue reads them as float32.
+    broadcasting against the output. The operands share a type, or are uint8 and int8. Sums are
+    float32 or better; those of bytes are int32 and exact, and an epilogue reads them as float32.
 
     Attributes:
         trans_a: swap the last two dimensions of ``a`` first (a vector stays as it is).
         trans_b: the same for ``b``.
         epilogue: pointwise program on the accumulator.
-        out_dtype: element type of the output; that of ``a`` when None, but int32 for int8 operands
-            and fp16 for fp8. int8 operands give int32 (without an epilogue), fp16, bf16, fp32 or
-            int8, and fp8 operands fp16, bf16, fp32 or fp8; behind an epilogue, whose scale is the
-            result's, either also the other. int8 results are rounded to the nearest
+        out_dtype: element type of the output; that of ``a`` when None, but int32 for bytes and fp16
+            for fp8. Bytes give int32 (without an epilogue), fp16, bf16, fp32, int8 or uint8, and
+            fp8 operands fp16, bf16, fp32 or fp8; behind an epilogue, whose scale is the result's,
+            either also the other's. int8 and uint8 results are rounded to the nearest
             integer, half to even, and saturate to [-128, 127].
         tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
             reference, and kernels that have no use for it, stay exact.
@@ -62,7 +62,7 @@ class MatMul(Op):
     def _result(self, *inputs: TensorType) -> TensorType:
         """`infer` for the reference, which computes tf32 problems in any type."""
         a, b, *extras = inputs
-        check_same_dtype(self.name, a=a, b=b)
+        check_factors(self.name, a=a, b=b)
         if a.rank == 0 or b.rank == 0:
             raise ShapeError(
                 f"{self.name}: an operand is a scalar, expected rank 1 or more; use Mul"
@@ -90,7 +90,7 @@ class MatMul(Op):
         left = np.swapaxes(a, -1, -2) if self.trans_a and a.ndim > 1 else a
         right = np.swapaxes(b, -1, -2) if self.trans_b and b.ndim > 1 else b
         product = np.asarray(np.matmul(operand(left), operand(right)))
-        if a.dtype == INT8.numpy and self.epilogue is not None:
+        if dtype_from_numpy(a.dtype) in BYTES and self.epilogue is not None:
             product = product.astype(np.float32)
         return (apply_epilogue(self.epilogue, product, extras, type_.dtype),)
 

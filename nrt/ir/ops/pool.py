@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from nrt.dtypes import BOOL, FP32, INT8, DType
+from nrt.dtypes import BOOL, BYTES, FP32, DType
 from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
@@ -42,8 +42,8 @@ class _Pool(Op):
         epilogue: pointwise program applied to each result (register 0), which it gets unrounded;
             inputs beyond the first are its other operands, each broadcasting against the output.
         out_dtype: type of the output; that of the input by default. With an epilogue it may be
-            int8, to which results are rounded, to nearest even, and saturate; otherwise a float
-            type.
+            int8 or uint8, to which results are rounded, to nearest even, and saturate; otherwise
+            a float type.
     """
 
     arity: ClassVar[tuple[int, int]] = (1, MANY)
@@ -89,8 +89,8 @@ class _Pool(Op):
     def stored(self, dtype: DType) -> DType:
         """Element type of the output for an input of ``dtype``."""
         ended = self.epilogue is not None
-        if ended and self.out_dtype is INT8 and dtype.is_float:
-            return INT8
+        if ended and self.out_dtype in BYTES and dtype.is_float:
+            return self.out_dtype
         return check_stored(self.name, dtype, self.out_dtype, ended)
 
     def ended(self, result: Array, inputs: Sequence[Array]) -> tuple[Array, ...]:
@@ -118,7 +118,7 @@ class MaxPool(_Pool):
 
 @dataclass(frozen=True)
 class AveragePool(_Pool):
-    """Mean of each window; that of int8 is a float, and needs an epilogue and ``out_dtype``.
+    """Mean of each window; that of bytes is a float, and needs an epilogue and ``out_dtype``.
 
     Attributes:
         count_include_pad: divide by all elements of the window that lie in the padded input,
@@ -128,12 +128,12 @@ class AveragePool(_Pool):
     count_include_pad: bool = False
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
-        if inputs[0].dtype is not INT8 or self.epilogue is None or self.out_dtype is None:
+        if inputs[0].dtype not in BYTES or self.epilogue is None or self.out_dtype is None:
             check_float(self.name, inputs[0].dtype)
         return super().infer(*inputs)
 
     def stored(self, dtype: DType) -> DType:
-        if dtype is INT8 and self.out_dtype is not None:
+        if dtype in BYTES and self.out_dtype is not None:
             dtype = FP32
         return super().stored(dtype)
 

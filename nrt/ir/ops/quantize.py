@@ -21,9 +21,9 @@ from nrt.ir.pointwise import Builder, Instr, Program
 __all__ = [
     "Dequantize",
     "Quantize",
-    "int8_rounding",
+    "byte_rounding",
     "saturates",
-    "without_int8_rounding",
+    "without_byte_rounding",
     "without_round_trips",
 ]
 
@@ -120,11 +120,11 @@ def _saturated(b: Builder, value: int, dtype: DType) -> int:
     return b("to_i", b("min", b("max", value, low), high))
 
 
-def int8_rounding(program: Program) -> Program:
-    """``program`` and then the store of its float as int8: rounded and saturated, an integer."""
+def byte_rounding(program: Program, dtype: DType) -> Program:
+    """``program`` and then the store of its float as int8 or uint8: rounded and saturated."""
     b = Builder(program.inputs)
     (value,) = b.inline(program, range(len(program.inputs)))
-    return b.build(_saturated(b, b("round", value), INT8))
+    return b.build(_saturated(b, b("round", value), dtype))
 
 
 def saturates(program: Program, dtype: DType) -> bool:
@@ -155,12 +155,12 @@ def _instr(program: Program, register: int) -> Instr | None:
     return program.instrs[index] if index >= 0 else None
 
 
-def without_int8_rounding(program: Program) -> Program | None:
-    """The float of which storing as int8 makes what ``program`` computes; None if there is none.
+def without_byte_rounding(program: Program, dtype: DType) -> Program | None:
+    """The float of which storing as ``dtype`` makes what ``program`` computes, or None.
 
     Epilogues give floats; their stores round, halves to even, and saturate.
     """
-    register = _before_saturation(program, INT8)
+    register = _before_saturation(program, dtype)
     if register is None or program.kinds[register] != "f":
         return None
     last = _instr(program, register)
