@@ -14,7 +14,7 @@ passes that follow, which end a layer in a store of int8 and read a residual of 
   of them means of integers (`fold_quantized_pool`);
 - Quantize moves up through what only moves elements or takes a maximum, Dequantize down, so that
   the integers move; where the two meet on one grid, both are gone;
-- uint8 becomes int8, ``q - 128`` with the zero point ``z - 128``: the same numbers;
+- uint8 with another zero point than 0 becomes int8, ``q - 128`` with ``z - 128``: the same numbers;
 - weights of layers that keep to floats are dequantized now, and quantizing by a known scale is a
   multiplication by its reciprocal.
 
@@ -79,8 +79,11 @@ class _Signed(Rule):
 
     def check(self, graph: Graph, match: Match) -> str | None:
         node = match.root
-        if grid_of(node) is None:
+        grid = grid_of(node)
+        if grid is None:
             return "its scale is computed at run time"
+        if grid.is_symmetric:
+            return "its zero point is 0: products read it as it is"
         if graph.is_output(node.output):
             return "its uint8 are an output of the graph"
         for reader, _ in graph.consumers(node.output):

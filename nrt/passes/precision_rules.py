@@ -7,18 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
+from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, INT8, DType
 from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.value import Node
 
-__all__ = ["FP16_LIMIT", "QUANTIZED", "REAL", "STORAGE", "Assignment", "LayerRules"]
+__all__ = [
+    "FP16_LIMIT",
+    "QUANTIZED",
+    "REAL",
+    "STORAGE",
+    "Assignment",
+    "LayerRules",
+    "quantized_name",
+]
 
 STORAGE: Mapping[str, DType] = {"fp16": FP16, "bf16": BF16, "tf32": FP32, "fp32": FP32}
 """Precision -> the type that its tensors are stored in; the fastest precision first."""
 
 QUANTIZED: Mapping[str, DType] = {"int8": INT8, "fp8": FP8E4M3}
-"""Precision -> the type of few bits that operands have, scales beside them; the first one wins."""
+"""Precision -> the type of few bits that weights have, scales beside them; the first one wins."""
+
+
+def quantized_name(dtype: DType) -> str | None:
+    """The precision of a product whose left operand is of ``dtype``, if that has few bits."""
+    if dtype in BYTES:
+        return "int8"
+    return "fp8" if dtype is FP8E4M3 else None
+
 
 FP16_LIMIT = 65504.0 / 2
 """Largest magnitude that calibration may have seen in what is stored as fp16: half of what fp16

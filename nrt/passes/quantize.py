@@ -10,9 +10,11 @@
 
 fold-quantization, which follows, makes one product of few bits of that, and the epilogue of what
 computes x stores them. Scales s are those of the calibration, one per tensor; weights have one per
-output channel. Everything that reads x reads the quantized numbers, so that no float copy of it is
-stored; so do residuals between two such layers. Where layers of int8 and of fp8 read one tensor,
-it is stored as both, and what else reads it has the type of the first.
+output channel. Where it saw nothing negative, int8 means that q is uint8: twice the steps.
+
+Everything that reads x reads the quantized numbers, so that no float copy of it is stored; so do
+residuals between two such layers. Where layers of int8 and of fp8 read one tensor, it is stored as
+both, and what else reads it has the type of the first.
 
 Floats remain where few bits do not pay or cost too much accuracy: layers of few input channels (the
 first one of a network as a rule), depthwise ones of fp8, for which there are no kernels, products
@@ -30,7 +32,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import FP32, DType
+from nrt.dtypes import FP32, INT8, DType
 from nrt.errors import BuildError
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
@@ -47,7 +49,13 @@ from nrt.ir.ops import (
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels, is_first
-from nrt.passes.precision_rules import QUANTIZED, REAL, Assignment, LayerRules
+from nrt.passes.precision_rules import (
+    QUANTIZED,
+    REAL,
+    Assignment,
+    LayerRules,
+    quantized_name,
+)
 from nrt.quantization.calibration import Calibration
 from nrt.quantization.weights import quantize_weights
 
@@ -58,8 +66,9 @@ _MOVES = (MaxPool, Reshape, Transpose)
 _NAMES = {dtype: name for name, dtype in QUANTIZED.items()}
 
 
-def _is_quantized(node: Node) -> bool:
-    return isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype in _NAMES
+def _quantized_as(node: Node) -> str | None:
+    """``int8`` or ``fp8`` where the model itself multiplies such operands."""
+    return quantized_name(node.inputs[0].dtype) if isinstance(node.op, _PRODUCTS) else None
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,7 @@ class QuantizeLayers(Pass):
         if self.no_fp8 and self.wanted == ("fp8",):
             raise BuildError(f"precision: fp8: {self.no_fp8}; permit int8 or fp16 instead")
         if self.calibration is None:
-            types = [QUANTIZED[name] for name in self.wanted]
-            if not any(_is_quantized(n) and n.inputs[0].dtype in types for n in graph.nodes):
+            if not any(_quantized_as(n) in self.wanted for n in graph.nodes):
                 verb = "needs" if len(self.wanted) == 1 else "need"
                 raise BuildError(
                     f"precision: {' and '.join(self.wanted)} {verb} ranges, and the model has no "
@@ -125,8 +133,9 @@ class QuantizeLayers(Pass):
             assert self.calibration is not None
             source = self._source(node.inputs[0])
             read = source if (source, dtype) in values else node.inputs[0]
-            scale = self.calibration.scale(read.name, dtype)
-            text = f"{_NAMES[dtype]}: its input has the scale {scale:.4g}"
+            stored = self._stored(read, dtype)
+            scale = self.calibration.scale(read.name, stored)
+            text = f"{_NAMES[dtype]}: its input is {stored} of scale {scale:.4g}"
             notes.append(self.fired(node, text))
             self._weights(graph, node, dtype)
         for value, dtype in sorted(values, key=lambda pair: (pair[0].name, pair[1].name)):
@@ -217,7 +226,8 @@ class QuantizeLayers(Pass):
             if first[self._source(node.inputs[0])] is not dtype:
                 # What is pooled, or moved, before it is of the other type.
                 values.setdefault((node.inputs[0], dtype), False)
-        kinds = {n: n.inputs[0].dtype for n in graph.nodes if _is_quantized(n)} | dict(chosen)
+        found = {n: _quantized_as(n) for n in graph.nodes}
+        kinds = {n: QUANTIZED[name] for n, name in found.items() if name} | dict(chosen)
         for node in kinds:
             residual = self._residual(graph, node, kinds)
             if residual is not None and residual not in first:
@@ -248,14 +258,20 @@ class QuantizeLayers(Pass):
             return None
         return value if value.name in self.calibration else None
 
+    def _stored(self, value: Value, dtype: DType) -> DType:
+        """``dtype``, or uint8 where that is int8 and the calibration saw nothing negative."""
+        assert self.calibration is not None
+        return self.calibration[value.name].stored if dtype is INT8 else dtype
+
     def _round_trip(self, graph: Graph, value: Value, dtype: DType) -> Value:
         """``value`` quantized and dequantized."""
         assert self.calibration is not None
+        stored = self._stored(value, dtype)
         origin = value.producer.origin if value.producer is not None else ()
-        array = np.asarray(self.calibration.scale(value.name, dtype), np.float32)
+        array = np.asarray(self.calibration.scale(value.name, stored), np.float32)
         scale = graph.add_constant(f"{value.name}.scale", array)
         name = f"{value.name}.{_NAMES[dtype]}"
-        q = graph.add_node(Quantize(dtype), [value, scale], name=name, origin=origin)
+        q = graph.add_node(Quantize(stored), [value, scale], name=name, origin=origin)
         return graph.add_node(
             Dequantize(FP32), [q.output, scale], name=f"{value.name}{REAL}", origin=origin
         ).output

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nrt.dtypes import FP32, FP64
-from nrt.dtypes import INT8 as INTEGERS
+from nrt.dtypes import BYTES, FP32, FP64
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Conv, ConvTranspose, Elementwise, MatMul, PooledMatMul
 from nrt.ir.value import Node, Value
@@ -179,7 +178,7 @@ def _layer(
         node.name,
         node.origin,
         isinstance(node.op, _PRODUCTS),
-        isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype is INTEGERS,
+        isinstance(node.op, _PRODUCTS) and node.inputs[0].dtype in BYTES,
         tuple(able),
         refused,
         _work(node),

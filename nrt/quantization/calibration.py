@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import BYTES, INT8, UINT8, DType
 from nrt.errors import CalibrationError
 from nrt.quantization.error_model import clipped_share, sqnr
 from nrt.quantization.histogram import Histogram
@@ -130,14 +130,19 @@ class TensorRange:
         return self.lowest < 0
 
     @property
+    def stored(self) -> DType:
+        """What precision int8 stores: uint8 where no element was negative, of twice the steps."""
+        return INT8 if self.signed else UINT8
+
+    @property
     def zero_share(self) -> float:
         """Share of elements that are exactly zero."""
         return self.zeros / self.total if self.total else 0.0
 
     @property
     def scale(self) -> float:
-        """The int8 step, above 0: ``x ≈ scale · clip(round(x / scale), -127, 127)``."""
-        return scale_of(self.threshold)
+        """The step, above 0: ``x ≈ scale · clip(round(x / scale), -127, 127)``; uint8: 0, 255."""
+        return scale_of(self.threshold, self.stored)
 
 
 @dataclass(frozen=True)
@@ -169,16 +174,17 @@ class Calibration(Mapping[str, TensorRange]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def scale(self, name: str, dtype: DType = INT8) -> float:
-        """The scale of the tensor ``name`` in a type of few bits.
+    def scale(self, name: str, dtype: DType | None = None) -> float:
+        """The scale of the tensor ``name`` in a type of few bits, by default `TensorRange.stored`.
 
-        int8 spends its 127 steps on what is frequent: up to the threshold. fp8 has a step for every
-        magnitude, down to some 2^-15 of the largest: it keeps all that was seen (the field's amax
-        scaling), unless a pattern of ``tensors=`` gave the tensor a method of its own.
+        int8 and uint8 spend steps on what is frequent: up to the threshold. fp8 has a step for
+        every magnitude, down to some 2^-15 of the largest: it keeps all that was seen (the field's
+        amax scaling), unless a pattern of ``tensors=`` gave the tensor a method of its own.
         """
         entry = self.tensors[name]
         asked = any(fnmatchcase(name, pattern) for pattern, _ in self.rules.tensors)
-        return scale_of(entry.threshold if dtype is INT8 or asked else entry.amax, dtype)
+        dtype = dtype or entry.stored
+        return scale_of(entry.threshold if dtype in BYTES or asked else entry.amax, dtype)
 
     def __str__(self) -> str:
         return calibration_text(self)

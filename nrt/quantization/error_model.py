@@ -2,8 +2,9 @@
 
 Within a bin, magnitudes are taken to be spread evenly; everything else is exact. With step s, the
 integral of the squared error from 0 to x has a closed form: every full cell around a multiple of s
-gives s³/12, the distance d of x from its multiple k·s gives d³/3. Where k ends at 127, d grows
-beyond half a step, and the same formula tells what clipping costs.
+gives s³/12, the distance d of x from its multiple k·s gives d³/3. Where k ends, at 127 or, of a
+tensor without negatives, at 255, d grows beyond half a step, and the same formula tells what
+clipping costs.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from nrt.quantization.histogram import Histogram
 
 __all__ = ["clipped_share", "noise_power", "signal_power", "sqnr"]
 
-STEPS = 127
-"""Steps of a symmetric int8 grid on either side of zero."""
+
+def _steps(histogram: Histogram) -> int:
+    """Steps above zero: of int8, or of uint8, which tensors without negatives take."""
+    return 127 if histogram.lowest < 0 else 255
 
 
 def noise_power(histogram: Histogram, threshold: float) -> float:
     """Sum of squared errors of all elements at ``threshold``, which is above 0."""
-    step = threshold / STEPS
+    steps = _steps(histogram)
+    step = threshold / steps
     edges = _edges(histogram)
-    multiples = np.minimum(np.rint(edges / step), STEPS)
+    multiples = np.minimum(np.rint(edges / step), steps)
     distances = edges - multiples * step
     return _total(histogram, edges, multiples * (step**3 / 12) + distances**3 / 3, distances**2)
 

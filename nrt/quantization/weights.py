@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, INT8, DType
+from nrt.dtypes import FP8E4M3, INT8, UINT8, DType
 from nrt.errors import CalibrationError
 from nrt.ir.op import Array, Op
 from nrt.ir.ops import Conv, ConvTranspose, MatMul
@@ -33,7 +33,7 @@ __all__ = [
 LIMIT = 127
 """The largest magnitude of int8."""
 
-LIMITS: Mapping[DType, int] = {INT8: LIMIT, FP8E4M3: 448}
+LIMITS: Mapping[DType, int] = {INT8: LIMIT, UINT8: 255, FP8E4M3: 448}
 """By type of a quantized tensor: the largest magnitude."""
 
 _INT32 = 2**31 - 1
@@ -54,7 +54,7 @@ class QuantizedWeights:
 
 
 def scale_of(threshold: float, dtype: DType = INT8) -> float:
-    """The fp32 scale of a range: ``threshold / 127``, or 448 for fp8.
+    """The fp32 scale of a range: ``threshold / 127``, 255 for uint8, 448 for fp8.
 
     1 for a range of zeros, never below the smallest normal fp32.
     """

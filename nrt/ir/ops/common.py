@@ -111,8 +111,8 @@ def product_type(
     """Element type of sums of products of ``operands``.
 
     Sums of int8 and uint8 are int32, exact, unless ``out_dtype`` says otherwise; behind an
-    epilogue, which computes floats, it has to. Sums of fp8 are fp16: they have no type of their own, and fp16 keeps
-    what three bits of mantissa hold. All others are of their operands' type.
+    epilogue, which computes floats, it has to. Sums of fp8 are fp16: they have no type of their
+    own, and fp16 keeps what three bits of mantissa hold. All others are of their operands' type.
 
     Raises:
         ShapeError: sums of bytes are not stored as ``out_dtype``.
