@@ -69,7 +69,7 @@ def test_emulated(task: Problem, tile: Tile) -> None:
     assert_emulated(DP4A, task, LIMIT, tile)
 
 
-@pytest.mark.parametrize("index", [0, 5, 13])
+@pytest.mark.parametrize("index", [0, 15])
 def test_compiles(index: int) -> None:
     (cubin,) = compiled(DP4A, PROBLEMS[index], "sm_75")
     assert cubin.spills == 0
