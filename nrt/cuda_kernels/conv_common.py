@@ -10,11 +10,12 @@ from typing import Any
 
 from numba.cuda import types
 
+from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras
 from nrt.cuda_kernels.variant import Arg, In, Null
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, DType
+from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.ir.ops import Conv, ConvTranspose
 from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program
@@ -29,6 +30,7 @@ __all__ = [
     "ceil_div",
     "check_floats",
     "conv_epilogue",
+    "dot4",
     "extra_args",
     "extra_types",
     "operand_strides",
@@ -39,13 +41,14 @@ __all__ = [
     "rounded",
     "store_width",
     "waves",
+    "weights_type",
 ]
 
 FLOATS: tuple[DType, ...] = (FP32, FP16, BF16, FP64)
 """Operands whose products are summed in their own precision or float32."""
 
-EVERY_OPERAND: tuple[DType, ...] = (*FLOATS, INT8, FP8E4M3)
-"""Operands that the reference kernels multiply."""
+EVERY_OPERAND: tuple[DType, ...] = (*FLOATS, *BYTES, FP8E4M3)
+"""Operands that the reference kernels multiply; weights are of `weights_type`."""
 
 INDEX_LIMIT = 2**32
 """Elements that a kernel's unsigned 32-bit offsets reach."""
@@ -75,15 +78,27 @@ def waves(blocks: int, per_sm: int, device: DeviceSpec) -> float:
 
 def acc_type(dtype: DType) -> Any:
     """Numba type of the accumulator for operands of ``dtype``."""
-    return {FP64: types.float64, INT8: types.int32}.get(dtype, types.float32)
+    if dtype in BYTES:
+        return types.int32
+    return types.float64 if dtype == FP64 else types.float32
+
+
+def weights_type(dtype: DType) -> DType:
+    """Element type of what x of ``dtype`` is multiplied by: int8 beside uint8."""
+    return INT8 if dtype == UINT8 else dtype
+
+
+def dot4(dtype: DType) -> Any:
+    """The ``dp4a`` of words of x, four bytes of ``dtype``, and of int8 weights."""
+    return ptx.dp4a_u8 if dtype == UINT8 else ptx.dp4a
 
 
 def result_type(dtype: DType, out_dtype: DType, program: Program | None) -> Any:
     """Numba type that accumulators have when they reach `epilogue.make_store`.
 
-    Sums of int8 stay int32 on their way to an int32 output and are float32 for all else.
+    Sums of bytes stay int32 on their way to an int32 output and are float32 for all else.
     """
-    if dtype == INT8 and (program is not None or out_dtype != INT32):
+    if dtype in BYTES and (program is not None or out_dtype != INT32):
         return types.float32
     return acc_type(dtype)
 
@@ -229,7 +244,7 @@ class ConvShape:
         stride, pad, dilation: (vertical, horizontal); ``pad`` is that of the top and left.
         pad_end: zeros below and right.
         groups: independent convolutions.
-        dtype: of x and the weights.
+        dtype: of x; the weights are of `weights_type`.
         out_dtype: of y.
         x_strides, y_strides: elements per step in n, channel, row, column.
     """

@@ -1,4 +1,4 @@
-"""Depthwise convolution of int8, channels-last: four taps of a channel are one ``dp4a``.
+"""Depthwise convolution of int8 or uint8, channels-last: four taps of a channel are one ``dp4a``.
 
 A thread owns ``vector`` channels and ``pixels`` neighbouring outputs of one row, as in
 `conv_depthwise`. It loads by column; the bytes of four columns and four channels are turned by
@@ -26,18 +26,20 @@ from nrt.cuda_kernels.conv_common import (
     ConvShape,
     ceil_div,
     conv_epilogue,
+    dot4,
     extra_args,
     extra_types,
     refuse_conv,
     result_type,
     store_width,
     waves,
+    weights_type,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import divide, widest
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import BYTES, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.ir.pointwise import Program
@@ -171,7 +173,7 @@ def _text(vector: int, pixels: int, store: int, taps: int, stride: int) -> str:
         for u in uses:
             for c in range(4):
                 total, k = f"a{u.pixel}_{4 * g + c}", 4 * g + c
-                body.append(f"{total} = dp4a(c{u.pair}_{c}, w{u.offset}{u.part}_{k}, {total})")
+                body.append(f"{total} = dot4(c{u.pair}_{c}, w{u.offset}{u.part}_{k}, {total})")
     lines += [" " * 12 + text for text in body]
     lines.append("    m = u32(u32(n * P + p) * Q + q)")
     lines.append("    o = u32(n * yn + p * yh + q * yw + k)")
@@ -195,6 +197,7 @@ _LOADS = {4: _load1, 8: ptx.ld_global_nc_v2, 16: ptx.ld_global_nc_v4}
 
 
 def _kernel(
+    dtype: DType,
     out_dtype: DType,
     program: Program | None,
     extras: tuple[Extra, ...],
@@ -224,28 +227,29 @@ def _kernel(
         "DH": dilation,
         "at": ptx.at,
         "prmt": ptx.prmt,
-        "dp4a": ptx.dp4a,
+        "dot4": dot4(dtype),
         "load": _LOADS[vector],
         "load4": ptx.ld_global_nc_v4,
-        "value": result_type(INT8, out_dtype, program),
+        "value": result_type(dtype, out_dtype, program),
         "store": make_store(program, extras, out_dtype, store),
     }
     kernel = device_function(text, "kernel", namespace).py_func
     signature = types.void(
-        pointer(INT8), pointer(INT8), pointer(out_dtype), *extra_types(extras), *[u32] * 16
-    )
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
+        *[u32] * 16,
+    )  # fmt: skip
     return kernel, signature
 
 
 class ConvDepthwiseInt8(Variant):
-    """Depthwise convolution of int8 by ``dp4a``, vectorized over channels."""
+    """Depthwise convolution of int8 or uint8 by ``dp4a``, vectorized over channels."""
 
     name = "conv_depthwise_int8"
     ops = (Conv,)
     rank = 2
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_conv(problem, device, Conv, (INT8,))
+        refusal = refuse_conv(problem, device, Conv, BYTES)
         if refusal is not None:
             return refusal
         shape = ConvShape.of(problem)
@@ -297,8 +301,8 @@ class ConvDepthwiseInt8(Variant):
         spec = KernelSpec(
             "nrt.cuda_kernels.conv_depthwise_int8:_kernel",
             (
-                shape.out_dtype, epilogue.program, epilogue.extras, config.vector, config.pixels,
-                store, (shape.r, shape.s), shape.stride, shape.dilation[0],
+                shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, config.vector,
+                config.pixels, store, (shape.r, shape.s), shape.stride, shape.dilation[0],
             ),
             THREADS,
         )  # fmt: skip

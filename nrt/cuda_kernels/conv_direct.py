@@ -2,7 +2,7 @@
 
 The family's reference. It reads every operand through the read-only path, reuses nothing but the
 caches, and sums channel by channel within a filter tap, then over taps: two short sums round less
-than one long one. Sums of int8 are int32 and exact.
+than one long one. Sums of bytes are int32 and exact.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nrt.cuda_kernels.conv_common import (
     operand_strides,
     refuse_conv,
     result_type,
+    weights_type,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra, make_store
@@ -59,7 +60,7 @@ def _kernel(
     """
     acc = acc_type(dtype)
     final = result_type(dtype, out_dtype, program)
-    load = loader(dtype)
+    load, load_w = loader(dtype), loader(weights_type(dtype))
     split = divide()
     store = make_store(program, extras, out_dtype, 1)
     starts = prologue is not None
@@ -104,14 +105,15 @@ def _kernel(
                             if starts:
                                 channel = u32(u32(u32(k // kg) * cg) + u32(c))
                                 image_value = before(image_value, channel, e0, e1, e2, e3)
-                            part = acc(part + acc(image_value * load(w, u32(wi + u32(c) * wc))))
+                            part = acc(part + acc(image_value * load_w(w, u32(wi + u32(c) * wc))))
                         result = acc(result + part)
         o = u32(n * yn + k * yk + p * yh + q * yw)
         store(final(result), m, k, o, y, e0, e1, e2, e3)
 
     signature = types.void(
-        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 28
-    )
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
+        *[u32] * 28,
+    )  # fmt: skip
     return kernel, signature
 
 

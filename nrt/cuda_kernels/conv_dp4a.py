@@ -1,4 +1,4 @@
-"""int8 convolution on the ordinary cores: four products an instruction (``dp4a``, sm_61).
+"""Convolution of bytes on the ordinary cores: four products an instruction (``dp4a``, sm_61).
 
 Recipe: the implicit matrix product of `conv_simt` on words of four channels, as `matmul_dp4a` has
 it. A unit of A is 16 channels of one pixel at one filter tap by one load; weights are packed as
@@ -21,12 +21,14 @@ from nrt.cuda_kernels.conv_common import (
     ConvShape,
     ceil_div,
     conv_epilogue,
+    dot4,
     extra_args,
     extra_types,
     refuse_conv,
     result_type,
     rounded,
     store_width,
+    weights_type,
 )
 from nrt.cuda_kernels.conv_simt import MIN_GROUP, PARAMS, pixels
 from nrt.cuda_kernels.device import DeviceSpec
@@ -44,7 +46,7 @@ from nrt.cuda_kernels.simt_tile import (
 )
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import output_rows, row_params
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import BYTES, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.ir.pointwise import Program
@@ -58,9 +60,9 @@ u32 = types.uint32
 MAX_GROUPS = 65535
 
 WORD = 4
-"""int8 in a word."""
+"""Bytes in a word."""
 UNIT = 16
-"""int8 in a unit, one load: runs of input channels are multiples of it."""
+"""Bytes in a unit, one load: runs of input channels are multiples of it."""
 
 _PROLOGUE = (
     "group = u32(cuda.blockIdx.z)",
@@ -100,6 +102,7 @@ def _weights(tile: Tile) -> Operand:
 
 
 def _kernel(
+    dtype: DType,
     out_dtype: DType,
     program: Program | None,
     extras: tuple[Extra, ...],
@@ -112,10 +115,11 @@ def _kernel(
     a, b = pixels(shape, None), _weights(shape)
     text = gemm_text(shape, PARAMS, _PROLOGUE, a, b, width, arithmetic=DOT4)
     namespace = gemm_namespace(out_dtype, program, extras, rows, width, DOT4)
-    namespace["final"] = result_type(INT8, out_dtype, program)
+    namespace["dot4"] = dot4(dtype)
+    namespace["final"] = result_type(dtype, out_dtype, program)
     namespace |= {name: _load(name) for name in ("load_a", "load_b")}
     signature = types.void(
-        pointer(INT8), pointer(INT8), pointer(out_dtype), *extra_types(extras),
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
         *[u32] * (6 + len(PARAMS)),
     )  # fmt: skip
     return compile_text(text, namespace), signature
@@ -129,7 +133,7 @@ class ConvDp4a(Variant):
     rank = 3
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_conv(problem, device, Conv, (INT8,))
+        refusal = refuse_conv(problem, device, Conv, BYTES)
         if refusal is not None:
             return refusal
         if not problem.constants[1]:
@@ -161,7 +165,8 @@ class ConvDp4a(Variant):
         spec = KernelSpec(
             "nrt.cuda_kernels.conv_dp4a:_kernel",
             (
-                shape.out_dtype, epilogue.program, epilogue.extras, tuple(tile), constant, width,
+                shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, tuple(tile),
+                constant, width,
             ),
             tile.threads,
             tile.blocks_per_sm,

@@ -59,7 +59,7 @@ class MatMulShape:
         a_strides: elements per step in m and in k.
         b_strides: elements per step in k and in n.
         y_strides: elements per step in m and in n.
-        dtype: of a and b.
+        dtype: of a; b is of `conv_common.weights_type`.
         out_dtype: of y.
     """
 

@@ -1,6 +1,6 @@
-"""int8 matrix products on the ordinary cores: four products an instruction (``dp4a``, sm_61).
+"""Matrix products of bytes on the ordinary cores: four products an instruction (``dp4a``, sm_61).
 
-Recipe: `simt_tile` on words of four int8 along the depth. A step of a tile is 8 or 16 words, 32 or
+Recipe: `simt_tile` on words of four bytes along the depth. A step of a tile is 8 or 16 words, 32 or
 64 deep; a thread of 8x8 results makes 64 ``dp4a``, 512 operations, of four 16-byte loads from
 shared memory. Both operands run along the depth: ``a`` as it comes, ``b`` transposed, as constants
 are packed. A unit is four words, one load where rows start at multiples of 16 bytes, else four.
@@ -19,10 +19,12 @@ from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, pointer
 from nrt.cuda_kernels.conv_common import (
     ceil_div,
+    dot4,
     extra_args,
     extra_types,
     result_type,
     store_width,
+    weights_type,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra
@@ -45,7 +47,7 @@ from nrt.cuda_kernels.simt_tile import (
 )
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
 from nrt.cuda_kernels.vector import output_rows, row_params
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import BYTES, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import MatMul
 from nrt.ir.pointwise import Program
@@ -59,7 +61,7 @@ u32 = types.uint32
 MAX_BATCHES = 65535
 
 WORD = 4
-"""int8 in a word: strides and the depth are multiples of it."""
+"""Bytes in a word: strides and the depth are multiples of it."""
 
 _PARAMS = (
     "K", "am", "bn", "size1", "size2", "size3",
@@ -128,6 +130,7 @@ def _load(name: str) -> Any:
 
 
 def _kernel(
+    dtype: DType,
     out_dtype: DType,
     program: Program | None,
     extras: tuple[Extra, ...],
@@ -141,10 +144,11 @@ def _kernel(
     a, b = (_operand(n, shape, w) for n, w in zip("ab", wide, strict=True))
     text = gemm_text(shape, _PARAMS, _PROLOGUE, a, b, width, arithmetic=DOT4)
     namespace = gemm_namespace(out_dtype, program, extras, rows, width, DOT4)
-    namespace["final"] = result_type(INT8, out_dtype, program)
+    namespace["dot4"] = dot4(dtype)
+    namespace["final"] = result_type(dtype, out_dtype, program)
     namespace |= {name: _load(name) for name in ("load_four", "load_one")}
     signature = types.void(
-        pointer(INT8), pointer(INT8), pointer(out_dtype), *extra_types(extras),
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
         *[u32] * (6 + len(_PARAMS)),
     )  # fmt: skip
     return compile_text(text, namespace), signature
@@ -158,7 +162,7 @@ class MatMulDp4a(Variant):
     rank = 3
 
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
-        refusal = refuse_matmul(problem, device, (INT8,))
+        refusal = refuse_matmul(problem, device, BYTES)
         if refusal is not None:
             return refusal
         shape = MatMulShape.of(problem)
@@ -194,8 +198,8 @@ class MatMulDp4a(Variant):
         spec = KernelSpec(
             "nrt.cuda_kernels.matmul_dp4a:_kernel",
             (
-                shape.out_dtype, epilogue.program, epilogue.extras, tuple(tile), tuple(wide),
-                constant, width,
+                shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, tuple(tile),
+                tuple(wide), constant, width,
             ),
             tile.threads,
             tile.blocks_per_sm,

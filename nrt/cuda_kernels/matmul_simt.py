@@ -18,6 +18,7 @@ from nrt.cuda_kernels.conv_common import (
     extra_args,
     extra_types,
     result_type,
+    weights_type,
 )
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import Extra, make_store
@@ -42,11 +43,11 @@ def _reference_kernel(
     """Thread t computes element t of y, counted with columns innermost.
 
     Products are summed in runs of 32 before they join the total: short sums round less. Sums of
-    int8 are int32 and exact.
+    bytes are int32 and exact.
     """
     acc = acc_type(dtype)
     final = result_type(dtype, out_dtype, program)
-    load = loader(dtype)
+    load_a, load_b = loader(dtype), loader(weights_type(dtype))
     split = divide()
     store = make_store(program, extras, out_dtype, 1)
 
@@ -68,7 +69,7 @@ def _reference_kernel(
         result = acc(0)
         part = acc(0)
         for k in range(K):
-            left, right = load(a, u32(ai + u32(k) * ak)), load(b, u32(bi + u32(k) * bk))
+            left, right = load_a(a, u32(ai + u32(k) * ak)), load_b(b, u32(bi + u32(k) * bk))
             part = acc(part + acc(left * right))
             if u32(k) & u32(31) == u32(31):
                 result = acc(result + part)
@@ -77,8 +78,9 @@ def _reference_kernel(
         store(final(acc(result + part)), row, j, o, y, e0, e1, e2, e3)
 
     signature = types.void(
-        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 25
-    )
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
+        *[u32] * 25,
+    )  # fmt: skip
     return kernel, signature
 
 

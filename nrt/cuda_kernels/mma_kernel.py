@@ -44,14 +44,14 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
-from nrt.cuda_kernels.conv_common import acc_type, extra_types, result_type
+from nrt.cuda_kernels.conv_common import acc_type, extra_types, result_type, weights_type
 from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.mma_block import fragments, put_rows, warp_mma
 from nrt.cuda_kernels.mma_layout import Layout, Tile, place, threads
 from nrt.cuda_kernels.mma_load import load_w, load_x, next_position, put_held, w_start
 from nrt.cuda_kernels.prologue import Prologue, fill_tables, fragment_prologue
 from nrt.cuda_kernels.tile_order import tile_position
-from nrt.dtypes import BF16, FP16, FP32, INT8, INT32, DType
+from nrt.dtypes import BF16, BYTES, FP16, FP32, INT8, INT32, UINT8, DType
 from nrt.ir.pointwise import Program
 
 __all__ = ["Tile", "shared_bytes", "threads"]
@@ -61,7 +61,7 @@ i32 = types.int32
 f32 = types.float32
 
 
-_KINDS = {FP16: "f16", BF16: "bf16", FP32: "tf32", INT8: "s8"}
+_KINDS = {FP16: "f16", BF16: "bf16", FP32: "tf32", INT8: "s8", UINT8: "u8"}
 
 
 def shared_bytes(tile: Tile, dtype: DType, tables: int = 0) -> int:
@@ -135,7 +135,7 @@ def _mma_kernel(
     acc_size, fa_size, fb_size = mi_count * ni_count * 4, mi_count * 4, ni_count * 2
     end, operands = (None, ()) if split > 1 else (program, extras)
     sum_type, value_type = acc_type(dtype), result_type(dtype, out_dtype, end)
-    value = _value(dtype == INT8, value_type)
+    value = _value(dtype in BYTES, value_type)
     pools, mean = pooled is not None, pooled == "mean"
     store = make_store(end, operands, out_dtype, width, add=pools)
     finish = make_store(None, (), out_dtype, 1)
@@ -429,8 +429,9 @@ def _mma_kernel(
                     finish(total, tile_m, k, u32(u32(tile_m * y_row) + k), y, e0, e1, e2, e3)
 
     signature = types.void(
-        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 25
-    )
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
+        *[u32] * 25,
+    )  # fmt: skip
     return kernel, signature
 
 

@@ -14,7 +14,7 @@ from nrt.cuda_kernels.mma_kernel import shared_bytes
 from nrt.cuda_kernels.mma_layout import Tile, threads
 from nrt.cuda_kernels.prologue import Prologue
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Null, Scalar, Work
-from nrt.dtypes import BF16, FP16, FP32, INT8, INT32, DType
+from nrt.dtypes import BF16, BYTES, FP16, FP32, INT32, DType
 from nrt.ir.ops import Conv, MatMul
 from nrt.problem import Problem, Refusal
 
@@ -42,8 +42,8 @@ _REDUCE_THREADS = 256
 
 MAX_CONFIGS = 16
 
-OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, INT8)
-"""Element types that tensor cores multiply here; fp32 as tf32."""
+OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, *BYTES)
+"""Element types of x that tensor cores multiply here; fp32 as tf32."""
 
 TILES: tuple[Tile, ...] = (
     Tile(128, 256, 64, 2, 4, 3),
@@ -126,7 +126,7 @@ class Gemm:
 
     Attributes:
         m, k, j: output rows, output channels, length of the sums.
-        dtype, out_dtype: of the operands and of y.
+        dtype, out_dtype: of x and of y; w is of `conv_common.weights_type`.
         pointwise: rows of x are read as they are; the filter's geometry is not used.
         y_row, x_w: elements from one row of y, one pixel of x, to the next.
         height, width, channels: of x.
@@ -351,7 +351,7 @@ def emission(
     """
     gemm = _seen(gemm, tile)
     split = tile.split > 1
-    sums = INT32 if gemm.dtype == INT8 else FP32
+    sums = INT32 if gemm.dtype in BYTES else FP32
     params = (
         # How many parts there are concerns the launch alone.
         tile._replace(split=min(tile.split, 2)), gemm.dtype, sums if split else gemm.out_dtype,

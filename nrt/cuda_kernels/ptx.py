@@ -26,6 +26,7 @@ __all__ = [
     "cp_async_commit",
     "cp_async_wait",
     "dp4a",
+    "dp4a_u8",
     "ex2",
     "f32_from_bf16",
     "f32_from_f16",
@@ -66,6 +67,7 @@ __all__ = [
     "mma_f16_k8",
     "mma_tf32",
     "mma_s8",
+    "mma_u8",
     "mma_statement",
     "max_bf16x2",
     "max_f16x2",
@@ -427,6 +429,7 @@ _MMA_FORMS: dict[str, tuple[str, str, int, int, Any]] = {
     "f16_k8": ("m16n8k8", "f32.f16.f16.f32", 2, 1, f32),
     "tf32": ("m16n8k8", "f32.tf32.tf32.f32", 4, 2, f32),
     "s8": ("m16n8k32", "s32.s8.s8.s32", 4, 2, i32),
+    "u8": ("m16n8k32", "s32.u8.s8.s32", 4, 2, i32),
 }
 
 
@@ -446,7 +449,7 @@ class MmaStatement(NamedTuple):
 
 
 def mma_statement(kind: str) -> MmaStatement:
-    """The statement of ``f16``, ``bf16``, ``f16_k8``, ``tf32`` or ``s8``."""
+    """The statement of ``f16``, ``bf16``, ``f16_k8``, ``tf32``, ``s8`` or ``u8``."""
     shape, kinds, a, b, acc = _MMA_FORMS[kind]
     regs = [f"${4 + i}" for i in range(a + b)]
     text = (
@@ -469,10 +472,15 @@ mma_bf16 = _mma("bf16", "``mma.sync.m16n8k16`` bf16 with float32 accumulators (s
 mma_f16_k8 = _mma("f16_k8", "``mma.sync.m16n8k8`` fp16 with float32 accumulators (sm_75).")
 mma_tf32 = _mma("tf32", "``mma.sync.m16n8k8`` tf32 with float32 accumulators (sm_80).")
 mma_s8 = _mma("s8", "``mma.sync.m16n8k32`` int8 with int32 accumulators (sm_80).")
+mma_u8 = _mma("u8", "``mma.sync.m16n8k32.u8.s8`` uint8 by int8 with int32 accumulators (sm_80).")
 
 dp4a = asm(
     "dp4a", "dp4a.s32.s32 $0, $1, $2, $3;", [i32], [u32, u32, i32], pure=True,
     doc="``dp4a.s32.s32``: four int8 products of (a, b), added to c (sm_61).",
+)  # fmt: skip
+dp4a_u8 = asm(
+    "dp4a_u8", "dp4a.u32.s32 $0, $1, $2, $3;", [i32], [u32, u32, i32], pure=True,
+    doc="``dp4a.u32.s32``: four products of uint8 in a and int8 in b, added to c (sm_61).",
 )  # fmt: skip
 
 # -- conversions and fast functions ----------------------------------------------------------------

@@ -237,6 +237,7 @@ _PRODUCTS = {
     "fp32": _Products(8, "f32.tf32.tf32", ", 1, 1"),
     "fp8e4m3": _Products(32, "f32.e4m3.e4m3", ", 1, 1"),
     "int8": _Products(32, "s32.s8.s8", ""),
+    "uint8": _Products(32, "s32.u8.s8", ""),
 }
 
 
@@ -253,11 +254,11 @@ def wgmma_loop(
     """An intrinsic: all K blocks of a tile by ``wgmma.mma_async.m64nN``, one ahead of the other.
 
     ``(acc, a, b, full, empty, frees, slot, parity, count) -> (slot, parity)``. ``acc`` is a local
-    array of ``n / 2`` elements, float32 or (of int8 products) int32, which the products are added
-    to. ``a`` and ``b`` are the shared addresses of the operands in the ring's first buffer, K
+    array of ``n / 2`` elements, float32 or (of products of bytes) int32, which the products are
+    added to. ``a`` and ``b`` are the shared addresses of the operands in the ring's first buffer, K
     innermost, swizzled. For each of ``count`` blocks it waits for the full
     barrier of ``slot``, issues the products (steps of 32 bytes: 16 elements of fp16 and bf16,
-    8 of tf32, 32 of fp8 and int8), and once the block before is done arrives at its buffer's empty
+    8 of tf32, 32 of fp8 and bytes), and once the block before is done arrives at its buffer's empty
     barrier, in lanes where ``frees`` is not 0. So the tensor cores never wait for a barrier.
 
     The loop is one statement, and written as one: a wait for products that lies in another
@@ -265,8 +266,9 @@ def wgmma_loop(
     instruction of Numba's between them that touches the accumulators.
 
     Args:
-        dtype: ``fp16``, ``bf16``, ``fp32`` (its products are tf32), ``fp8e4m3`` or ``int8``.
-        n: columns, a multiple of 8 up to 256; of int8, one of 16 above 32.
+        dtype: ``fp16``, ``bf16``, ``fp32`` (its products are tf32), ``fp8e4m3``, ``int8`` or
+            ``uint8`` (``a`` is; ``b`` is int8).
+        n: columns, a multiple of 8 up to 256; of int8 and uint8, one of 16 above 32.
         stages: buffers of the ring.
         stage_bytes: from one buffer to the next.
         row: bytes of a row, and of the swizzle: 128, 64 or 32.
@@ -276,7 +278,7 @@ def wgmma_loop(
     kind = _PRODUCTS[dtype]
     # PTX has no unsigned literals of 64 bits above the signed ones.
     matrix = f"0x{matrix_descriptor(row):016X}U"
-    whole = dtype == "int8"
+    whole = kind.types.startswith("s32")
     count = n // 2
     registers = ", ".join(f"${i}" for i in range(count))
     slot, parity, a, b, full, empty, frees, blocks = (f"${count + i}" for i in range(8))

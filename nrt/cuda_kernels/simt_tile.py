@@ -11,7 +11,7 @@ Where there are too few blocks to fill the GPU, ``splits`` blocks share the dept
 writes its partial sums to the workspace, and `simt_reduce` adds them in order and runs the
 epilogue. (The scheme is that of Volkov & Demmel 2008 and CUTLASS's SIMT kernels.)
 
-The elements of a stage are words of four bytes. With `DOT4` a word is four int8 along the depth,
+The elements of a stage are words of four bytes. With `DOT4` a word is four bytes along the depth,
 and a multiply-add is ``dp4a``: a depth of four, summed in int32.
 """
 
@@ -68,7 +68,9 @@ class Arithmetic:
 
 
 FLOATS = Arithmetic("{c} + {a} * {b}", "{r}")
-DOT4 = Arithmetic("dp4a({a}, {b}, {c})", "final(i32({r}))")
+DOT4 = Arithmetic("dot4({a}, {b}, {c})", "final(i32({r}))")
+"""The caller's namespace has `conv_common.dot4` of its operands, and ``final``: an int32 result as
+what the epilogue takes."""
 
 
 class Tile(NamedTuple):
@@ -327,7 +329,7 @@ _FLOAT_NAMES: dict[str, Any] = {
 }  # fmt: skip
 _INT_NAMES: dict[str, Any] = {
     "ld_v4": ptx.ld_shared_v4, "ld_word": ptx.ld_shared_u32, "st_word": ptx.st_shared_u32,
-    "bits": u32, "acc_bits": u32, "word": u32, "acc": i32, "i32": i32, "dp4a": ptx.dp4a,
+    "bits": u32, "acc_bits": u32, "word": u32, "acc": i32, "i32": i32,
 }  # fmt: skip
 
 

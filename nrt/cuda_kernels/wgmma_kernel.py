@@ -56,7 +56,7 @@ from nrt.cuda_kernels.wgmma_layout import (
     sum_pitch,
 )
 from nrt.cuda_kernels.wgmma_prologue import lane_rows, prologue_products
-from nrt.dtypes import INT8, UINT8, DType
+from nrt.dtypes import BYTES, UINT8, DType
 from nrt.ir.pointwise import Program
 
 __all__ = ["SCALARS"]
@@ -117,7 +117,7 @@ def _hopper_kernel(
 
     Args:
         tile: configuration.
-        dtype: of the operands; fp32 is multiplied as tf32.
+        dtype: of x; w is int8 beside uint8. fp32 is multiplied as tf32.
         out_dtype: of y.
         program: epilogue.
         extras: its operands.
@@ -131,7 +131,7 @@ def _hopper_kernel(
     held = boxed and boxed_operand(extras, out_dtype) is not None
     layout = Layout.of(tile, size if boxed else 0, held)
     bm, bk = consumers * 64, depth(tile, dtype)
-    whole = dtype == INT8
+    whole = dtype in BYTES
     acc_size, acc_type = bn // 2, types.int32 if whole else types.float32
     table_at = layout.table
     stage_bytes, a_bytes, w_bytes = layout.stage, layout.a, bn * row_bytes

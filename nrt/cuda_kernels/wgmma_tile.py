@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nrt.cuda_kernels.conv_common import Epilogue, ceil_div
+from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, weights_type
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra
 from nrt.cuda_kernels.epilogue_box import boxed_operand, fragment_order, refuse_boxes
@@ -22,7 +22,7 @@ from nrt.cuda_kernels.wgmma_layout import (
     depth,
     threads,
 )
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
+from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, MatMul
 from nrt.problem import Problem, Refusal
@@ -40,8 +40,8 @@ __all__ = [
     "weight_rows",
 ]
 
-OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, INT8, FP8E4M3)
-"""Types of operands; products of fp32 are tf32."""
+OPERANDS: tuple[DType, ...] = (FP16, BF16, FP32, *BYTES, FP8E4M3)
+"""Types of x; products of fp32 are tf32."""
 
 _SHAPES = (
     # warpgroups, columns, blocks on an SM
@@ -84,7 +84,7 @@ class HopperGemm:
         channels: along the reduction, per filter position.
         taps: filter positions.
         out_dtype: of y.
-        dtype: of the operands.
+        dtype: of x; w is of `conv_common.weights_type`.
         y_row: elements from one row of y to the next.
         x_map: the map of x, but for its box, which is the tile's.
         im2col: whether that map walks patches.
@@ -245,7 +245,7 @@ def _candidates(gemm: HopperGemm, device: DeviceSpec) -> Iterator[HopperTile]:
             continue
         if gemm.prologue is not None and (consumers, bn, per_sm) in _TIGHT:
             continue
-        if gemm.dtype == INT8 and bn % 16:
+        if gemm.dtype in BYTES and bn % 16:
             continue
         for row in gemm.rows:
             yield from _forms(gemm, HopperTile(consumers, bn, 2, per_sm, row=row), device)
@@ -391,7 +391,7 @@ def emission(
     )  # fmt: skip
     bk, blocks = depth(tile, gemm.dtype), gemm.blocks(tile.row)
     inner = blocks * bk
-    kind = map_type(gemm.dtype)
+    kind = map_type(weights_type(gemm.dtype))
     w_map = TensorMap(
         weights, kind, (inner, gemm.k), (inner * gemm.dtype.itemsize,),
         (bk, tile.bn // tile.cluster), (1, 1), swizzle=tile.row,

@@ -17,8 +17,9 @@ __all__ = ["ldmatrix", "mma", "stmatrix", "warp_mma"]
 
 _ELEMENTS: dict[str, Any] = {
     "f16": np.float16, "f16_k8": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32,
-    "s8": np.int8,
+    "s8": np.int8, "u8": np.int8,
 }  # fmt: skip
+_LEFT: dict[str, Any] = _ELEMENTS | {"u8": np.uint8}
 
 
 def ldmatrix(rows: Sequence[np.ndarray], trans: bool = False) -> list[tuple[int, ...]]:
@@ -56,16 +57,16 @@ def warp_mma(kind: str, mi_count: int, ni_count: int, lanes: Sequence[Any]) -> N
     ``acc`` is changed in place.
     """
 
-    def words(slot: int, *shape: int) -> np.ndarray:
+    def words(slot: int, element: Any, *shape: int) -> np.ndarray:
         """Elements as [line, column, *shape, element of the word]."""
         raw = np.array([lane[slot][: math.prod(shape)] for lane in lanes], np.uint32)
-        values: np.ndarray = raw.view(_ELEMENTS[kind]).astype(np.float64)
+        values: np.ndarray = raw.view(element).astype(np.float64)
         return values.reshape(8, 4, *shape, -1)
 
     # Of a's four words the second and fourth are eight rows down, the last two deeper in the row.
-    a = words(1, mi_count, 2, 2).transpose(2, 4, 0, 3, 1, 5).reshape(mi_count * 16, -1)
-    b = words(2, ni_count, 2).transpose(2, 0, 3, 1, 4).reshape(ni_count * 8, -1)
+    a = words(1, _LEFT[kind], mi_count, 2, 2).transpose(2, 4, 0, 3, 1, 5).reshape(mi_count * 16, -1)
+    b = words(2, _ELEMENTS[kind], ni_count, 2).transpose(2, 0, 3, 1, 4).reshape(ni_count * 8, -1)
     product = (a @ b.T).reshape(mi_count, 2, 8, ni_count, 4, 2).transpose(2, 4, 0, 3, 1, 5)
     for (acc, _, _), values in zip(lanes, product.reshape(32, -1).tolist(), strict=True):
         for i, value in enumerate(values):
-            acc[i] += int(value) if kind == "s8" else value
+            acc[i] += int(value) if kind in ("s8", "u8") else value

@@ -120,10 +120,14 @@ def max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
     return pair
 
 
-def dp4a(a: int, b: int, c: int) -> int:
-    """``dp4a.s32.s32``."""
-    x, y = (np.array([v], np.uint32).view(np.int8).astype(int) for v in (a, b))
-    return signed(32)(int(x @ y) + c)
+def dp4a(left: Any) -> Callable[[int, int, int], int]:
+    """``dp4a`` of four ``left`` (an integer type of a byte) and four int8."""
+
+    def products(a: int, b: int, c: int) -> int:
+        x, y = (np.array([v], np.uint32).view(t).astype(int) for v, t in ((a, left), (b, np.int8)))
+        return signed(32)(int(x @ y) + c)
+
+    return products
 
 
 def s8x4(*values: float) -> int:

@@ -168,7 +168,8 @@ class _Cuda:
             "s8x4_from_f32": s8x4, "f32x4_from_s8x4": from_bytes(np.int8),
             "select_below": lambda a, b, c, d: c if a < b else d,
             "max_f16x2": max_pair(half), "max_bf16x2": max_pair(bf16),
-            "dp4a": dp4a, "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
+            "dp4a": dp4a(np.int8), "dp4a_u8": dp4a(np.uint8),
+            "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
             "tanh_approx": math.tanh,
         }  # fmt: skip
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nrt.cuda_kernels.conv_common import weights_type
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Variant
-from nrt.dtypes import FP32, INT8, DType
+from nrt.dtypes import BYTES, FP32, DType
 from nrt.ir.ops import Conv, ConvTranspose, MatMul
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, TensorSpec
@@ -45,7 +46,7 @@ def conv(
     Args:
         x: input shape.
         w: weight shape.
-        dtype: of the operands.
+        dtype: of the operands; the weights beside uint8 are int8.
         kind: the op.
         end: ``none``, ``bias`` (third input), ``relu`` (epilogue with bias), ``residual`` (and an
             addend like the output).
@@ -56,7 +57,7 @@ def conv(
     """
     epilogue = {"relu": BIAS_RELU, "residual": RESIDUAL}.get(end)
     op = kind(epilogue=epilogue, **attributes)
-    specs = [TensorSpec.dense(x, dtype, x_order), TensorSpec.dense(w, dtype)]
+    specs = [TensorSpec.dense(x, dtype, x_order), TensorSpec.dense(w, weights_type(dtype))]
     (bare,) = kind(**attributes).infer(*(s.type for s in specs))
     k = bare.shape[1]
     y = TensorSpec.dense(bare.shape, bare.dtype, y_order)
@@ -86,7 +87,8 @@ def matmul(
 
     Args:
         a, b: operand shapes.
-        dtype: of all, but fp32 for what an epilogue adds to sums of int8.
+        dtype: of all, but fp32 for what an epilogue adds to sums of bytes, and int8 for b beside
+            uint8.
         extras: shapes of the epilogue's operands.
         strides: of a, b and y where they are not row-major.
         constant: whether b is known at build time.
@@ -94,7 +96,7 @@ def matmul(
     """
     epilogue = (None, BIAS_RELU, RESIDUAL)[len(extras)]
     op = MatMul(epilogue=epilogue, **attributes)
-    dense = [TensorSpec.dense(shape, dtype) for shape in (a, b)]
+    dense = [TensorSpec.dense(a, dtype), TensorSpec.dense(b, weights_type(dtype))]
     dense += [TensorSpec.dense(shape, _extra_type(dtype)) for shape in extras]
     (type_,) = op.infer(*(s.type for s in dense))
     specs = [*dense, TensorSpec.dense(type_.shape, type_.dtype)]
@@ -106,8 +108,8 @@ def matmul(
 
 
 def _extra_type(dtype: DType) -> DType:
-    """Of an epilogue's operands beside operands of ``dtype``: int8 is no kind of float."""
-    return FP32 if dtype is INT8 else dtype
+    """Of an epilogue's operands beside operands of ``dtype``: bytes are no kind of float."""
+    return FP32 if dtype in BYTES else dtype
 
 
 def refusal(variant: Variant, problem: Problem, device: DeviceSpec = ARCHS["sm_80"]) -> str:

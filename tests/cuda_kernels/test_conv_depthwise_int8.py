@@ -10,12 +10,12 @@ from sampling import some
 
 from nrt.cuda_kernels.conv_depthwise_int8 import ConvDepthwiseInt8, DepthwiseInt8Config
 from nrt.cuda_kernels.device import ARCHS
-from nrt.dtypes import FP16, FP32, INT8, INT32
+from nrt.dtypes import BYTES, FP16, FP32, INT8, INT32, UINT8, DType
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, TensorSpec
 
 from .harness import ELSEWHERE, compiled
-from .int8_cases import assert_exact, requantized_conv
+from .int8_cases import assert_exact, random_bytes, requantized_conv
 from .kernel_emulator import KernelEmulator
 from .plain_cases import NCHW, NHWC, conv, refusal
 
@@ -31,13 +31,17 @@ PROBLEMS = [
                      beside=4),
     requantized_conv((1, 32, 3, 1), (32, 1, 1, 1), groups=32, out=FP32),
     requantized_conv((1, 16, 4, 9), (16, 1, 3, 6), groups=16, pads=(1, 3, 1, 2)),
+    requantized_conv((1, 32, 5, 7), (32, 1, 3, 3), dtype=UINT8, groups=32, strides=(2, 1),
+                     pads=(1, 1, 1, 1), residual=INT8),
+    requantized_conv((1, 24, 6, 7), (24, 1, 3, 5), dtype=UINT8, groups=24, pads=(1, 2, 0, 1),
+                     out=UINT8, residual=UINT8),
 ]  # fmt: skip
 
 
-def raw() -> Problem:
+def raw(dtype: DType) -> Problem:
     """Sums that are stored as they are."""
     op = Conv(groups=16, pads=(1, 1, 1, 1), out_dtype=INT32)
-    x = TensorSpec.dense((1, 16, 4, 5), INT8, NHWC)
+    x = TensorSpec.dense((1, 16, 4, 5), dtype, NHWC)
     y = TensorSpec.dense((1, 16, 4, 5), INT32, NHWC)
     return Problem(op, (x, TensorSpec.dense((16, 1, 3, 3), INT8)), (y,), (False, True))
 
@@ -51,9 +55,10 @@ def test_emulated(task: Problem) -> None:
     assert_exact(KernelEmulator(), variant, task, configs)
 
 
-def test_sums_of_integers_emulated() -> None:
-    task, rng = raw(), np.random.default_rng()
-    inputs = [rng.integers(-128, 128, s.shape).astype(np.int8) for s in task.inputs]
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_sums_of_integers_emulated(dtype: DType) -> None:
+    task, rng = raw(dtype), np.random.default_rng()
+    inputs = [random_bytes(s, rng) for s in task.inputs]
     (expected,) = task.op.reference(*inputs)
     variant = ConvDepthwiseInt8()
     for config in variant.configs(task, ARCHS["sm_80"]):
@@ -61,7 +66,7 @@ def test_sums_of_integers_emulated() -> None:
         assert np.array_equal(out, expected)
 
 
-@pytest.mark.parametrize("task", PROBLEMS[:2], ids=str)
+@pytest.mark.parametrize("task", [*PROBLEMS[:2], PROBLEMS[-2]], ids=str)
 def test_compiles(task: Problem) -> None:
     assert all(c.spills == 0 for c in compiled(ConvDepthwiseInt8(), task, "sm_80"))
 
@@ -104,7 +109,9 @@ def test_refusals() -> None:
     assert reason(x, w, groups=32, dilations=(1, 2)) == (
         "taps lie 2 columns apart, expected neighbours"
     )
-    assert "operands are fp16" in refusal(variant, conv(x, w, FP16, groups=32))
+    assert refusal(variant, conv(x, w, FP16, groups=32)) == (
+        "operands are fp16, expected int8 or uint8"
+    )
 
 
 def test_channels_per_thread() -> None:

@@ -14,7 +14,7 @@ from nrt.cuda_kernels.conv_simt import ConvSimt
 from nrt.cuda_kernels.conv_stem import ConvStem
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8
 from nrt.ir.ops import Conv, ConvTranspose
 from nrt.ir.pointwise import Builder
 from nrt.problem import Problem, TensorSpec
@@ -22,7 +22,15 @@ from nrt.problem import Problem, TensorSpec
 from .harness import assert_right, compiled
 from .plain_cases import NCHW, assert_emulated, conv, matmul, refusal
 
-LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12, "int8": 1e-2, "fp8e4m3": 6e-2}
+LIMIT = {
+    "fp32": 1e-5,
+    "fp16": 5e-3,
+    "bf16": 3e-2,
+    "fp64": 1e-12,
+    "int8": 1e-2,
+    "uint8": 1e-2,
+    "fp8e4m3": 6e-2,
+}
 
 PROBLEMS = [
     conv((2, 5, 7, 9), (6, 5, 3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
@@ -33,13 +41,15 @@ PROBLEMS = [
     conv((1, 4, 5, 5), (8, 1, 3, 3), groups=4, pads=(1, 1, 1, 1), constant=False),
 ]
 
-# Sums of int8 are compared exactly where they are stored as int32.
+# Sums of bytes are compared exactly where they are stored as int32.
 QUANTIZED = [
     conv((2, 5, 7, 9), (6, 5, 3, 3), INT8, end="none", strides=(2, 2), pads=(1, 1, 1, 1)),
     conv((1, 6, 5, 8), (4, 3, 2, 3), INT8, end="relu", groups=2, out_dtype=INT8),
     conv((1, 4, 6, 5), (3, 4, 1, 1), INT8, end="residual", x_order=NCHW, out_dtype=FP16),
     conv((1, 3, 6, 5), (7, 3, 3, 1), INT8, end="none", pitch=9, out_dtype=BF16),
     conv((1, 4, 5, 5), (8, 1, 3, 3), INT8, end="relu", groups=4, out_dtype=FP32),
+    conv((2, 5, 7, 9), (6, 5, 3, 3), UINT8, end="none", strides=(2, 2), pads=(1, 1, 1, 1)),
+    conv((1, 6, 5, 8), (4, 3, 2, 3), UINT8, end="relu", groups=2, out_dtype=UINT8),
     conv((1, 5, 6, 5), (3, 5, 2, 2), FP8E4M3),
     conv((1, 5, 6, 5), (3, 5, 2, 2), FP8E4M3, end="residual", out_dtype=FP8E4M3),
     conv((1, 5, 6, 5), (3, 5, 2, 2), FP32, end="relu", tf32=True),
@@ -56,7 +66,7 @@ def test_emulated(task: Problem) -> None:
     assert_emulated(ConvDirect(), task, LIMIT)
 
 
-@pytest.mark.parametrize("task", [*PROBLEMS[:4], *QUANTIZED[1:7:5]], ids=str)
+@pytest.mark.parametrize("task", [*PROBLEMS[:4], *QUANTIZED[1:9:7], QUANTIZED[5]], ids=str)
 def test_compiles(task: Problem) -> None:
     assert all(c.spills == 0 for c in compiled(ConvDirect(), task, "sm_80"))
 
@@ -76,9 +86,9 @@ def test_refusals() -> None:
     assert refusal(variant, flat) == "the input has 1 spatial dimensions, expected 2"
     whole = conv((1, 2, 3, 3), (2, 2, 1, 1), INT32)
     assert refusal(variant, whole) == (
-        "operands are int32, expected fp32 or fp16 or bf16 or fp64 or int8 or fp8e4m3"
+        "operands are int32, expected fp32 or fp16 or bf16 or fp64 or int8 or uint8 or fp8e4m3"
     )
-    for dtype in (INT8, FP8E4M3):
+    for dtype in (INT8, UINT8, FP8E4M3):
         narrow = conv((1, 8, 8, 8), (8, 8, 3, 3), dtype, end="none", pads=(1, 1, 1, 1))
         for other in (ConvSimt(), ConvDepthwise(), ConvStem()):
             assert refusal(other, narrow).startswith(f"operands are {dtype}, expected fp")

@@ -10,12 +10,12 @@ import pytest
 from nrt.cuda_kernels.conv_dp4a import ConvDp4a
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.simt_tile import Tile
-from nrt.dtypes import FP16, INT8, INT32
+from nrt.dtypes import BYTES, FP16, INT8, INT32, UINT8, DType
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, TensorSpec
 
 from .harness import compiled
-from .int8_cases import assert_exact, requantized_conv
+from .int8_cases import assert_exact, random_bytes, requantized_conv
 from .kernel_emulator import KernelEmulator
 from .plain_cases import NCHW, NHWC, conv, refusal
 
@@ -24,12 +24,14 @@ PROBLEMS = [
     requantized_conv((1, 48, 6, 5), (33, 48, 1, 1), strides=(2, 1)),
     requantized_conv((1, 32, 7, 6), (40, 32, 3, 2), pads=(0, 1, 2, 0), dilations=(2, 1), out=FP16),
     requantized_conv((2, 64, 4, 4), (24, 32, 2, 2), groups=2, leading=8),
+    requantized_conv((1, 16, 4, 6), (33, 16, 2, 3), pads=(1, 0, 1, 1), dtype=UINT8),
+    requantized_conv((1, 32, 5, 5), (36, 32, 1, 1), dtype=UINT8, out=UINT8, residual=UINT8),
 ]
 
 
-def raw() -> Problem:
+def raw(dtype: DType) -> Problem:
     """Sums that are stored as they are."""
-    x = TensorSpec.dense((1, 32, 4, 5), INT8, NHWC)
+    x = TensorSpec.dense((1, 32, 4, 5), dtype, NHWC)
     y = TensorSpec.dense((1, 20, 2, 3), INT32, NHWC)
     return Problem(
         Conv(out_dtype=INT32), (x, TensorSpec.dense((20, 32, 3, 3), INT8)), (y,), (False, True)
@@ -43,9 +45,10 @@ def test_emulated(task: Problem) -> None:
     assert_exact(KernelEmulator(), variant, task, variant.configs(task, ARCHS["sm_75"])[:1])
 
 
-def test_sums_of_integers_emulated() -> None:
-    task, rng = raw(), np.random.default_rng()
-    inputs = [rng.integers(-128, 128, s.shape).astype(np.int8) for s in task.inputs]
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_sums_of_integers_emulated(dtype: DType) -> None:
+    task, rng = raw(dtype), np.random.default_rng()
+    inputs = [random_bytes(s, rng) for s in task.inputs]
     (expected,) = task.op.reference(*inputs)
     (out,) = KernelEmulator().run(ConvDp4a(), task, Tile(32, 32, 16, 4, 4), inputs)
     assert np.array_equal(out, expected)
@@ -53,8 +56,11 @@ def test_sums_of_integers_emulated() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_75", pytest.param("sm_87", marks=pytest.mark.slow)])
 def test_compiles_without_spills(arch: str) -> None:
-    for config in (Tile(128, 64, 8, 8, 8), Tile(32, 32, 16, 4, 4)):
-        (cubin,) = compiled(ConvDp4a(), PROBLEMS[0], arch, config)
+    for task, config in (
+        (PROBLEMS[0], Tile(128, 64, 8, 8, 8)),
+        (PROBLEMS[4], Tile(32, 32, 16, 4, 4)),
+    ):
+        (cubin,) = compiled(ConvDp4a(), task, arch, config)
         assert cubin.spills == 0
 
 
@@ -83,4 +89,4 @@ def test_refusals() -> None:
     )
     many = (1, 16 * 65536, 1, 1), (4 * 65536, 16, 1, 1)
     assert reason(*many, groups=65536) == "65536 groups do not fit the launch grid (65535)"
-    assert "operands are fp16" in refusal(variant, conv(x, w, FP16))
+    assert refusal(variant, conv(x, w, FP16)) == "operands are fp16, expected int8 or uint8"

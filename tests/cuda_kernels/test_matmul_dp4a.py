@@ -12,7 +12,7 @@ from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.matmul_dp4a import MatMulDp4a
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.simt_tile import TILES, Tile
-from nrt.dtypes import BF16, FP16, FP32, INT8
+from nrt.dtypes import BF16, FP16, FP32, INT8, UINT8, DType
 from nrt.ir.ops import MatMul
 from nrt.problem import Problem, TensorSpec
 
@@ -20,14 +20,14 @@ from .harness import ELSEWHERE, assert_right, compiled
 from .plain_cases import BIAS_RELU, assert_emulated, conv, matmul, refusal
 
 # int32 results are exact.
-LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-2}
+LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-2, "uint8": 1e-2}
 
 DP4A = MatMulDp4a()
 SMALL = Tile(32, 32, 16, 4, 4)
 
 
-def product(a: tuple[int, ...], b: tuple[int, ...], **more: Any) -> Problem:
-    return matmul(a, b, INT8, **more)
+def product(a: tuple[int, ...], b: tuple[int, ...], dtype: DType = INT8, **more: Any) -> Problem:
+    return matmul(a, b, dtype, **more)
 
 
 def sliced() -> Problem:
@@ -52,6 +52,9 @@ CASES = [
     (sliced(), SMALL),
     (product((70, 40), (40, 130), constant=True), Tile(64, 128, 8, 8, 8)),
     (product((40, 36), (36, 40), constant=True), Tile(32, 64, 16, 4, 4)),
+    (product((33, 100), (100, 36), UINT8, constant=True), SMALL),
+    (product((2, 3, 5, 20), (2, 3, 9, 20), UINT8, trans_b=True, out_dtype=FP16), SMALL),
+    (product((5, 64), (64, 12), UINT8, constant=True, extras=((12,),), out_dtype=UINT8), SMALL),
 ]
 PROBLEMS = [task for task, _ in CASES]
 LARGE = [
@@ -66,7 +69,7 @@ def test_emulated(task: Problem, tile: Tile) -> None:
     assert_emulated(DP4A, task, LIMIT, tile)
 
 
-@pytest.mark.parametrize("index", [0, 5])
+@pytest.mark.parametrize("index", [0, 15])
 def test_compiles(index: int) -> None:
     (cubin,) = compiled(DP4A, PROBLEMS[index], "sm_75")
     assert cubin.spills == 0
@@ -109,7 +112,9 @@ def test_refusals() -> None:
     assert refusal(DP4A, conv((1, 4, 3, 3), (4, 4, 1, 1), INT8, end="none")) == (
         "op is Conv, expected MatMul"
     )
-    assert refusal(DP4A, matmul((4, 8), (8, 4), FP16)) == "operands are fp16, expected int8"
+    assert refusal(DP4A, matmul((4, 8), (8, 4), FP16)) == (
+        "operands are fp16, expected int8 or uint8"
+    )
     assert refusal(DP4A, product((4, 7), (7, 4), constant=True)) == (
         "the depth is 7, expected a multiple of 4"
     )

@@ -15,13 +15,21 @@ from nrt.cuda_kernels.matmul_simt import MatMulSimtReference
 from nrt.cuda_kernels.matmul_tiled import MatMulSimt
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.simt_tile import TILES, Tile
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8
 from nrt.problem import Problem
 
 from .harness import ELSEWHERE, assert_right, compiled
 from .plain_cases import assert_emulated, conv, matmul, refusal
 
-LIMIT = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-12, "int8": 1e-2, "fp8e4m3": 6e-2}
+LIMIT = {
+    "fp32": 1e-5,
+    "fp16": 5e-3,
+    "bf16": 3e-2,
+    "fp64": 1e-12,
+    "int8": 1e-2,
+    "uint8": 1e-2,
+    "fp8e4m3": 6e-2,
+}
 
 REFERENCE, TILED = MatMulSimtReference(), MatMulSimt()
 SMALL, SPLIT = Tile(32, 32, 16, 4, 4), Tile(64, 64, 16, 4, 4, 2)
@@ -51,7 +59,7 @@ CASES = [
     (matmul((5, 40), (40, 9), FP16, extras=((9,),), out_dtype=FP8E4M3), SPLIT),
 ]
 PROBLEMS = [task for task, _ in CASES]
-# Sums of int8 are compared exactly where they are stored as int32.
+# Sums of bytes are compared exactly where they are stored as int32.
 QUANTIZED = [
     matmul((5, 67), (67, 9), INT8),
     matmul((2, 1, 5, 40), (3, 40, 4), INT8),
@@ -60,6 +68,8 @@ QUANTIZED = [
     matmul((5, 7), (7, 9), INT8, extras=((9,), (5, 9)), out_dtype=BF16),
     matmul((5, 7), (7, 9), INT8, extras=((9,),), out_dtype=INT8),
     matmul((7,), (7, 9), INT8, out_dtype=INT8),
+    matmul((2, 1, 5, 40), (3, 40, 4), UINT8),
+    matmul((5, 7), (7, 9), UINT8, extras=((9,),), out_dtype=UINT8),
     matmul((5, 67), (67, 9), FP8E4M3),
     matmul((2, 5, 40), (9, 40), FP8E4M3, trans_b=True, extras=((9,),), out_dtype=FP32),
     matmul((5, 40), (40, 9), FP8E4M3, extras=((9,), (5, 9)), out_dtype=FP8E4M3),
@@ -83,7 +93,7 @@ def test_reference_emulated_quantized(task: Problem) -> None:
 
 
 def test_other_kernels_multiply_floats_only() -> None:
-    for dtype in (INT8, FP8E4M3):
+    for dtype in (INT8, UINT8, FP8E4M3):
         task = matmul((32, 64), (64, 32), dtype, constant=True)
         taking = [v.name for v, reason in variants_for(task, ARCHS["sm_75"]) if reason is None]
         assert REFERENCE.name in taking

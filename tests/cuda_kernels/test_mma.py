@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sampling import some
 
+from nrt.cuda_kernels.conv_common import weights_type
 from nrt.cuda_kernels.conv_mma import ConvMma
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.gemm_mma import GemmMma
@@ -18,7 +19,7 @@ from nrt.cuda_kernels.mma_layout import place
 from nrt.cuda_kernels.mma_pack import block_diagonal, packed
 from nrt.cuda_kernels.mma_tile import SYNCHRONOUS, TILES, groups_of_tile, tiles_for
 from nrt.cuda_kernels.variant import Emission
-from nrt.dtypes import BF16, FP16, FP32, FP64, INT8
+from nrt.dtypes import BF16, FP16, FP32, FP64, INT8, UINT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.pointwise import Builder
 from nrt.ir.value import NHWC
@@ -29,14 +30,19 @@ from .int8_cases import assert_exact, requantized_conv, requantized_product
 from .kernel_emulator import KernelEmulator
 from .plain_cases import assert_emulated
 
-# int8 results differ where a sum lies half-way between two integers; int32 ones are exact.
-LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-3}
+# Stored bytes differ where a sum lies half-way between two integers; int32 sums are exact.
+LIMIT = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-3, "uint8": 1e-3}
 TF32 = {"fp32": 1e-3, "fp16": 5e-3}
 
 _b = Builder("fff")
 RESIDUAL = _b.build(_b("max", _b("add", _b("add", 0, 1), 2), _b.const(0.0)))
 _b = Builder("ff")
 BIAS = _b.build(_b("max", _b("add", 0, 1), _b.const(0.0)))
+
+
+def _beside(dtype: Any) -> dict[int, Any]:
+    """Types of the weights and the bias."""
+    return {1: weights_type(dtype), 2: FP32}
 
 
 def conv(
@@ -58,11 +64,14 @@ def conv(
     shapes = [(n, c, h, w), (k, c // op.groups, r, s), (k, 1, 1)]
     if residual:
         plain = replace(op, epilogue=None).infer(
-            *(TensorSpec.dense(t, dtype).type for t in shapes[:2])
+            *(
+                TensorSpec.dense(t, d).type
+                for t, d in zip(shapes, (dtype, weights_type(dtype)), strict=False)
+            )
         )
         shapes.append(plain[0].shape)
     task = problem(
-        op, shapes, dtype, order=NHWC, dtypes={2: FP32}, constants=(1, 2), leading=leading
+        op, shapes, dtype, order=NHWC, dtypes=_beside(dtype), constants=(1, 2), leading=leading
     )
     if beside:
         *_, last = task.inputs
@@ -109,7 +118,7 @@ def product(m: int, k: int, n: int, dtype: Any = FP16, bias: bool = False, **mor
     """A matrix product; with ``bias`` also a ReLU."""
     op = MatMul(epilogue=BIAS if bias else None, **more)
     shapes: list[tuple[int, ...]] = [(m, k), (k, n), (n,)]
-    return problem(op, shapes[: 2 + bias], dtype, dtypes={2: FP32}, constants=(1, 2))
+    return problem(op, shapes[: 2 + bias], dtype, dtypes=_beside(dtype), constants=(1, 2))
 
 
 def plain_conv(dtype: Any, *args: int, bias: bool = True, **attributes: Any) -> Problem:
@@ -117,7 +126,9 @@ def plain_conv(dtype: Any, *args: int, bias: bool = True, **attributes: Any) -> 
     n, c, h, w, k, r, s = args
     op = Conv(epilogue=BIAS if bias else None, **attributes)
     shapes: list[tuple[int, ...]] = [(n, c, h, w), (k, c // op.groups, r, s), (k, 1, 1)]
-    return problem(op, shapes[: 2 + bias], dtype, order=NHWC, dtypes={2: FP32}, constants=(1, 2))
+    return problem(
+        op, shapes[: 2 + bias], dtype, order=NHWC, dtypes=_beside(dtype), constants=(1, 2)
+    )
 
 
 TF32_MATMULS = [
@@ -129,18 +140,23 @@ TF32_CONVS = [
     plain_conv(FP32, 2, 12, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), tf32=True),
     plain_conv(FP32, 3, 128, 14, 14, 136, 3, 3, pads=(1, 1, 1, 1), strides=(2, 2), tf32=True),
 ]
-INT8_MATMULS = [
+BYTE_MATMULS = [
     product(300, 1024, 520, INT8),
     product(67, 4096, 130, INT8),
     product(1, 2048, 1000, INT8, bias=True, out_dtype=FP16),
     product(133, 80, 57, INT8, bias=True, out_dtype=FP32),
     product(133, 80, 56, INT8, bias=True, out_dtype=INT8),
     product(35, 48, 56, INT8, out_dtype=BF16),
+    product(67, 4096, 130, UINT8),
+    product(133, 80, 56, UINT8, bias=True, out_dtype=FP16),
+    product(133, 80, 57, UINT8, bias=True, out_dtype=UINT8),
 ]
-INT8_CONVS = [
+BYTE_CONVS = [
     plain_conv(INT8, 2, 16, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), bias=False),
     plain_conv(INT8, 3, 128, 14, 14, 136, 3, 3, pads=(1, 1, 1, 1), out_dtype=FP16),
     plain_conv(INT8, 1, 48, 9, 9, 40, 1, 1, strides=(2, 2), out_dtype=INT8),
+    plain_conv(UINT8, 2, 16, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), bias=False),
+    plain_conv(UINT8, 3, 128, 14, 14, 136, 3, 3, pads=(1, 1, 1, 1), out_dtype=FP16),
 ]
 
 
@@ -153,6 +169,8 @@ REQUANTIZED = [
     requantized_conv((1, 16, 6, 6), (36, 16, 1, 1), residual=INT8, out=FP16),
     requantized_product(35, 80, 56, residual=INT8),
     requantized_product(33, 48, 57),
+    requantized_conv((1, 32, 7, 5), (40, 32, 3, 3), dtype=UINT8, residual=INT8, pads=(1, 1, 1, 1)),
+    requantized_product(35, 80, 56, dtype=UINT8, out=UINT8, residual=UINT8),
 ]
 GROUPED = [
     plain_conv(FP16, 2, 64, 7, 6, 64, 3, 3, pads=(1, 1, 1, 1), groups=16),
@@ -203,8 +221,13 @@ EMULATED: list[tuple[Any, Problem, Tile]] = [
      Tile(32, 32, 128, 1, 2, 3, 2)),
     (GemmMma(), product(33, 80, 56, INT8, bias=True, out_dtype=INT8), Tile(32, 32, 128, 1, 2, 3)),
     (GemmMma(), product(33, 80, 57, INT8, out_dtype=FP32), Tile(32, 32, 128, 1, 2, 3)),
-    (ConvMma(), INT8_CONVS[0], Tile(64, 64, 64, 2, 2, 4)),
-    (ConvMma(), INT8_CONVS[2], Tile(64, 64, 64, 2, 2, 4)),
+    (ConvMma(), BYTE_CONVS[0], Tile(64, 64, 64, 2, 2, 4)),
+    (ConvMma(), BYTE_CONVS[2], Tile(64, 64, 64, 2, 2, 4)),
+    (ConvMma(), BYTE_CONVS[3], Tile(64, 64, 64, 2, 2, 4)),
+    (GemmMma(), product(33, 400, 56, UINT8), Tile(32, 32, 128, 1, 2, 3, 2)),
+    (GemmMma(), product(33, 400, 56, UINT8, bias=True, out_dtype=FP16),
+     Tile(32, 32, 128, 1, 2, 3, 2)),
+    (GemmMma(), product(33, 80, 57, UINT8, out_dtype=FP32), Tile(32, 32, 128, 1, 2, 3)),
     # Several groups in a tile; a group in several tiles; one in one.
     (ConvMma(), GROUPED[0], SMALL),
     (ConvMma(), GROUPED[0], WIDE),
@@ -316,7 +339,8 @@ def test_every_tile_convolves_on_the_gpu(cuda_runner: Any, tile: Tile) -> None:
 @pytest.mark.parametrize(
     ("dtype", "tile"),
     [(FP16, tile) for tile in TILES]
-    + [(dtype, tile) for dtype in (BF16, FP32, INT8) for tile in TILES[::3]],
+    + [(dtype, tile) for dtype in (BF16, FP32, INT8) for tile in TILES[::3]]
+    + [(UINT8, tile) for tile in TILES[::5]],
     ids=str,
 )
 def test_every_tile_on_the_gpu(cuda_runner: Any, tile: Tile, dtype: Any) -> None:
@@ -339,9 +363,9 @@ def test_groups_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", [*INT8_MATMULS, *INT8_CONVS], ids=str)
-def test_int8_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
-    assert_few_right(cuda_runner, ConvMma() if task in INT8_CONVS else GemmMma(), task)
+@pytest.mark.parametrize("task", [*BYTE_MATMULS, *BYTE_CONVS], ids=str)
+def test_bytes_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
+    assert_few_right(cuda_runner, ConvMma() if task in BYTE_CONVS else GemmMma(), task)
 
 
 @pytest.mark.gpu
@@ -388,9 +412,10 @@ def test_convolution_compiles_without_spills(arch: str, task: Problem) -> None:
     ("arch", "task", "count"),
     [
         ("sm_80", CONVS[4], 5), ("sm_75", CONVS[4], 3),
-        ("sm_80", TF32_CONVS[1], 2), ("sm_80", INT8_CONVS[1], 2),
-        ("sm_87", CONVS[4], 1), ("sm_87", TF32_CONVS[1], 1), ("sm_87", INT8_CONVS[1], 1),
-        ("sm_90a", CONVS[4], 1), ("sm_90a", TF32_CONVS[1], 1), ("sm_90a", INT8_CONVS[1], 1),
+        ("sm_80", TF32_CONVS[1], 2), ("sm_80", BYTE_CONVS[1], 2),
+        ("sm_87", CONVS[4], 1), ("sm_87", TF32_CONVS[1], 1), ("sm_87", BYTE_CONVS[1], 1),
+        ("sm_90a", CONVS[4], 1), ("sm_90a", TF32_CONVS[1], 1), ("sm_90a", BYTE_CONVS[1], 1),
+        ("sm_80", BYTE_CONVS[4], 1), ("sm_87", BYTE_CONVS[4], 1),
     ],
     ids=str,
 )  # fmt: skip
@@ -406,10 +431,11 @@ def test_tiles_compile_without_spills(
     ("arch", "task"),
     [
         ("sm_80", MATMULS[0]), ("sm_90a", MATMULS[0]), ("sm_75", MATMULS[3]),
-        ("sm_80", TF32_MATMULS[0]), ("sm_80", INT8_MATMULS[0]),
+        ("sm_80", TF32_MATMULS[0]), ("sm_80", BYTE_MATMULS[0]),
         pytest.param("sm_90a", TF32_MATMULS[0], marks=pytest.mark.slow),
-        pytest.param("sm_90a", INT8_MATMULS[1], marks=pytest.mark.slow),
-        pytest.param("sm_87", INT8_MATMULS[2], marks=pytest.mark.slow),
+        pytest.param("sm_90a", BYTE_MATMULS[1], marks=pytest.mark.slow),
+        pytest.param("sm_87", BYTE_MATMULS[2], marks=pytest.mark.slow),
+        ("sm_90a", BYTE_MATMULS[7]),
     ],
     ids=str,
 )  # fmt: skip
@@ -428,7 +454,7 @@ def test_matrix_product_compiles(arch: str, task: Problem) -> None:
         ),
         (
             conv(1, 8, 8, 8, 8, 1, 1, dtype=FP64),
-            "operands are fp64, expected fp16 or bf16 or fp32 or int8",
+            "operands are fp64, expected fp16 or bf16 or fp32 or int8 or uint8",
         ),
         (plain_conv(INT8, 1, 8, 8, 8, 8, 1, 1, bias=False), "are not multiples of 16 with"),
         (plain_conv(FP32, 1, 6, 8, 8, 8, 1, 1, tf32=True), "are not multiples of 4 with"),
@@ -463,13 +489,14 @@ def test_convolution_refuses(task: Problem, reason: str) -> None:
     assert reason in refusal.reason
 
 
-@pytest.mark.parametrize("dtype", [BF16, INT8])
+@pytest.mark.parametrize("dtype", [BF16, INT8, UINT8])
 def test_old_architecture_multiplies_fp16_only(dtype: Any) -> None:
     refusal = GemmMma().supports(product(8, 32, 8, dtype), ARCHS["sm_75"])
     assert refusal is not None
     expected = {
         BF16: "sm_75 has no bf16 conversion, expected sm_80 or later",
         INT8: "sm_75 multiplies fp16 only here, operands are int8",
+        UINT8: "sm_75 multiplies fp16 only here, operands are uint8",
     }
     assert refusal.reason == expected[dtype]
 
@@ -553,7 +580,7 @@ def test_weights_are_rounded_to_tf32() -> None:
 
 def test_tiles_fit_every_device() -> None:
     for arch, device in ARCHS.items():
-        for dtype in (FP16, FP32, INT8):
+        for dtype in (FP16, FP32, INT8, UINT8):
             tiles = tiles_for(dtype, device)
             assert len(tiles) >= 5
             for tile in tiles:

@@ -29,7 +29,8 @@ SM75 = {
     "st_global_u16": "gh>", "st_global_u32": "gr>", "st_global_v2": "grr>",
     "st_global_v4": "grrrr>", "st_shared_f32": "sf>", "st_shared_u16": "sh>",
     "st_shared_u32": "sr>", "st_shared_v2_f32": "sff>", "st_shared_v4": "srrrr>",
-    "tanh_approx": "f>f", "dp4a": "rri>i", "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
+    "tanh_approx": "f>f", "dp4a": "rri>i", "dp4a_u8": "rri>i",
+    "ld_global_nc_u16_if": "gr>h", "further_1": "gr>l",
     "further_2": "gr>l", "further_4": "gr>l", "prmt": "rr4660>r",
     "ld_global_nc_v4_if": "gr>rrrr", "s8x4_from_f32": "ffff>r", "select_below": "rrrr>r",
     "red_global_add_u64": "gl>", "red_global_max_u32": "gr>", "red_shared_add_u32": "sr>",
@@ -38,7 +39,8 @@ SM75 = {
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",
     "bf16x2_from_f32": "ff>r", "mma_bf16": "rrrrrrffff>ffff", "mma_f16": "rrrrrrffff>ffff",
-    "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "tf32_from_f32": "f>r",
+    "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "mma_u8": "rrrrrriiii>iiii",
+    "tf32_from_f32": "f>r",
     "max_f16x2": "rr>r", "max_bf16x2": "rr>r", "f16x2_pair": "ff>r",
 }  # fmt: skip
 SM89 = {"e4m3_from_f32": "f>r", "e4m3x4_from_f32": "ffff>r", "f32_from_e4m3": "r2>f"}
@@ -106,7 +108,7 @@ def _kernel(arch: str) -> tuple[Any, Any]:
 def _wgmma(dtype: str, n: int) -> tuple[Any, Any]:
     loop = ptx_hopper.wgmma_loop(dtype, n, stages=4, stage_bytes=32768)
     count = n // 2
-    element = types.int32 if dtype == "int8" else types.float32
+    element = types.int32 if dtype in ("int8", "uint8") else types.float32
 
     def kernel(y, a, b, full, empty, blocks):
         acc = cuda.local.array(count, element)
@@ -233,6 +235,7 @@ def test_wgmma_from_registers(dtype: str, short: str, monkeypatch: pytest.Monkey
         ("fp32", 96, "m64n96k8.f32.tf32.tf32"),
         ("fp8e4m3", 256, "m64n256k32.f32.e4m3.e4m3"),
         ("int8", 128, "m64n128k32.s32.s8.s8"),
+        ("uint8", 192, "m64n192k32.s32.u8.s8"),
     ],
 )
 def test_wgmma_loops(dtype: str, n: int, product: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.epilogue_box import fragment_order
 from nrt.cuda_kernels.gemm_wgmma import GemmWgmma
 from nrt.cuda_kernels.variant import TensorMap
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8
+from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, UINT8
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.value import NHWC
 from nrt.problem import Problem
@@ -26,7 +26,7 @@ from .int8_cases import assert_exact, requantized_conv, requantized_product
 from .test_mma import CONVS, MATMULS, TF32, conv
 from .test_mma import LIMIT as FLOAT_LIMIT
 
-LIMIT = {**FLOAT_LIMIT, "int8": 1e-2, "fp8e4m3": 2e-2}
+LIMIT = {**FLOAT_LIMIT, "int8": 1e-2, "uint8": 1e-2, "fp8e4m3": 2e-2}
 """Stored fp8: tensor cores keep some 14 bits of its sums, so that a few in a hundred round to the
 other side of a half, by a step of a tenth."""
 PARTS = 6
@@ -60,6 +60,7 @@ MORE = [
     conv(2, 48, 17, 9, 72, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP16),
     conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=INT8, out_dtype=BF16),
     conv(2, 272, 17, 9, 80, 1, 1, dtype=INT8, out_dtype=INT8),
+    conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=UINT8, out_dtype=BF16),
     conv(2, 48, 17, 9, 80, 3, 3, pads=(1, 1, 1, 1), dtype=FP8E4M3, out_dtype=FP8E4M3),
     conv(2, 64, 17, 9, 96, 1, 1, dtype=FP16, out_dtype=INT8),
     *FP8,
@@ -71,6 +72,7 @@ OTHER_MATMULS = [
     problem(MatMul(out_dtype=FP32), [(70, 2064), (2064, 200)], FP8E4M3, constants=(1,)),
     problem(MatMul(), [(300, 1040), (1040, 200)], INT8, constants=(1,)),
     problem(MatMul(out_dtype=BF16), [(70, 144), (144, 33)], INT8, constants=(1,)),
+    problem(MatMul(), [(300, 1040), (1040, 200)], UINT8, dtypes={1: INT8}, constants=(1,)),
 ]
 MATMULS = [*MATMULS, *OTHER_MATMULS]
 
@@ -88,6 +90,16 @@ INT8_CONVS = [
     requantized_conv((6, 64, 56, 56), (256, 64, 1, 1), residual=INT8),
     requantized_conv((7, 64, 57, 55), (64, 64, 3, 3), pads=(1, 1, 1, 1)),
 ]
+UINT8_TASKS = [
+    requantized_conv((3, 64, 14, 13), (256, 64, 1, 1), dtype=UINT8, residual=INT8),
+    requantized_conv((2, 64, 13, 11), (80, 64, 3, 3), dtype=UINT8, strides=(2, 1),
+                     pads=(0, 1, 2, 0), out=FP16),
+    requantized_conv((2, 256, 9, 9), (256, 16, 3, 3), dtype=UINT8, pads=(1, 1, 1, 1), groups=16),
+    requantized_conv((6, 64, 56, 56), (256, 64, 1, 1), dtype=UINT8, out=UINT8, residual=UINT8),
+    requantized_conv((2, 80, 15, 11), (96, 80, 3, 3), dtype=UINT8, out=UINT8, pads=(1, 1, 1, 1)),
+    requantized_product(300, 1040, 208, dtype=UINT8),
+    requantized_product(77, 272, 80, dtype=UINT8, out=UINT8, residual=UINT8),
+]  # fmt: skip
 INT8_MATMULS = [
     requantized_product(300, 1040, 208),
     requantized_product(77, 272, 80, residual=INT8),
@@ -154,7 +166,7 @@ def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", [*INT8_CONVS, *INT8_MATMULS], ids=str)
+@pytest.mark.parametrize("task", [*INT8_CONVS, *INT8_MATMULS, *UINT8_TASKS], ids=str)
 def test_requantization_is_exact_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     if cuda_runner.device.arch != "sm_90a":
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
@@ -181,10 +193,11 @@ def test_nan_passes_the_relu_of_a_box(cuda_runner: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_every_tile_requantizes_on_the_gpu(cuda_runner: Any) -> None:
+@pytest.mark.parametrize("task", [INT8_CONVS[0], UINT8_TASKS[0]], ids=str)
+def test_every_tile_requantizes_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     if cuda_runner.device.arch != "sm_90a":
         pytest.skip(f"{cuda_runner.device.arch} has no warpgroup products")
-    variant, task = ConvWgmma(), INT8_CONVS[0]
+    variant = ConvWgmma()
     configs = variant.configs(task, cuda_runner.device)
     shapes = {(c.consumers, c.bn): c for c in reversed(configs) if c.split == 1}
     assert len(shapes) > 8
@@ -220,6 +233,7 @@ def test_weights_of_boxes_of_bytes_are_in_the_order_of_fragments() -> None:
         CONVS[1],
         CONVS[2],
         INT8_CONVS[3],
+        UINT8_TASKS[1],
         *(pytest.param(task, marks=pytest.mark.slow) for task in FP8[:2]),
     ],
     ids=str,
@@ -258,16 +272,31 @@ def test_tiles_compile_without_spills(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [*INT8_CONVS[4:7], INT8_MATMULS[1]], ids=str)
+@pytest.mark.parametrize("task", [*INT8_CONVS[4:7], INT8_MATMULS[1], *UINT8_TASKS[2:4]], ids=str)
 def test_requantization_compiles_without_spills(task: Problem) -> None:
     variant = ConvWgmma() if isinstance(task.op, Conv) else GemmWgmma()
     for cubin in compiled(variant, task, "sm_90a"):
         assert cubin.spills == 0
 
 
-def test_matrix_product_compiles() -> None:
-    for cubin in compiled(GemmWgmma(), MATMULS[0], "sm_90a"):
+@pytest.mark.parametrize("task", [MATMULS[0], UINT8_TASKS[5]], ids=str)
+def test_matrix_product_compiles(task: Problem) -> None:
+    for cubin in compiled(GemmWgmma(), task, "sm_90a"):
         assert cubin.spills == 0
+
+
+def test_kernels_differ_by_the_sign_of_bytes() -> None:
+    """No emulation shows it; all else but the maps' type is the same."""
+    device, launches = ARCHS["sm_90a"], []
+    for task in (INT8_CONVS[0], UINT8_TASKS[0]):
+        configs = ConvWgmma().configs(task, device)
+        launches.append(ConvWgmma().emit(task, configs[0], device).launches[0])
+    signed, unsigned = launches
+    assert (signed.kernel.params[1], unsigned.kernel.params[1]) == (INT8, UINT8)
+    params = (signed.kernel.params[0], UINT8, *signed.kernel.params[2:])
+    assert replace(signed.kernel, params=params) == unsigned.kernel
+    kinds = [[a.dtype for a in e.args if isinstance(a, TensorMap)] for e in launches]
+    assert kinds == [["int8", "int8", "int8", "int8"], ["uint8", "int8", "int8", "int8"]]
 
 
 @pytest.mark.parametrize(
