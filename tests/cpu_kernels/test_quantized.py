@@ -10,8 +10,9 @@ import pytest
 from nrt.cpu_kernels import variant_by_name, variants_for
 from nrt.dtypes import BYTES, FP8E4M3, FP16, FP32, INT8, INT32, UINT8, DType
 from nrt.ir.op import Array
-from nrt.ir.ops import Cast, Conv, MatMul, MaxPool
+from nrt.ir.ops import Cast, Conv, MatMul, MaxPool, Pointwise
 from nrt.ir.ops.common import cast
+from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem
 from tests.cpu_kernels.harness import channel_slice, check, nhwc, problem, run, spec
@@ -199,6 +200,22 @@ def test_fp8_reads_and_rounds_as_ml_dtypes_does(rng: np.random.Generator) -> Non
     wanted = cast(values, FP8E4M3)
     np.testing.assert_array_equal(out[:-1].view(np.uint8), wanted[:-1].view(np.uint8))
     assert np.isnan(out[-1].astype(np.float32))
+
+
+@pytest.mark.parametrize("stored", BYTES, ids=str)
+def test_pointwise_programs_read_and_store_bytes(stored: DType, rng: np.random.Generator) -> None:
+    """Steps of a quarter are exact, so halves are too; both ends saturate."""
+    b = Builder("iif")
+    total = b("add", *(b("mul", b("to_f", k), b.const(0.25 + k)) for k in (0, 1)))
+    p = problem(
+        Pointwise(byte_rounding(b.build(b("add", total, 2)), stored), stored),
+        [nhwc(2, 37, 5, 3, dtype=UINT8), channel_slice((2, 37, 5, 3), 41, INT8), spec((37, 1, 1))],
+        ["nhwc"], constants=(),
+    )  # fmt: skip
+    shift = np.zeros((37, 1, 1), np.float32)
+    shift[:4, 0, 0] = np.inf, -np.inf, np.nan, 0.25
+    arrays = [integers(rng, *t.shape, dtype=t.dtype) for t in p.inputs[:2]]
+    check("cpu_pointwise", p, rng, [*arrays, shift])
 
 
 @pytest.mark.parametrize("dtype", [INT8, UINT8, FP8E4M3], ids=str)
