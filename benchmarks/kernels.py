@@ -40,7 +40,7 @@ from benchmarks.protocol import (
 )
 from benchmarks.tables import markdown
 from benchmarks.zoo_models import Zoo
-from nrt.dtypes import INT8
+from nrt.dtypes import BYTES
 from nrt.errors import InputError, NrtError
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, MatMul
@@ -106,8 +106,10 @@ def quick_inputs(problem: Problem, seed: int) -> list[Array]:
     for spec in problem.inputs:
         # An odd period: rows of a matrix do not repeat.
         count = min(spec.size, 1_000_003)
-        if spec.dtype is INT8:
-            arrays.append(np.resize(rng.integers(-127, 128, count, np.int8), spec.shape))
+        if spec.dtype in BYTES:
+            info = np.iinfo(spec.dtype.numpy)
+            whole = rng.integers(max(info.min, -127), info.max + 1, count, spec.dtype.numpy)
+            arrays.append(np.resize(whole, spec.shape))
             continue
         block = rng.standard_normal(count, np.float32)
         arrays.append(np.resize(block, spec.shape).astype(spec.dtype.numpy))
@@ -294,8 +296,8 @@ def _cases(args: argparse.Namespace, bench: Any, subject: Subject | None) -> Ite
 
 def _is_alone(problem: Problem) -> bool:
     """Whether PyTorch has no kernel on the GPU for it: its convolutions read and store floats."""
-    dtypes = (problem.inputs[0].dtype, problem.y.dtype)
-    return isinstance(problem.op, Conv) and INT8 in dtypes
+    dtypes = {problem.inputs[0].dtype, problem.y.dtype}
+    return isinstance(problem.op, Conv) and not dtypes.isdisjoint(BYTES)
 
 
 def problem_text(problem: Problem) -> str:

@@ -1,7 +1,9 @@
 """A Q/DQ model to compile: ONNX Runtime quantizes a float one, and nrt is compared with it.
 
 Activations and weights become symmetric int8, weights per channel; a layer and its ReLU are rounded
-once. Ranges come from random inputs: such a model shows speed and agreement, no accuracy on a task.
+once. With ``--activations uint8`` activations are uint8, without a zero point where none is
+negative. Ranges come from random inputs: such a model shows speed and agreement, no accuracy on a
+task.
 
     python benchmarks/quantize_model.py --models DIR --model resnet50 -o resnet50.int8.onnx --check
 
@@ -36,12 +38,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from benchmarks.zoo_models import Zoo
 from nrt.builder import optimize
-from nrt.dtypes import INT8
+from nrt.dtypes import BYTES, UINT8
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import Conv, MatMul
 
 _QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool"]
 """Not ReLU: what follows a layer is part of it, and rounded once."""
+_ACTIVATIONS = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     cli.add_argument("--batch", type=int, default=1)
     cli.add_argument("--samples", type=int, default=8, help="random inputs to calibrate on")
     cli.add_argument("--percentile", type=float, default=99.9, help="of magnitudes that are kept")
+    cli.add_argument("--activations", choices=list(_ACTIVATIONS), default="int8")
     cli.add_argument("-o", "--output", type=Path, required=True)
     cli.add_argument("--check", action="store_true", help="compare with ONNX Runtime")
     cli.add_argument("--inputs", type=int, default=4, help="random inputs to compare on")
@@ -60,13 +64,15 @@ def main(argv: list[str] | None = None) -> int:
     model = Zoo(args.models).load(args.model, args.batch)
     if model is None:
         cli.error(f"{args.model} has no batch of {args.batch}")
-    quantize(model, args.output, args.samples, args.percentile)
+    quantize(model, args.output, args.samples, args.percentile, args.activations)
     if args.check:
         check(args.output, args.precision, args.inputs)
     return 0
 
 
-def quantize(model: onnx.ModelProto, output: Path, samples: int, percentile: float) -> None:
+def quantize(
+    model: onnx.ModelProto, output: Path, samples: int, percentile: float, activations: str = "int8"
+) -> None:
     """Write ``model`` with Q/DQ nodes around every op that ONNX Runtime quantizes."""
     with tempfile.TemporaryDirectory() as folder:
         source, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
@@ -78,13 +84,13 @@ def quantize(model: onnx.ModelProto, output: Path, samples: int, percentile: flo
             _Reader(model, samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=_ACTIVATIONS[activations],
             weight_type=QuantType.QInt8,
             op_types_to_quantize=_QUANTIZED,
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={
                 "CalibPercentile": percentile,
-                "ActivationSymmetric": True,
+                "ActivationSymmetric": activations == "int8",
                 "WeightSymmetric": True,
                 "OpTypesToExcludeOutputQuantization": ["Conv", "Add"],
             },
@@ -95,13 +101,18 @@ def check(path: Path, precision: str, inputs: int) -> None:
     """Print what the model becomes and how far it is from ONNX Runtime's result."""
     graph = optimize(path, precision=precision).graph
     products = [n for n in graph.nodes if isinstance(n.op, Conv | MatMul)]
-    quantized = [n for n in products if n.inputs[0].dtype is INT8]
+    quantized = [n for n in products if n.inputs[0].dtype in BYTES]
     print("ops:", dict(Counter(n.op.name for n in graph.nodes)))
-    print(f"products of int8: {len(quantized)} of {len(products)}; in floats:")
+    unsigned = sum(n.inputs[0].dtype is UINT8 for n in quantized)
+    print(
+        f"products of int8: {len(quantized)} of {len(products)}, {unsigned} of them by uint8; in "
+        "floats:"
+    )
     for node in products:
         if node not in quantized:
             print(f"  {node} {node.inputs[0].type}, weights {node.inputs[1].type}")
-    print("stored as int8:", sum(n.output.dtype is INT8 for n in products), "of their results")
+    stored = Counter(str(n.output.dtype) for n in products)
+    print("stored:", dict(stored))
     model = onnx.load(path)
     scale = output_scale(model)
     runtimes = {"optimized": _session(path), "as it is written": _session(path, optimized=False)}

@@ -12,9 +12,11 @@ from nrt import tuner_cpu
 from nrt.cpu_kernels import variant_by_name
 from nrt.cpu_kernels.reference import Reference
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP16, FP32, INT32, DType
+from nrt.dtypes import BYTES, FP16, FP32, INT8, INT32, UINT8, DType
 from nrt.ir.op import Array, Op
-from nrt.ir.ops import OPS, Add, Cast, Conv, MatMul, Relu, Split
+from nrt.ir.ops import OPS, Add, Cast, Conv, MatMul, MaxPool, Pointwise, Relu, Split
+from nrt.ir.ops.quantize import byte_rounding
+from nrt.ir.pointwise import Builder, identity
 from nrt.problem import Problem, Refusal, TensorSpec
 from nrt.tuner_cpu import CpuBench
 
@@ -77,6 +79,57 @@ def test_a_wrong_kernel_is_reported_not_timed(body: Body, error: str) -> None:
     timing = CpuBench().measure(Fake(body), problem(Relu(), (7, 9)), ())
     assert timing.seconds is None
     assert re.fullmatch(f"wrong result: relative error {error}, limit 1e-04", timing.note)
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+@pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        (lambda y: np.bitwise_xor(y[0, :3], 1, out=y[0, :3]), True),
+        (lambda y: np.copyto(y[0], y[1]), False),
+    ],
+    ids=["three are one apart", "another row"],
+)
+def test_floats_near_a_half_may_round_to_either_side(
+    change: Callable[[Array], Array], right: bool, dtype: DType
+) -> None:
+    b = Builder("f")
+    program = b.build(b("mul", 0, b.const(40.0)))
+    for p in (
+        problem(MatMul(epilogue=program, out_dtype=dtype), (40, 7), (7, 50)),
+        problem(Pointwise(byte_rounding(program, dtype), dtype), (40, 50)),
+    ):
+
+        def body(
+            inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array, op: Op = p.op
+        ) -> None:
+            outputs[0][...] = op.reference(*inputs)[0]
+            change(outputs[0])
+
+        timing = CpuBench().measure(Fake(body), p, ())
+        assert (timing.seconds is not None) == right, timing
+
+
+@pytest.mark.parametrize(
+    ("op", "dtypes", "limit"),
+    [
+        (MatMul(), (UINT8, INT8), 0.0),
+        (MatMul(out_dtype=UINT8), (UINT8, INT8), 1e-2),
+        (MatMul(out_dtype=INT8), (FP32, FP32), 1e-2),
+        (Add(), (UINT8, UINT8), 0.0),
+        (MaxPool((1,), (1,), (0, 0), (1,)), (UINT8,), 0.0),
+        (MaxPool((1,), (1,), (0, 0), (1,), epilogue=identity("f"), out_dtype=UINT8), (FP32,), 1e-2),
+        (Pointwise(byte_rounding(identity("f"), UINT8), UINT8), (FP32,), 1e-2),
+        (Relu(), (FP16,), 5e-3),
+    ],
+    ids=str,
+)
+def test_tolerance_is_that_of_the_output(op: Op, dtypes: Sequence[DType], limit: float) -> None:
+    shape = (5, 5, 5) if isinstance(op, MaxPool) else (5, 5)
+    inputs = tuple(TensorSpec.dense(shape, d) for d in dtypes)
+    (y,) = op.infer(*(t.type for t in inputs))
+    p = Problem(op, inputs, (TensorSpec.dense(y.shape, y.dtype),), (False,) * len(inputs))
+    assert tuner_cpu.tolerance(p, p.y) == limit
 
 
 def test_every_output_is_checked() -> None:

@@ -166,7 +166,7 @@ class ConvStaged(HostVariant):
     """Copies the input into a zero-padded channels-last buffer of fp32 first.
 
     Filter taps of a line then form one run, which pays where channels are few; and any layout of
-    the input will do. A prologue is computed by the copy. int8 sums exactly all the same, see
+    the input will do. A prologue is computed by the copy. Bytes sum exactly all the same, see
     `nrt.cpu_kernels.product`.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nrt.cpu_kernels.codegen import column_class, rows_function
-from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, INT32, DType
+from nrt.dtypes import BYTES, FP8E4M3, FP16, FP32, INT32, DType
 from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import Builder, Program, identity
 
@@ -35,18 +35,18 @@ _BLOCK_DEPTH = 512
 """Depth of a block of B: 512 x 64 floats are 128 KiB, read from L2 for every few rows."""
 _GRAIN = 1 << 20
 """Multiply-adds that are worth a thread, about 20 us of one core."""
-assert _BLOCK_DEPTH * 128 * 128 < 2**24, "sums of a block of int8 are exact in fp32"
+assert _BLOCK_DEPTH * 255 * 128 < 2**24, "sums of a block of bytes are exact in fp32"
 _EFFICIENCY = (1.0, 0.97, 0.8)
 """Measured on Zen 4: how close to its peak each inner kernel of `product.SHAPES` comes."""
 
 
-STAGED: tuple[DType, ...] = (FP32, FP16, INT8, FP8E4M3)
+STAGED: tuple[DType, ...] = (FP32, FP16, *BYTES, FP8E4M3)
 """Operands that are multiplied as fp32, into which a copy turns them."""
 
 
 def sums_type(operands: DType) -> DType:
     """Element type of sums of products of such operands."""
-    return INT32 if operands is INT8 else FP32
+    return INT32 if operands in BYTES else FP32
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ def epilogue_of(
     Args:
         program: the op's epilogue, which reads a float.
         bias: whether a plain bias follows the operands instead.
-        out: element type of the output; what is stored as int8 is rounded and saturated.
-        sums: fp32, or int32 of products of int8.
+        out: element type of the output; what is stored as int8 or uint8 is rounded and saturated.
+        sums: fp32, or int32 of products of bytes.
     """
     whole = sums is INT32
     if program is None and whole and out is INT32:
@@ -150,7 +150,7 @@ def epilogue_of(
     if whole:
         b = Builder(["i", *found.inputs[1:]])
         found = b.build(*b.inline(found, [b("to_f", 0), *range(1, len(found.inputs))]))
-    return byte_rounding(found, out) if out is INT8 else found
+    return byte_rounding(found, out) if out in BYTES else found
 
 
 def bind_product(
@@ -173,7 +173,7 @@ def bind_product(
         out: where results go.
         extras: the epilogue's other inputs.
         shifts: per group, bytes to add to each address.
-        sums: int32 where A and B hold int8: blocks of the depth are exact in fp32 and are added as
+        sums: int32 where A and B hold bytes: blocks of the depth are exact in fp32 and are added as
             integers; else fp32.
     """
     from nrt.cpu_kernels.jit import precompile

@@ -9,7 +9,7 @@ import numpy as np
 
 from nrt.cpu_kernels.pointwise import bind_strided, cast_program, refuse_types
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP8E4M3, FP32, INT8
+from nrt.dtypes import BYTES, FP8E4M3, FP32
 from nrt.ir.op import Array
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.ir.ops.quantize import byte_rounding
@@ -22,7 +22,7 @@ _GRAIN = 1 << 16
 """Loaded elements that are worth a thread."""
 
 
-_STAGED = (INT8, FP8E4M3)
+_STAGED = (*BYTES, FP8E4M3)
 """Types that are pooled as fp32, which holds them exactly; copies convert."""
 
 
@@ -65,7 +65,7 @@ class Pool(HostVariant):
         run = self._bind(Problem(problem.op, (wide_x,), (wide_y,), (False,)))
         widen = bind_strided(cast_program(x.dtype, FP32), (wide_x, x))
         # A maximum is one of the numbers, and nothing rounds; but for that of nothing, -inf.
-        whole = y.dtype is INT8
+        whole = y.dtype in BYTES
         program = byte_rounding(identity("f"), y.dtype) if whole else cast_program(FP32, y.dtype)
         narrow = bind_strided(program, (y, wide_y))
 

@@ -45,7 +45,7 @@ FIELDS: tuple[str, ...] = (
 )  # fmt: skip
 """Parameters of the kernel, one int64 each, in order. ``rows`` is the number of output positions,
 ``rows_n`` those of an image, ``rows_p`` those of a line; ``x_*`` are byte strides; ``zeros`` is the
-address of at least ``run`` zeros; ``whole`` says that A and B hold int8, whose sums are int32."""
+address of at least ``run`` zeros; ``whole`` says that A and B hold bytes, whose sums are int32."""
 
 OPERAND_FIELDS = 5
 """After `FIELDS`, for each operand of the rows function: byte strides of image, line, position and

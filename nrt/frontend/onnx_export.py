@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx
 from onnx import helper
 
-from nrt.dtypes import FP8E4M3, INT8
+from nrt.dtypes import BYTES, FP8E4M3
 from nrt.errors import ExportError
 from nrt.frontend.network import Network
 from nrt.frontend.onnx_export_node import OPSET, Inexpressible, Tensor, Writer
@@ -228,8 +228,10 @@ def _precision(node: Node) -> str:
         first = node.inputs[0].dtype
         if getattr(op, "tf32", False):
             return "tf32"
-        if first in (INT8, FP8E4M3):
-            return "int8" if first is INT8 else "fp8"
+        if first in BYTES:
+            return "int8"
+        if first is FP8E4M3:
+            return "fp8"
     floats = [v.dtype.name for v in (*node.inputs, *node.outputs) if v.dtype.is_float]
     return floats[0] if floats else node.outputs[0].dtype.name
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import FP32, FP64, INT8, INT32, INT64, DType
+from nrt.dtypes import BYTES, FP32, FP64, INT32, INT64, UINT8, DType
 from nrt.frontend import onnx_export_rows as rows
 from nrt.frontend.onnx_export_node import Inexpressible, Tensor, Writer, takes, wide
 from nrt.frontend.onnx_export_pointwise import elementwise, multi_pointwise, write_program
@@ -162,30 +162,31 @@ def _products(w: Writer, node: Node, op_type: str, depth: int, **attributes: Any
         args += [w.cast(extra, dtype) for extra in extras]
     total = w.emit(op_type, args, TensorType(result.shape, dtype), **attributes)
     if op.epilogue is not None:
-        if x.dtype is INT8:
+        if x.dtype in BYTES:
             total = w.cast(total, FP32)
         (total,) = write_program(w, op.epilogue, [total, *extras])
-    if result.dtype is INT8:
-        total = _quantized(w, total)
+    if result.dtype in BYTES:
+        total = _quantized(w, total, result.dtype)
     w.finish(total, result)
 
 
 def _factors(op: Any, dtype: DType, depth: int) -> DType:
     """The type that products are computed in, where ``depth`` of them make a sum.
 
-    Runtimes read int8 in few combinations of signs. In floats that hold every partial sum the
+    Runtimes read bytes in few combinations of signs. In floats that hold every partial sum the
     result is the same; behind the epilogue of a convolution, which no runtime computes in fp64, it
     is rounded to fp32 in any case.
     """
-    if dtype is not INT8:
+    if dtype not in BYTES:
         return wide(dtype)
-    exact = depth * 128 * 128 <= 2**24
+    exact = depth * (255 if dtype is UINT8 else 128) * 128 <= 2**24
     return FP32 if exact or (op.epilogue is not None and not isinstance(op, ops.MatMul)) else FP64
 
 
-def _quantized(w: Writer, x: Tensor) -> Tensor:
-    """Rounded, to even where two are equally near, to the range of int8."""
-    low, high = (w.constant(np.asarray(bound), x.dtype) for bound in (-128, 127))
+def _quantized(w: Writer, x: Tensor, dtype: DType) -> Tensor:
+    """Rounded, to even where two are equally near, to the range of ``dtype``."""
+    info = np.iinfo(dtype.numpy)
+    low, high = (w.constant(np.asarray(bound), x.dtype) for bound in (info.min, info.max))
     return w.emit("Clip", [w.emit("Round", [x], x.type), low, high], x.type)
 
 
@@ -255,12 +256,12 @@ def _pool(w: Writer, node: Node) -> None:
         return
     x, *extras = (w.tensor(v) for v in node.inputs)
     result = w.tensor(node.output)
-    # ONNX averages floats only; a mean of int8 is one in nrt too.
-    dtype = FP32 if isinstance(op, ops.AveragePool) and x.dtype is INT8 else wide(x.dtype)
+    # ONNX averages floats only; a mean of bytes is one in nrt too.
+    dtype = FP32 if isinstance(op, ops.AveragePool) and x.dtype in BYTES else wide(x.dtype)
     type_ = TensorType(result.shape, dtype)
     pooled = w.emit(op.name, [w.cast(x, dtype)], type_, **attributes)
     (y,) = write_program(w, op.epilogue, [pooled, *extras])
-    w.finish(_quantized(w, y) if result.dtype is INT8 else y, result)
+    w.finish(_quantized(w, y, result.dtype) if result.dtype in BYTES else y, result)
 
 
 def _rounding(node: Node) -> dict[str, Any]:

@@ -4,9 +4,9 @@
 
 Operators on integers are written with `Quantize` and `Dequantize` around plain ones; the pass
 fold-quantization makes products of integers of them again, as it does of models that come so.
-ConvInteger and MatMulInteger have no scales: their products are of int8 where the zero points are
-that type's 0, and otherwise of floats that hold every partial sum; but a MatMulInteger of constant
-weights is always one of int8.
+ConvInteger and MatMulInteger have no scales: with weights of int8 and zero points of 0 they are
+products of bytes, otherwise of floats that hold every partial sum; but a MatMulInteger of constant
+weights that int8 holds is always one of bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nrt.dtypes import FP32, FP64, INT8, INT32, UINT8, DType, dtype_from_onnx
+from nrt.dtypes import BYTES, FP32, FP64, INT8, INT32, UINT8, DType, dtype_from_onnx
 from nrt.errors import ImportModelError, ShapeError
 from nrt.frontend import onnx_ops_conv
 from nrt.frontend.onnx_node import NodeContext, RefusedNodeError
@@ -119,8 +119,8 @@ def conv_integer(n: NodeContext) -> Value:
 def matmul_integer(n: NodeContext) -> Value:
     """MatMulInteger: as `conv_integer`; zero points per tensor, row or column.
 
-    With constant weights of int8 it multiplies int8 whatever the other side is: uint8 less 128 is
-    int8, and a zero point, which dynamic quantization computes, takes the sum of each column along.
+    With constant weights that int8 holds it multiplies bytes whatever the other side's zero point
+    is: one that dynamic quantization computes takes the sum of each column along.
     """
     weights = _int8_weights(n)
     if weights is not None:
@@ -150,28 +150,15 @@ def _int8_weights(n: NodeContext) -> Array | None:
 
 
 def _shifted_product(n: NodeContext, weights: Array) -> Value:
-    """``(x - z) @ w`` as ``x' @ w - z' · Σ w`` with x' of int8; int32 holds every number."""
+    """``(x - z) @ w`` as ``x @ w - z · Σ w``; int32 holds every number."""
     x, zero = n.input(0), n.optional(2)
-    offset = 0
-    if x.dtype is UINT8:
-        offset = 128
-        wide = n.emit(ops.Cast(INT32), x, part="a-wide", inner=True)
-        middle = n.helper(np.asarray(offset, np.int32), "middle")
-        below = n.emit(ops.Sub(), wide, middle, part="a-signed", inner=True)
-        x = n.emit(ops.Cast(INT8), below, part="a-int8", inner=True)
     right = n.helper(weights, "b")
-    if offset == 0 and _is_zero(zero):
+    if zero is None or _is_zero(zero):
         return n.emit(ops.MatMul(), x, right)
     product = n.emit(ops.MatMul(), x, right, part="product", inner=True)
     sums = n.helper(weights.sum(axis=0, dtype=np.int32), "sums")
-    if zero is None:
-        shift = n.helper(np.asarray(-offset, np.int32), "zero")
-    else:
-        spread = _spread(n, zero, x, -2, "a-zero")
-        shift = n.emit(ops.Cast(INT32), spread, part="zero-wide", inner=True)
-        if offset:
-            middle = n.helper(np.asarray(offset, np.int32), "zero-middle")
-            shift = n.emit(ops.Sub(), shift, middle, part="zero-signed", inner=True)
+    spread = _spread(n, zero, x, -2, "a-zero")
+    shift = n.emit(ops.Cast(INT32), spread, part="zero-wide", inner=True)
     correction = n.emit(ops.Mul(), shift, sums, part="correction", inner=True)
     return n.emit(ops.Sub(), product, correction)
 
@@ -186,7 +173,7 @@ def _integer(
 ) -> Value:
     x, w = n.input(0), n.input(1)
     sides = ((x, n.optional(2), x_axis, "x"), (w, n.optional(3), w_axis, "w"))
-    if x.dtype is INT8 and w.dtype is INT8 and all(_is_zero(zero) for _, zero, _, _ in sides):
+    if x.dtype in BYTES and w.dtype is INT8 and all(_is_zero(zero) for _, zero, _, _ in sides):
         return _cast(n, product(x, w))
     dtype = FP32 if depth * 255 * 255 < _EXACT_FP32 else FP64
     real = []

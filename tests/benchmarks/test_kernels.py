@@ -13,9 +13,10 @@ import pytest
 from benchmarks import kernels
 from benchmarks.kernel_problems import memory_problems, product
 from benchmarks.kernels import kernel_case, quick_inputs, rate_of, runs_for, tune_all
-from nrt.dtypes import FP16, FP32
+from nrt.dtypes import FP16, FP32, INT8, INT32, UINT8
 from nrt.errors import BuildError, InputError
-from nrt.problem import Problem
+from nrt.ir.ops import MatMul
+from nrt.problem import Problem, TensorSpec
 from nrt.tuner_cpu import CpuBench
 
 RELATIVE = 1e-9
@@ -150,3 +151,12 @@ def test_big_inputs_are_random_and_of_the_right_type() -> None:
     assert not np.array_equal(a[0], a[1])
     small = quick_inputs(product(3, 5, 7, FP16), 3)
     assert [x.shape for x in small] == [(3, 7), (7, 5)]
+
+
+def test_big_inputs_of_bytes_take_their_range() -> None:
+    specs = [TensorSpec.dense((2100, 2000), d) for d in (UINT8, INT8)]
+    sums = TensorSpec.dense((2100, 2100), INT32)
+    problem = Problem(MatMul(trans_b=True), tuple(specs), (sums,), (False, True))
+    a, b = quick_inputs(problem, 3)
+    assert (a.dtype, a.min(), a.max()) == (np.uint8, 0, 255)
+    assert (b.dtype, b.min(), b.max()) == (np.int8, -127, 127)

@@ -14,17 +14,22 @@ from benchmarks import quantize_model
 from tests.benchmarks.small_zoo import make_zoo
 
 
+@pytest.mark.parametrize("activations", ["int8", "uint8"])
 def test_a_model_is_quantized_and_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    activations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     zoo, output = make_zoo(tmp_path / "zoo"), tmp_path / "model.onnx"
     arguments = ["--models", str(zoo), "--model", "vgg19", "-o", str(output), "--batch", "2"]
-    assert quantize_model.main([*arguments, "--samples", "2", "--inputs", "2", "--check"]) == 0
+    arguments += ["--activations", activations, "--samples", "2", "--inputs", "2", "--check"]
+    assert quantize_model.main(arguments) == 0
     counts = Counter(n.op_type for n in onnx.load(output).graph.node)
     assert counts["QuantizeLinear"] >= 1
     assert counts["DequantizeLinear"] >= 2
+    zeros = {n.input[2] for n in onnx.load(output).graph.node if n.op_type == "QuantizeLinear"}
+    kinds = {t.data_type for t in onnx.load(output).graph.initializer if t.name in zeros}
+    assert kinds == {getattr(onnx.TensorProto, activations.upper())}
     lines = capsys.readouterr().out.splitlines()
-    assert "products of int8: 1 of 1; in floats:" in lines
+    assert any(line.startswith("products of int8: 1 of 1, ") for line in lines)
     shares = [line for line in lines if "quanta apart" in line]
     assert len(shares) == 3
     for line in shares:

@@ -11,7 +11,20 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64, UINT8, DType
+from nrt.dtypes import (
+    BF16,
+    BOOL,
+    BYTES,
+    FP8E4M3,
+    FP16,
+    FP32,
+    FP64,
+    INT8,
+    INT32,
+    INT64,
+    UINT8,
+    DType,
+)
 from nrt.errors import ExportError
 from nrt.frontend.onnx_export import to_onnx
 from nrt.frontend.onnx_model import import_model
@@ -258,23 +271,48 @@ def test_products() -> None:
     check(ops.MatMul(), integers(3, 5), integers(5, 7))
 
 
-def test_int8_products_are_exact() -> None:
-    x, w = (integers(*s, dtype=INT8, low=-128, high=128) for s in ((2, 96, 5, 5), (3, 96, 3, 3)))
+def whole(*shape: int, dtype: DType = INT8) -> Array:
+    """Integers over the whole range of ``dtype``, both ends among them."""
+    info = np.iinfo(dtype.numpy)
+    x = integers(*shape, dtype=dtype, low=info.min, high=info.max + 1)
+    x.flat[:2] = info.min, info.max
+    return x
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_products_of_bytes_are_exact(dtype: DType) -> None:
+    # As deep as fp32 is exact: ONNX Runtime has no convolution of fp64.
+    depth = 96 if dtype is INT8 else 56
+    x, w = whole(2, depth, 5, 5, dtype=dtype), whole(3, depth, 3, 3)
     check(ops.Conv(), x, w, constants=[1])
-    check(ops.Conv(groups=2), x[:, :, :3, :3], w[:2, :48], constants=[1])
+    check(ops.Conv(groups=2), x[:, :, :3, :3], w[:2, : depth // 2], constants=[1])
     check(ops.ConvTranspose(), x, w[0][:, None], constants=[1])
-    a, b = (integers(*s, dtype=INT8, low=-128, high=128) for s in ((3, 3001), (3001, 5)))
+    a, b = whole(3, 3001, dtype=dtype), whole(3001, 5)
     check(ops.MatMul(), a, b)
     check(ops.MatMul(), a[0, :1001], b[:1001])
+    # 601 products of 255 · 127 are beyond 2^24, those of 128 · 128 are not.
+    check(ops.MatMul(), np.full_like(a[:, :601], a.max()), np.full_like(b[:601], 127))
 
 
-def test_int8_results_round_to_even_and_saturate() -> None:
+@pytest.mark.parametrize("stored", BYTES, ids=str)
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_results_of_bytes_round_to_even_and_saturate(dtype: DType, stored: DType) -> None:
     b = Builder("f")
     program = b.build(b("mul", 0, b.const(0.5)))
-    op = ops.MatMul(epilogue=program, out_dtype=INT8)
-    a = np.asarray([[1], [3], [5], [-1], [-3], [127], [-128]], np.int8)
-    for w in ([[1]], [[5]]):
+    op = ops.MatMul(epilogue=program, out_dtype=stored)
+    a = np.asarray([[1], [3], [5], [-1], [-3], [127], [-128]], np.int8).view(dtype.numpy)
+    for w in ([[1]], [[5]], [[-1]]):
         check(op, a, np.asarray(w, np.int8))
+
+
+def test_a_convolution_of_uint8_with_a_residual_of_int8() -> None:
+    b = Builder("fi")
+    program = b.build(b("add", b("mul", 0, b.const(2.0**-11)), b("to_f", 1)))
+    op = ops.Conv(pads=(1, 1, 1, 1), epilogue=program, out_dtype=UINT8)
+    x, w = whole(2, 16, 5, 4, dtype=UINT8), whole(6, 16, 3, 3)
+    graph = check(op, x, w, whole(2, 6, 5, 4), constants=[1])
+    (node,) = (n for n in to_onnx(graph).graph.node if n.op_type == "Conv")
+    assert {p.value for p in node.metadata_props if p.key == "nrt.precision"} == {"int8"}
 
 
 def test_fp8_products() -> None:
@@ -348,16 +386,19 @@ def test_pools() -> None:
     check(ops.MaxPool((1, 1), (2, 2), (0, 0, 1, 1), (1, 1), True), x[:, :, :8, :8])
     check(ops.MaxPool((3,), (2,), (1, 1), (1,)), normal(2, 3, 9, dtype=FP16))
     check(ops.MaxPool((2, 2), (1, 1), (0,) * 4), integers(1, 2, 5, 5, dtype=INT8))
+    check(ops.MaxPool((2, 2), (1, 1), (0,) * 4), whole(1, 2, 5, 5, dtype=UINT8))
 
 
-@pytest.mark.parametrize("out_dtype", [INT8, FP16])
-def test_means_of_int8(out_dtype: DType) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"), [(INT8, INT8), (INT8, FP16), (UINT8, UINT8)], ids=str
+)
+def test_means_of_bytes(dtype: DType, out_dtype: DType) -> None:
     b = Builder("f")
     op = ops.AveragePool(
         (2, 2), (1, 1), (1, 0, 0, 1), epilogue=b.build(b("mul", 0, b.const(2.0))),
         out_dtype=out_dtype,
     )  # fmt: skip
-    check(op, integers(1, 2, 5, 5, dtype=INT8, low=-128, high=128))
+    check(op, whole(1, 2, 5, 5, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from nrt.builder import optimize
-from nrt.dtypes import INT8
+from nrt.dtypes import INT8, UINT8
 from nrt.errors import ImportModelError, UnsupportedOpError
 from nrt.frontend import import_model
 from nrt.frontend.onnx_export import to_onnx
@@ -140,13 +140,32 @@ def test_integer_products(x_type: Any, w_type: Any, zeros: bool, rng: np.random.
     agrees(model(nodes, feeds, stored, outputs), feeds)
 
 
-def test_products_of_int8_are_products_of_int8(rng: np.random.Generator) -> None:
-    feeds = {"a": whole(rng, np.int8, 5, 8)}
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_products_of_bytes_are_products_of_bytes(
+    kind: Any, constant: bool, rng: np.random.Generator
+) -> None:
+    feeds, stored = {"a": whole(rng, kind, 5, 8)}, {"b": seven_bits(rng, np.int8, 8, 6)}
+    if not constant:
+        feeds, stored = feeds | stored, {}
     node = helper.make_node("MatMulInteger", ["a", "b"], ["z"])
-    proto = model([node], feeds, {"b": whole(rng, np.int8, 8, 6)}, {"z": TensorProto.INT32})
-    (found,) = (n for n in optimize(proto).graph.nodes if isinstance(n.op, MatMul))
-    assert found.inputs[0].dtype is INT8
+    proto = model([node], feeds, stored, {"z": TensorProto.INT32})
+    (found,) = optimize(proto).graph.nodes
+    assert isinstance(found.op, MatMul)
+    assert [v.dtype.numpy for v in found.inputs] == [kind, np.int8]
     agrees(proto, feeds)
+
+
+def test_convolutions_of_uint8_by_int8(rng: np.random.Generator) -> None:
+    feeds = {"x": whole(rng, np.uint8, 2, 4, 6, 5)}
+    w = whole(rng, np.int8, 3, 4, 3, 3)
+    node = helper.make_node("ConvInteger", ["x", "w"], ["y"], pads=[1] * 4)
+    graph = import_model(model([node], feeds, {"w": w}, {"y": TensorProto.INT32}))
+    assert [v.dtype for v in graph.nodes[0].inputs] == [UINT8, INT8]
+    padded = np.pad(feeds["x"].astype(np.int32), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    wanted = np.einsum("nchwrs,kcrs->nkhw", windows, w.astype(np.int32))
+    np.testing.assert_array_equal(evaluate(graph, feeds)["y"], wanted)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8])
@@ -165,7 +184,7 @@ def test_weights_that_int8_holds(kind: Any, w_kind: Any, rng: np.random.Generato
         outputs = {f"y{index}": TensorProto.INT32 for index in range(3)}
         proto = model(nodes, feeds, zeros, outputs)
         found = [n for n in optimize(proto).graph.nodes if isinstance(n.op, MatMul)]
-        assert {n.inputs[0].dtype for n in found} == {INT8}
+        assert {n.inputs[0].dtype.numpy for n in found} == {np.dtype(kind)}
         wide = {n: a.astype(np.int64) for n, a in {**feeds, **zeros}.items()}
         for graph in (import_model(proto), optimize(proto).graph):
             results = evaluate(graph, feeds)

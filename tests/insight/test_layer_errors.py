@@ -9,7 +9,7 @@ import pytest
 
 import nrt
 from nrt.builder import BuildRequest
-from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, UINT8
+from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, UINT8, DType
 from nrt.errors import InputError
 from nrt.insight.compare import relative_error
 from nrt.insight.layer_errors import LayerErrors, LayerStudy
@@ -165,9 +165,8 @@ def test_cut_graphs_verify_and_say_the_same(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(again[cut_names[value]], found[name])
 
 
-@pytest.mark.parametrize("zero", [0, 3])
-def test_integers_are_numbers_of_a_grid(rng: np.random.Generator, zero: int) -> None:
-    dtype = UINT8 if zero else INT8
+@pytest.mark.parametrize(("dtype", "zero"), [(INT8, 0), (UINT8, 3), (UINT8, 0)])
+def test_integers_are_numbers_of_a_grid(rng: np.random.Generator, dtype: DType, zero: int) -> None:
     grid = Grid(dtype, np.asarray(0.25, np.float32), np.asarray(zero, np.int64))
     layer = Carried(Value("q", (40,), dtype), Value("x", (40,), FP32), grid)
     x = rng.standard_normal(40).astype(np.float32) * 9
