@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, FP32, INT8, DType
+from nrt.dtypes import FP8E4M3, FP32, INT8, UINT8, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Add, Conv, Dequantize, MatMul, Quantize, Relu
@@ -70,7 +70,11 @@ class QuantizedNet(Net):
         return self.op(op, x, w, self.const(bias.constant.astype(np.float32), "b"))  # type: ignore[union-attr]
 
     def int8_feed(self, *shape: int) -> dict[str, Array]:
-        return {"x": self.rng.integers(-127, 128, shape, np.int8)}
+        return self.feed(INT8, *shape)
+
+    def feed(self, dtype: DType, *shape: int) -> dict[str, Array]:
+        low, high = (0, 255) if dtype is UINT8 else (-127, 127)
+        return {"x": self.rng.integers(low, high + 1, shape).astype(dtype.numpy)}
 
 
 def residual_block(net: QuantizedNet, x: Value, channels: int, dtype: DType = INT8) -> Value:

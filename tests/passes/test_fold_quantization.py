@@ -323,10 +323,20 @@ class TestUnsigned:
         graph = folded(net).graph
         assert [n.output.dtype for n in graph.nodes] == [INT8, FP32]
 
-    def test_without_a_zero_point_it_has_one(self) -> None:
+    @pytest.mark.parametrize("zero", [None, 0])
+    def test_without_a_zero_point_it_stays(self, zero: int | None) -> None:
         net = QuantizedNet()
-        net.out(net.qdq(net.input(3, 5), 0.25, None, UINT8))
-        assert [n.output.dtype for n in folded(net).graph.nodes] == [INT8, FP32]
+        net.out(net.qdq(net.input(3, 5), 0.25, zero, UINT8))
+        assert [n.output.dtype for n in folded(net).graph.nodes] == [UINT8, FP32]
+
+    def test_products_read_it(self) -> None:
+        net = QuantizedNet()
+        net.out(net.qconv(net.qdq(net.input(1, 16, 5, 5), 0.25, 0, UINT8), 16))
+        graph = folded(net).graph
+        assert products(graph) == [(UINT8, FP32)]
+        # No border of zero points has to be put around it.
+        assert "Pad" not in ops(graph)
+        equal(net, graph)
 
     def test_128_is_the_middle(self) -> None:
         net = QuantizedNet()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrt.dtypes import FP32, INT8, UINT8
+from nrt.dtypes import FP32, INT8, INT16, UINT8, DType
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import AveragePool
 from nrt.ir.pointwise import Builder
@@ -28,7 +28,7 @@ def pool(pads: tuple[int, ...] = (0,) * 4, **more: Any) -> AveragePool:
 
 
 def equal(net: QuantizedNet, graph: Any) -> None:
-    feed = net.int8_feed(*net.graph.inputs[0].shape)
+    feed = net.feed(net.graph.inputs[0].dtype, *net.graph.inputs[0].shape)
     wanted, found = evaluate(net.graph, feed), evaluate(graph, feed)
     for name, array in wanted.items():
         assert array.dtype == found[name].dtype
@@ -59,14 +59,15 @@ def test_an_epilogue_of_its_own_follows_the_scale() -> None:
     equal(net, graph)
 
 
-def test_bytes_in_and_out_are_one_kernel() -> None:
+@pytest.mark.parametrize("read", [INT8, UINT8], ids=str)
+def test_bytes_in_and_out_are_one_kernel(read: DType) -> None:
     net = QuantizedNet()
-    x = net.dq(net.input(2, 16, 6, 4, dtype=INT8), 0.5)
+    x = net.dq(net.input(2, 16, 6, 4, dtype=read), 0.5)
     net.out(net.q(net.op(pool(), x), 0.25))
     report = run_pipeline(net.graph, pipeline(PipelineOptions(frozenset({"fp32"}))), verify=True)
     found = FusePoolEpilogue().run(report.graph.copy()).graph
     node = sole(found, AveragePool)
-    assert (node.inputs[0].dtype, node.output.dtype) == (INT8, INT8)
+    assert (node.inputs[0].dtype, node.output.dtype) == (read, INT8)
     assert "Pointwise" not in ops(found)
     equal(net, found)
 
@@ -89,11 +90,11 @@ def test_bytes_in_and_out_are_one_kernel() -> None:
             "has a scale that differs along a dimension, or is computed",
         ),
         (
-            lambda net: net.op(pool(), net.dq(net.input(1, 2, 4, 4, dtype=UINT8), 0.5)),
-            "reads uint8, kernels average int8",
+            lambda net: net.op(pool(), net.dq(net.input(1, 2, 4, 4, dtype=INT16), 0.5)),
+            "reads int16, kernels average int8 and uint8",
         ),
     ],
-    ids=["padding", "scales", "uint8"],
+    ids=["padding", "scales", "int16"],
 )
 def test_refuses(net_of: Any, reason: str) -> None:
     net = QuantizedNet()

@@ -13,7 +13,7 @@ from nrt.builder import build, build_graph, optimize
 from nrt.compiled import CompiledEngine
 from nrt.cuda_kernels.device import device_for_arch
 from nrt.cuda_kernels.registry import variants_for
-from nrt.dtypes import FP16, FP32, INT8
+from nrt.dtypes import FP16, FP32, INT8, UINT8
 from nrt.errors import BuildError, CalibrationError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import Add, Concat, Conv, MaxPool, Pointwise, Relu
@@ -101,15 +101,18 @@ def test_layers_between_int8_carry_int8(net: nrt.Network, ranges: nrt.Calibratio
     }
     found = {n.name: n for n in report.graph.nodes}
     # The stem stores int8 for the pooling, which keeps it; the sums read residuals of int8.
-    assert (found["stem"].inputs[0].dtype, found["stem"].output.dtype) == (FP16, INT8)
-    assert of_type(report.graph, MaxPool, INT8) == 1
-    for name in ("wide.b", "same.b"):
-        assert [v.dtype for v in found[name].inputs if len(v.shape) == 4] == [INT8] * 3
+    assert (found["stem"].inputs[0].dtype, found["stem"].output.dtype) == (FP16, UINT8)
+    assert of_type(report.graph, MaxPool, UINT8) == 1
+    # What a ReLU gives is uint8; a projection has both signs.
+    for name, residual in (("wide.b", INT8), ("same.b", UINT8)):
+        types = [v.dtype for v in found[name].inputs if len(v.shape) == 4]
+        assert types == [UINT8, INT8, residual]
         assert len(found[name].inputs) == 5
-    assert found["depthwise"].inputs[0].dtype is found["depthwise"].output.dtype is INT8
-    assert (INT8, INT8) in products(report.graph)
-    assert products(report.graph)[-1] == (INT8, FP16)
-    assert {n.inputs[0].dtype for n in report.graph.nodes if isinstance(n.op, Pointwise)} <= {INT8}
+    assert found["depthwise"].inputs[0].dtype is found["depthwise"].output.dtype is UINT8
+    assert (UINT8, UINT8) in products(report.graph)
+    assert products(report.graph)[-1] == (UINT8, FP16)
+    pointwise = [n for n in report.graph.nodes if isinstance(n.op, Pointwise)]
+    assert {n.inputs[0].dtype for n in pointwise} <= {INT8, UINT8}
 
 
 @pytest.mark.parametrize("method", ["kl", "mse", "minmax", "percentile"])
@@ -142,11 +145,11 @@ def test_a_skip_over_a_pooling_is_stored_once(rng: np.random.Generator) -> None:
     ranges = nrt.calibrate(net, data, target="cpu", method="minmax")
     report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
     found = {n.name: n.output.dtype for n in report.graph.nodes}
-    assert found["down"] is INT8
-    assert of_type(report.graph, MaxPool, INT8) == of_type(report.graph, Concat, INT8) == 1
+    assert found["down"] is UINT8
+    assert of_type(report.graph, MaxPool, UINT8) == of_type(report.graph, Concat, INT8) == 1
     # Where the skip's scale is not that of the Concat, its bytes are brought to it.
     steps = [n for n in report.graph.nodes if isinstance(n.op, Pointwise)]
-    assert {(n.inputs[0].dtype, n.output.dtype) for n in steps[1:]} <= {(INT8, INT8)}
+    assert {(n.inputs[0].dtype, n.output.dtype) for n in steps[1:]} <= {(UINT8, INT8)}
     wanted = evaluate(net.graph, {"image": data[:1]})["y"]
     assert sqnr(evaluate(report.graph, {"image": data[:1]})["y"], wanted) >= RANDOM_SQNR
 
@@ -165,7 +168,7 @@ def test_patterns_narrow(net: nrt.Network, ranges: nrt.Calibration) -> None:
     found = {n.name: n for n in report.graph.nodes if isinstance(n.op, Conv)}
     assert found["same.a"].inputs[0].dtype is FP16
     assert found["wide.b"].inputs[0].dtype is FP32
-    assert found["same.b"].inputs[0].dtype is INT8
+    assert found["same.b"].inputs[0].dtype is UINT8
     reasons = refused(report)
     assert reasons["same.a"] == "fp16: asked for by pattern 'same.a'"
     # 24 features are no multiple of 16, whoever asks.
@@ -238,7 +241,7 @@ def test_every_layer_has_a_fast_kernel(
         op = task.problem.op
         if isinstance(op, Conv) and op.groups > 1:
             assert "conv_depthwise_int8" in able
-        elif isinstance(op, Conv) and task.problem.inputs[0].dtype is INT8:
+        elif isinstance(op, Conv) and task.problem.inputs[0].dtype is UINT8:
             assert "conv_mma" in able
             assert ("conv_wgmma" in able) == (arch == "sm_90a")
 

@@ -14,7 +14,7 @@ from nrt.builder import build, build_graph, optimize
 from nrt.compiled import CompiledEngine
 from nrt.cuda_kernels.device import device_for_arch
 from nrt.cuda_kernels.registry import variants_for
-from nrt.dtypes import FP8E4M3, FP16, FP32, INT8
+from nrt.dtypes import FP8E4M3, FP16, FP32, INT8, UINT8
 from nrt.errors import BuildError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import Add, Conv, MatMul, MaxPool, Quantize, Relu, Reshape
@@ -97,8 +97,8 @@ def test_int8_wins_unless_a_pattern_asks(
     report = optimize(net, **options, layers={"wide.down": "fp8", "same.a": "fp8"})
     found = {n.name: n for n in report.graph.nodes if isinstance(n.op, Conv)}
     kinds = {name: found[name].inputs[0].dtype for name in ("wide.a", "wide.down", "same.a")}
-    assert kinds == {"wide.a": INT8, "wide.down": FP8E4M3, "same.a": FP8E4M3}
-    assert of_type(report.graph, MaxPool, INT8) == 1
+    assert kinds == {"wide.a": UINT8, "wide.down": FP8E4M3, "same.a": FP8E4M3}
+    assert of_type(report.graph, MaxPool, UINT8) == 1
     data = {"image": images(rng, 1)}
     wanted = evaluate(net.graph, data)["scores"]
     assert sqnr(evaluate(report.graph, data)["scores"], wanted) >= LEAST_SQNR
@@ -170,7 +170,7 @@ def test_int8_besides_is_what_such_a_gpu_takes(net: nrt.Network, ranges: nrt.Cal
     report = run_pipeline(net.graph, pipeline(options), verify=True)
     assert refused(report)["same.a"] == f"no fp8: {why}"
     assert FP8E4M3 not in {v.dtype for v in report.graph.values}
-    assert (INT8, INT8) in products(report.graph)
+    assert (UINT8, UINT8) in products(report.graph)
 
 
 def test_a_quantized_model_on_such_a_gpu_computes_in_floats() -> None:

@@ -28,6 +28,7 @@ from nrt.precision.choice import Chosen, choose_precisions
 from nrt.precision.workshop import Workshop
 from nrt.problem import Problem
 from nrt.rewriting import Rewriter
+from nrt.work import precision_of
 
 from .networks import Bench, calibrated, images, network
 
@@ -77,7 +78,7 @@ def by_type(**microseconds: float) -> Callable[[Problem], float]:
 
     def seconds(problem: Problem) -> float:
         if isinstance(problem.op, Conv | MatMul | PooledConv | PooledMatMul):
-            return microseconds[str(problem.inputs[0].dtype)] * 1e-6
+            return microseconds[precision_of(problem)] * 1e-6
         return 1e-6
 
     return seconds
@@ -133,7 +134,7 @@ def test_a_layer_that_is_slow_in_int8() -> None:
     """Only the classifier is: what it reads is quantized for nobody else."""
 
     def seconds(problem: Problem) -> float:
-        slow = isinstance(problem.op, MatMul) and str(problem.inputs[0].dtype) == "int8"
+        slow = isinstance(problem.op, MatMul) and precision_of(problem) == "int8"
         return 30e-6 if slow else by_type(int8=2, fp16=9, fp32=20)(problem)
 
     chosen = choose_precisions(workshop(seconds))
@@ -205,7 +206,7 @@ def test_the_whole_plan_has_the_last_word() -> None:
         return 50e-6, 40e-6
 
     def seconds(problem: Problem) -> float:
-        slow = isinstance(problem.op, MatMul) and str(problem.inputs[0].dtype) == "int8"
+        slow = isinstance(problem.op, MatMul) and precision_of(problem) == "int8"
         return 30e-6 if slow else by_type(int8=2, fp16=9, fp32=20)(problem)
 
     chosen = choose_precisions(workshop(seconds, compare=compare))

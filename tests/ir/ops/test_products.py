@@ -56,13 +56,13 @@ def test_types_of_sums(
             INT8,
             {"epilogue": identity()},
             "products of int8 behind an epilogue are stored as int32; expected out_dtype to be one "
-            "of fp16, bf16, fp32, int8, fp8e4m3",
+            "of fp16, bf16, fp32, int8, uint8, fp8e4m3",
         ),
         (
             INT8,
             {"out_dtype": FP8E4M3},
             "products of int8 are stored as fp8e4m3; expected out_dtype to be one of int32, fp16, "
-            "bf16, fp32, int8",
+            "bf16, fp32, int8, uint8",
         ),
         (
             FP8E4M3,
