@@ -27,7 +27,7 @@ from nrt.cuda_kernels.epilogue import float_uses
 from nrt.cuda_kernels.pool_end import PoolEnd, pool_args, pool_end, pool_signature, refuse_end
 from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_large, scalars
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Scalar, Variant
-from nrt.dtypes import BF16, BYTES, FP16, FP32, INT8, UINT8, DType
+from nrt.dtypes import BF16, BYTES, FP16, FP32, INT8, DType
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.problem import Problem, Refusal
 
@@ -163,11 +163,7 @@ def _kernel(
         elif average:
             store += [f"{v} = {v} * F({1 / (kernel_h * kernel_w)!r})" for v in values]
         if end is not None:
-            if as_halves:
-                values = [
-                    f"(fp16_{half}({v}) - F({_ABOVE[dtype]}))" for v in values for half in (0, 1)
-                ]
-            elif packed:
+            if packed:
                 values = [f"{dtype}_{half}({v})" for v in values for half in (0, 1)]
             pixel = f"u32(u32(u32(u32(c0 * p0) + u32(row + u32({r}))) * p1) + c2)"
             store.append(end.store(values, pixel, "ch", f"yo{r}"))
@@ -198,10 +194,6 @@ def _kernel(
     if end is not None:
         namespace |= end.namespace(width)
     return kernel_function(text, namespace), pool_signature(dtype, end, params)
-
-
-_ABOVE = {INT8: 1152, UINT8: 1024}
-"""What the halves of bytes have beside them."""
 
 
 @cuda.jit(device=True, inline="always")

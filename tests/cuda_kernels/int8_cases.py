@@ -1,4 +1,4 @@
-"""Products of int8 with an epilogue that requantizes: scale, bias, residual, ReLU, saturation.
+"""Products of bytes with an epilogue that requantizes: scale, bias, residual, ReLU, saturation.
 
 Scales are powers of two and biases multiples of a small one, so that float32 holds every step of
 the epilogue exactly: kernels have to give the reference's very integers, half-way cases included.
@@ -13,14 +13,20 @@ from typing import Any
 import numpy as np
 
 from nrt.cuda_kernels.variant import Variant
-from nrt.dtypes import FP32, INT8, DType
+from nrt.dtypes import BYTES, FP32, INT8, UINT8, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.pointwise import Builder, Program
 from nrt.ir.value import NHWC
 from nrt.problem import Problem, TensorSpec
 
-__all__ = ["assert_exact", "exact_inputs", "requantized_conv", "requantized_product"]
+__all__ = [
+    "assert_exact",
+    "exact_inputs",
+    "random_bytes",
+    "requantized_conv",
+    "requantized_product",
+]
 
 STEP = 0.5
 """Of the residual."""
@@ -49,16 +55,18 @@ def requantized_conv(
     x: tuple[int, int, int, int],
     w: tuple[int, int, int, int],
     *,
+    dtype: DType = INT8,
     out: DType = INT8,
     residual: DType | None = None,
     beside: int = 0,
     leading: int = 0,
     **attributes: Any,
 ) -> Problem:
-    """A convolution of int8, channels-last.
+    """A convolution of bytes, channels-last.
 
     Args:
         x, w: shapes.
+        dtype: of x; the weights are int8.
         out: type of the output.
         residual: type of the residual, if there is one.
         beside: channels beside the residual's in its tensor.
@@ -66,7 +74,7 @@ def requantized_conv(
         attributes: of the op.
     """
     op = Conv(epilogue=_program(residual), out_dtype=out, **attributes)
-    specs = [TensorSpec.dense(x, INT8, NHWC), TensorSpec.dense(w, INT8)]
+    specs = [TensorSpec.dense(x, dtype, NHWC), TensorSpec.dense(w, INT8)]
     (plain,) = Conv(**attributes).infer(*(s.type for s in specs))
     y = TensorSpec.dense(plain.shape, out, NHWC)
     specs += [TensorSpec.dense((w[0], 1, 1), FP32)] * 2
@@ -77,11 +85,18 @@ def requantized_conv(
 
 
 def requantized_product(
-    m: int, k: int, n: int, *, out: DType = INT8, residual: DType | None = None, leading: int = 0
+    m: int,
+    k: int,
+    n: int,
+    *,
+    dtype: DType = INT8,
+    out: DType = INT8,
+    residual: DType | None = None,
+    leading: int = 0,
 ) -> Problem:
-    """A matrix product of int8; arguments as of `requantized_conv`."""
+    """A matrix product of bytes; arguments as of `requantized_conv`."""
     op = MatMul(epilogue=_program(residual), out_dtype=out)
-    specs = [TensorSpec.dense((m, k), INT8), TensorSpec.dense((k, n), INT8)]
+    specs = [TensorSpec.dense((m, k), dtype), TensorSpec.dense((k, n), INT8)]
     specs += [TensorSpec.dense((n,), FP32)] * 2
     if residual is not None:
         specs.append(TensorSpec.dense((m, n), residual))
@@ -90,17 +105,27 @@ def requantized_product(
     return Problem(op, tuple(specs), (y,), flags)
 
 
+def random_bytes(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    """Bytes over the whole range of the type."""
+    limits = np.iinfo(spec.dtype.numpy)
+    return rng.integers(limits.min, limits.max + 1, spec.shape).astype(spec.dtype.numpy)
+
+
 def exact_inputs(task: Problem, rng: np.random.Generator) -> list[Array]:
-    """Inputs whose results float32 holds, spread over int8 and a little beyond."""
+    """Inputs whose results float32 holds, spread over the output's type and a little beyond."""
     x, w = task.inputs[:2]
     length = w.size // w.shape[0] if isinstance(task.op, Conv) else w.shape[0]
-    # A sum of so many products is about 5500 times the root of their number.
-    power = -int(np.log2(5500 * length**0.5 / 60))
-    arrays: list[Array] = [rng.integers(-128, 128, s.shape).astype(np.int8) for s in (x, w)]
+    # A sum of so many products is about 5500 (uint8: 11000) times the root of their number.
+    each, wanted = 11000 if x.dtype is UINT8 else 5500, 120 if task.y.dtype is UINT8 else 60
+    power = -int(np.log2(each * length**0.5 / wanted))
+    arrays: list[Array] = [random_bytes(s, rng) for s in (x, w)]
     scale, bias = task.inputs[2:4]
     arrays.append((2.0 ** rng.integers(power - 1, power + 1, scale.shape)).astype(np.float32))
     arrays.append((rng.integers(-40, 41, bias.shape) / 2).astype(np.float32))
-    arrays += [rng.integers(-60, 61, s.shape).astype(s.dtype.numpy) for s in task.inputs[4:]]
+    arrays += [
+        (rng.integers(-60, 61, s.shape) + (60 if s.dtype is UINT8 else 0)).astype(s.dtype.numpy)
+        for s in task.inputs[4:]
+    ]
     return arrays
 
 
@@ -111,8 +136,9 @@ def expected_of(task: Problem, inputs: Sequence[Array]) -> Array:
         for a, s in zip(inputs, task.inputs, strict=True)
     ]
     (found,) = replace(task.op, out_dtype=FP32).reference(*exact)  # type: ignore[call-arg]
-    if task.y.dtype is INT8:
-        return np.clip(np.rint(found), -128, 127).astype(np.int8)
+    if task.y.dtype in BYTES:
+        limits = np.iinfo(task.y.dtype.numpy)
+        return np.clip(np.rint(found), limits.min, limits.max).astype(task.y.dtype.numpy)
     return found.astype(task.y.dtype.numpy)
 
 
@@ -120,8 +146,10 @@ def assert_exact(runner: Any, variant: Variant, task: Problem, configs: Sequence
     """``variant`` gives the reference's numbers, on fresh data, in each of ``configs``."""
     inputs = exact_inputs(task, np.random.default_rng())
     expected = expected_of(task, inputs)
-    if task.y.dtype is INT8:
-        assert len(np.unique(expected)) > 50, "the data are to fill int8"
+    if task.y.dtype in BYTES:
+        assert len(np.unique(expected)) > 50, f"the data are to fill {task.y.dtype}"
+    if task.y.dtype is UINT8:
+        assert (expected.min(), expected.max()) == (0, 255), "the data are to saturate"
     assert configs
     for config in configs:
         (out,) = runner.run(variant, task, config, inputs)
