@@ -367,7 +367,7 @@ def test_maxima_of_bytes_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
 def test_maxima_of_bytes_move_16_at_once() -> None:
     signed, unsigned = (compiled(PoolStrips(), INTEGERS[k], "sm_90a")[0] for k in (0, 3))
     assert signed.spills == unsigned.spills == 0
-    assert unsigned.registers <= signed.registers
+    assert len(unsigned.code) < len(signed.code)
     refused = PoolStrips().supports(INTEGERS[3], ARCHS["sm_75"])
     assert refused is not None
     assert refused.reason == "sm_75 has no maximum of two halves, expected sm_80 or later"
