@@ -116,7 +116,7 @@ def exact_inputs(task: Problem, rng: np.random.Generator) -> list[Array]:
     x, w = task.inputs[:2]
     length = w.size // w.shape[0] if isinstance(task.op, Conv) else w.shape[0]
     # A sum of so many products is about 5500 (uint8: 11000) times the root of their number.
-    each, wanted = 11000 if x.dtype is UINT8 else 5500, 120 if task.y.dtype is UINT8 else 60
+    each, wanted = 11000 if x.dtype is UINT8 else 5500, 240 if task.y.dtype is UINT8 else 60
     power = -int(np.log2(each * length**0.5 / wanted))
     arrays: list[Array] = [random_bytes(s, rng) for s in (x, w)]
     scale, bias = task.inputs[2:4]
