@@ -20,7 +20,7 @@ from numba.cuda import types
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
 from nrt.cuda_kernels.fp8 import e4m3x4_from_f32, f32_from_e4m3
-from nrt.dtypes import FP64, INT8, DType
+from nrt.dtypes import BYTES, FP64, DType
 
 __all__ = [
     "convert_text",
@@ -105,7 +105,9 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
         "floats_int8": ptx.f32x4_from_s8x4,
-        "pack_floats": ptx.s8x4_from_f32,
+        "floats_uint8": ptx.f32x4_from_u8x4,
+        "pack_floats_int8": ptx.s8x4_from_f32,
+        "pack_floats_uint8": ptx.u8x4_from_f32,
     }
     for dtype in dtypes:
         names[f"load_{dtype}"] = loader(dtype)
@@ -169,8 +171,8 @@ def _pack(dtype: DType, values: Sequence[str]) -> str:
     return text
 
 
-def _pack_floats(values: Sequence[str]) -> str:
-    return f"pack_floats({', '.join(values)})"
+def _pack_floats(dtype: DType, values: Sequence[str]) -> str:
+    return f"pack_floats_{dtype}({', '.join(values)})"
 
 
 def _vectorizable(dtype: DType, width: int) -> bool:
@@ -183,7 +185,7 @@ def load_lines(
     """Lines that load ``width`` elements from ``index`` on, and the variables that hold them.
 
     ``index`` is a variable (it is used several times), a multiple of ``width``. With ``floats``
-    int8 may come as float32, which is faster where nothing else is made of them.
+    int8 and uint8 may come as float32, which is faster where nothing else is made of them.
     """
     names = [f"{target}_{j}" for j in range(width)]
     lines = []
@@ -201,9 +203,9 @@ def load_lines(
             place = index if done == 0 else f"u32({index} + u32({done * per_word}))"
             lines.append(f"{', '.join(parts)}, = {load}(at({pointer}, {place}))")
             done += size
-    if floats and dtype is INT8:
+    if floats and dtype in BYTES:
         for j in range(words):
-            lines.append(f"{', '.join(names[4 * j : 4 * j + 4])} = floats_int8({target}w{j})")
+            lines.append(f"{', '.join(names[4 * j : 4 * j + 4])} = floats_{dtype}({target}w{j})")
         return lines, names
     for j, name in enumerate(names):
         lines.append(f"{name} = {unpack_text(dtype, f'{target}w{j // per_word}', j % per_word)}")
@@ -215,8 +217,8 @@ def store_lines(
 ) -> list[str]:
     """Lines that store ``values`` (as `convert_text` makes them) from ``index`` on.
 
-    With ``floats`` they are float32 that become int8: to nearest even and saturated. Their number
-    is a multiple of 4.
+    With ``floats`` they are float32 that become int8 or uint8: to nearest even and saturated.
+    Their number is a multiple of 4.
     """
     width = len(values)
     if not _vectorizable(dtype, width):
@@ -225,7 +227,7 @@ def store_lines(
             for j, value in enumerate(values)
         ]
     per_word = 4 // dtype.itemsize
-    pack = _pack_floats if floats else partial(_pack, dtype)
+    pack = partial(_pack_floats if floats else _pack, dtype)
     packed = [pack(values[k * per_word : (k + 1) * per_word]) for k in range(width // per_word)]
     lines = []
     done = 0

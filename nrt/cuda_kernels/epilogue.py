@@ -17,7 +17,7 @@ from numba.cuda import types
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import device_function, loader, program_namespace, storer
 from nrt.cuda_kernels.fp8 import e4m3x4_from_f32, f32_from_e4m3
-from nrt.dtypes import FP32, INT8, DType
+from nrt.dtypes import BYTES, FP32, INT8, UINT8, DType
 from nrt.ir.pointwise import Program
 from nrt.problem import TensorSpec
 
@@ -29,11 +29,13 @@ __all__ = [
     "held_operand",
     "make_store",
     "signed_byte",
+    "unsigned_byte",
 ]
 
 f32 = types.float32
 i8 = types.int8
 i32 = types.int32
+u8 = types.uint8
 u32 = types.uint32
 
 MAX_EXTRAS = 4
@@ -117,7 +119,11 @@ def _general_index(extra: Extra) -> str:
 
 
 _UNPACK = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
-_BYTE = {"int8": "signed_byte({word}, u32({shift}))", "fp8e4m3": "fp8_byte({word}, {part})"}
+_BYTE = {
+    "int8": "signed_byte({word}, u32({shift}))",
+    "uint8": "unsigned_byte({word}, u32({shift}))",
+    "fp8e4m3": "fp8_byte({word}, {part})",
+}
 """By type of one byte: the expression of an element of a word."""
 
 
@@ -150,9 +156,9 @@ def _load_extra(index: int, extra: Extra, width: int, floats: bool, lines: list[
         base, step = f"g{index}", extra.stride
     if step == 1 and extra.mode != "general" and _has_words(extra.dtype, width):
         lines += _word_loads(index, f"{base}", extra.dtype, width)
-        if floats and extra.dtype == INT8:
+        if floats and extra.dtype in BYTES:
             lines += [
-                f"{', '.join(variables[j : j + 4])} = unpack_s8(w{index}_{j // 4})"
+                f"{', '.join(variables[j : j + 4])} = unpack_{extra.dtype}(w{index}_{j // 4})"
                 for j in range(0, width, 4)
             ]
             return variables
@@ -214,7 +220,7 @@ def held_operand(extras: Sequence[Extra], width: int) -> int | None:
 
 _PACK = {
     "fp16": "pack_f16", "bf16": "pack_bf16", "fp32": "bits", "int32": "int_bits",
-    "int8": "pack_s8", "fp8e4m3": "pack_e4m3",
+    "int8": "pack_s8", "uint8": "pack_u8", "fp8e4m3": "pack_e4m3",
 }  # fmt: skip
 """By output type: the function that makes a word of its elements."""
 
@@ -256,7 +262,7 @@ def make_store(
     Args:
         program: epilogue; None stores the accumulators.
         extras: operands of its registers 1…
-        dtype: output element type; int8 rounds to nearest even, it and fp8 saturate.
+        dtype: output element type; int8 and uint8 round to nearest even, they and fp8 saturate.
         width: 1, 2, 4, 8 or 16.
         held: operand whose 16 bytes the kernel has loaded already (see `held_operand`); they follow
             the other parameters as four words ``h0 … h3``.
@@ -305,12 +311,15 @@ def make_store(
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
         "pack_s8": ptx.s8x4_from_f32,
+        "pack_u8": ptx.u8x4_from_f32,
         "pack_e4m3": e4m3x4_from_f32,
         "int_bits": _int_bits,
         "signed_byte": signed_byte,
-        "unpack_s8": ptx.f32x4_from_s8x4,
+        "unsigned_byte": unsigned_byte,
+        "unpack_int8": ptx.f32x4_from_s8x4,
+        "unpack_uint8": ptx.f32x4_from_u8x4,
         "fp8_byte": f32_from_e4m3,
-        "store": _store_s8 if dtype == INT8 else storer(dtype),
+        "store": _BYTE_STORERS.get(dtype) or storer(dtype),
         **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
     }
     return device_function(text, "epilogue", namespace)
@@ -329,6 +338,16 @@ def _store_s8(p, i, value):
 
 
 @cuda.jit(device=True, inline="always")
+def _store_u8(p, i, value):
+    """Stores the nearest integer, half to even, in [0, 255]; NaN is 0."""
+    rounded = cuda.libdevice.float2int_rn(f32(value))
+    p[i] = u8(min(max(rounded, i32(0)), i32(255)))
+
+
+_BYTE_STORERS = {INT8: _store_s8, UINT8: _store_u8}
+
+
+@cuda.jit(device=True, inline="always")
 def _int_bits(value):
     return u32(i32(value))
 
@@ -337,3 +356,9 @@ def _int_bits(value):
 def signed_byte(word, shift):
     """The int8 that begins at bit ``shift`` of a word."""
     return i32(i8(u32(word >> shift)))
+
+
+@cuda.jit(device=True, inline="always")
+def unsigned_byte(word, shift):
+    """The uint8 that begins at bit ``shift`` of a word."""
+    return i32(u8(u32(word >> shift)))

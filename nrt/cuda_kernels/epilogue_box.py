@@ -17,16 +17,16 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.codegen import NAN_EXTREMA, device_function, loader, program_namespace
-from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, float_uses, signed_byte
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, float_uses, signed_byte, unsigned_byte
 from nrt.cuda_kernels.fp8 import e4m3x4_from_f32
-from nrt.dtypes import FP32, INT8, DType
+from nrt.dtypes import BYTES, FP32, DType
 from nrt.ir.op import Array
 from nrt.ir.pointwise import Program
 
 __all__ = ["boxed_operand", "fragment_order", "make_cell", "refuse_boxes"]
 
 _HALVES = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
-_BYTES = ("int8", "fp8e4m3")
+_BYTES = ("int8", "uint8", "fp8e4m3")
 
 
 def fragment_order(count: int) -> Array:
@@ -69,7 +69,9 @@ def _held(index: int, extra: Extra, integers: bool, lines: list[str]) -> list[li
             low, high = _HALVES[extra.dtype.name]
             lines += [f"{names[0]} = {low}(h{row})", f"{names[1]} = {high}(h{row})"]
         elif integers:
-            lines += [f"{v} = signed_byte(h{row}, u32({8 * j}))" for j, v in enumerate(names)]
+            lines += [
+                f"{v} = byte_{extra.dtype}(h{row}, u32({8 * j}))" for j, v in enumerate(names)
+            ]
         else:
             lines.append(f"{', '.join(names)} = unpack_{extra.dtype}(h{row})")
         rows.append(names)
@@ -110,7 +112,7 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
     Args:
         program: epilogue.
         extras: its operands.
-        dtype: of the output: fp16, bf16, int8 or fp8e4m3.
+        dtype: of the output: fp16, bf16, int8, uint8 or fp8e4m3.
     """
     held = boxed_operand(extras, dtype)
     count = 4 // dtype.itemsize
@@ -119,7 +121,7 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
     operands = []
     for i, e in enumerate(extras):
         if i == held:
-            integers = e.dtype == INT8 and not float_uses(program, i + 1)
+            integers = e.dtype in BYTES and not float_uses(program, i + 1)
             operands.append(_held(i, e, integers, lines))
         else:
             operands.append([_channels(i, e, count, lines)] * 2)
@@ -142,6 +144,7 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
         "fp16": ptx.f16x2_from_f32,
         "bf16": ptx.bf16x2_from_f32,
         "int8": ptx.s8x4_from_f32,
+        "uint8": ptx.u8x4_from_f32,
         "fp8e4m3": e4m3x4_from_f32,
     }[dtype.name]
     namespace = (
@@ -159,8 +162,10 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
             "ld1": ptx.ld_global_nc_u32,
             "ld2": ptx.ld_global_nc_v2,
             "ld4": ptx.ld_global_nc_v4,
-            "signed_byte": signed_byte,
+            "byte_int8": signed_byte,
+            "byte_uint8": unsigned_byte,
             "unpack_int8": ptx.f32x4_from_s8x4,
+            "unpack_uint8": ptx.f32x4_from_u8x4,
             "unpack_fp8e4m3": ptx_hopper.f32x4_from_e4m3x4,
             **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
         }

@@ -32,7 +32,7 @@ from nrt.cuda_kernels.strided import (
     waves,
 )
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Out, Scalar
-from nrt.dtypes import INT8, DType
+from nrt.dtypes import BYTES, DType
 from nrt.ir.ops.quantize import without_byte_rounding
 from nrt.ir.pointwise import Program
 from nrt.problem import Refusal
@@ -213,9 +213,9 @@ def _vector_kernel(
     ]
     fetch: list[str] = []
     work: list[str] = []
-    # Integers in and out of floats are as dear as several additions; int8 has its own ways there.
-    whole = width % 4 == 0 and not double and outputs == (INT8,)
-    rounded = without_byte_rounding(program, INT8) if whole else None
+    # Integers in and out of floats are as dear as several additions; bytes have their own ways.
+    whole = width % 4 == 0 and not double and len(outputs) == 1 and outputs[0] in BYTES
+    rounded = without_byte_rounding(program, outputs[0]) if whole else None
     main = rounded or program
     for j in range(unroll):
         fetch.append(f"v{j} = u32(t + u32({j * _THREADS}))")

@@ -27,7 +27,7 @@ from nrt.cuda_kernels.epilogue import float_uses
 from nrt.cuda_kernels.pool_end import PoolEnd, pool_args, pool_end, pool_signature, refuse_end
 from nrt.cuda_kernels.strided import index_lines, offset_text, refuse_large, scalars
 from nrt.cuda_kernels.variant import Arg, Emission, KernelSpec, Launch, Scalar, Variant
-from nrt.dtypes import BF16, FP16, FP32, INT8, DType
+from nrt.dtypes import BF16, BYTES, FP16, FP32, INT8, DType
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.problem import Problem, Refusal
 
@@ -69,7 +69,8 @@ def _kernel(
 
     ``packed``: maxima of 16-bit floats are taken two at a time (sm_80), else in float32. Those of
     int8 are too, as halves: a byte and 128 under the exponent of 1024 is a number that rises with
-    it. Four bytes are three instructions and two maxima; of means, they are floats.
+    it; a byte of uint8 needs no 128. Four bytes are three instructions, or two, and two maxima; of
+    means, they are floats.
 
     Kernel parameters: x, y, with an ``end`` its four operands, threads' items, channel groups,
     strips, output height and width, input height and width, padding before, padding after (rows,
@@ -100,7 +101,8 @@ def _kernel(
         ]
     parts = width // 2 if packed else width
     words = width * dtype.itemsize // 4
-    best = f"max_{'fp16' if dtype is INT8 else dtype}" if packed else "max_"
+    as_halves = packed and dtype in BYTES
+    best = f"max_{'fp16' if as_halves else dtype}" if packed else "max_"
     started: set[int] = set()
     for t in _row_offsets(rows, kernel_h, stride_h):
         lines += [
@@ -113,9 +115,9 @@ def _kernel(
             lines.append(f"at{t}_{k} = u32(o0_{t} + o1_{k})")
             if packed:
                 names = [f"{tag}_{j}" for j in range(parts)]
-                given = [f"{tag}w{j}" for j in range(words)] if dtype is INT8 else names
+                given = [f"{tag}w{j}" for j in range(words)] if as_halves else names
                 lines.append(f"{', '.join(given)}, = ld{words}(at(x, at{t}_{k}))")
-                if dtype is INT8:
+                if as_halves:
                     lines += [
                         f"{names[2 * j]}, {names[2 * j + 1]} = halves({word})"
                         for j, word in enumerate(given)
@@ -161,14 +163,12 @@ def _kernel(
         elif average:
             store += [f"{v} = {v} * F({1 / (kernel_h * kernel_w)!r})" for v in values]
         if end is not None:
-            if packed and dtype is INT8:
-                values = [f"(fp16_{half}({v}) - F(1152))" for v in values for half in (0, 1)]
-            elif packed:
+            if packed:
                 values = [f"{dtype}_{half}({v})" for v in values for half in (0, 1)]
             pixel = f"u32(u32(u32(u32(c0 * p0) + u32(row + u32({r}))) * p1) + c2)"
             store.append(end.store(values, pixel, "ch", f"yo{r}"))
         elif packed:
-            if dtype is INT8:
+            if as_halves:
                 values = [f"of_halves({values[j]}, {values[j + 1]})" for j in range(0, parts, 2)]
             store.append(f"st{words}(at(y, yo{r}), {', '.join(values)})")
         else:
@@ -188,8 +188,8 @@ def _kernel(
         "max_fp16": ptx.max_f16x2,
         "max_bf16": ptx.max_bf16x2,
         "rcp": ptx.rcp,
-        "halves": _halves,
-        "of_halves": _of_halves,
+        "halves": _halves_s8 if dtype is INT8 else _halves_u8,
+        "of_halves": _of_halves_s8 if dtype is INT8 else _of_halves_u8,
     }
     if end is not None:
         namespace |= end.namespace(width)
@@ -197,7 +197,7 @@ def _kernel(
 
 
 @cuda.jit(device=True, inline="always")
-def _halves(word):
+def _halves_s8(word):
     """The int8 of a word, and 1152, as four fp16."""
     above = u32(word ^ u32(0x80808080))
     high = u32(0x64646464)
@@ -205,9 +205,22 @@ def _halves(word):
 
 
 @cuda.jit(device=True, inline="always")
-def _of_halves(low, high):
-    """The word that `_halves` was given."""
+def _of_halves_s8(low, high):
+    """The word that `_halves_s8` was given."""
     return u32(ptx.prmt(low, high, 0x6420) ^ u32(0x80808080))
+
+
+@cuda.jit(device=True, inline="always")
+def _halves_u8(word):
+    """The uint8 of a word, and 1024, as four fp16."""
+    high = u32(0x64646464)
+    return ptx.prmt(word, high, 0x4140), ptx.prmt(word, high, 0x4342)
+
+
+@cuda.jit(device=True, inline="always")
+def _of_halves_u8(low, high):
+    """The word that `_halves_u8` was given."""
+    return ptx.prmt(low, high, 0x6420)
 
 
 def _count_lines(axis: str, first: str, kernel: int, include: bool) -> list[str]:
@@ -230,9 +243,9 @@ class PoolStrips(Variant):
         assert isinstance(op, _Pool)
         if len(op.kernel) != 2:
             return Refusal(f"{len(op.kernel)} spatial dimensions, expected 2")
-        if x.dtype not in (FP16, BF16, FP32, INT8):
-            return Refusal(f"elements are {x.dtype}, expected fp16, bf16, fp32 or int8")
-        if x.dtype is INT8 and (reason := _refuse_integers(problem, device)) is not None:
+        if x.dtype not in (FP16, BF16, FP32, *BYTES):
+            return Refusal(f"elements are {x.dtype}, expected fp16, bf16, fp32, int8 or uint8")
+        if x.dtype in BYTES and (reason := _refuse_integers(problem, device)) is not None:
             return reason
         for name, spec in (("input", x), ("output", y)):
             if spec.strides[1] != 1:
@@ -314,7 +327,7 @@ class PoolStrips(Variant):
 
 
 def _refuse_integers(problem: Problem, device: DeviceSpec) -> Refusal | None:
-    """None, or why int8 cannot be pooled: maxima as pairs of halves, ends as floats."""
+    """None, or why bytes cannot be pooled: maxima as pairs of halves, ends as floats."""
     op = problem.op
     assert isinstance(op, _Pool)
     if isinstance(op, MaxPool) and device.cc < (8, 0):

@@ -40,6 +40,7 @@ __all__ = [
     "f32_from_bf16_hi",
     "f32_from_bf16_lo",
     "f32x4_from_s8x4",
+    "f32x4_from_u8x4",
     "float_bits",
     "bits_float",
     "further_1",
@@ -91,6 +92,7 @@ __all__ = [
     "statement",
     "tanh_approx",
     "tf32_from_f32",
+    "u8x4_from_f32",
     "with_arity",
 ]
 
@@ -523,6 +525,13 @@ s8x4_from_f32 = asm(
     doc="Two ``cvt.pack.sat.s8.s32.b32``: pack four floats, the first lowest, into int8, to "
     "nearest even and saturated; NaN is 0 (sm_72).",
 )  # fmt: skip
+u8x4_from_f32 = asm(
+    "u8x4_from_f32", "{ .reg .b32 a, b, c, d; cvt.rni.s32.f32 a, $1; cvt.rni.s32.f32 b, $2; "
+    "cvt.rni.s32.f32 c, $3; cvt.rni.s32.f32 d, $4; cvt.pack.sat.u8.s32.b32 d, d, c, 0; "
+    "cvt.pack.sat.u8.s32.b32 $0, b, a, d; }",
+    [u32], [f32] * 4, pure=True,
+    doc="Two ``cvt.pack.sat.u8.s32.b32``: as `s8x4_from_f32`, into uint8 (sm_72).",
+)  # fmt: skip
 f32x4_from_s8x4 = asm(
     "f32x4_from_s8x4",
     "{ .reg .b32 w, a, b, c, d; xor.b32 w, $4, 0x80808080; prmt.b32 a, w, 0x4B000000, 0x7440; "
@@ -534,6 +543,17 @@ f32x4_from_s8x4 = asm(
     doc="Four ``prmt.b32``: the int8 of a word, the lowest first, as float32. Each is put, plus "
     "128, under the exponent of 2^23, and 2^23 + 128 subtracted, which is exact: conversions of "
     "integers run at a fraction of an adder's rate.",
+)  # fmt: skip
+f32x4_from_u8x4 = asm(
+    "f32x4_from_u8x4",
+    "{ .reg .b32 a, b, c, d; prmt.b32 a, $4, 0x4B000000, 0x7440; "
+    "prmt.b32 b, $4, 0x4B000000, 0x7441; prmt.b32 c, $4, 0x4B000000, 0x7442; "
+    "prmt.b32 d, $4, 0x4B000000, 0x7443; mov.b32 $0, a; mov.b32 $1, b; mov.b32 $2, c; "
+    "mov.b32 $3, d; sub.rn.f32 $0, $0, 0f4B000000; sub.rn.f32 $1, $1, 0f4B000000; "
+    "sub.rn.f32 $2, $2, 0f4B000000; sub.rn.f32 $3, $3, 0f4B000000; }",
+    [f32] * 4, [u32], pure=True,
+    doc="Four ``prmt.b32``: the uint8 of a word as float32, as of `f32x4_from_s8x4`, but each as "
+    "it is under the exponent.",
 )  # fmt: skip
 f32_from_f16_lo = asm(
     "f32_from_f16_lo", "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }",

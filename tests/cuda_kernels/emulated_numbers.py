@@ -27,6 +27,7 @@ __all__ = [
     "nearest",
     "prmt",
     "s8x4",
+    "u8x4",
     "signed",
     "u32",
 ]
@@ -133,6 +134,11 @@ def dp4a(left: Any) -> Callable[[int, int, int], int]:
 def s8x4(*values: float) -> int:
     """Four floats as int8: to nearest even, saturated."""
     return sum((min(max(nearest(v), -128), 127) & 0xFF) << 8 * k for k, v in enumerate(values))
+
+
+def u8x4(*values: float) -> int:
+    """Four floats as uint8: to nearest even, saturated."""
+    return sum(min(max(nearest(v), 0), 255) << 8 * k for k, v in enumerate(values))
 
 
 def from_bytes(kind: Any) -> Callable[[int], tuple[float, ...]]:

@@ -50,6 +50,7 @@ from .emulated_numbers import (
     nearest,
     prmt,
     s8x4,
+    u8x4,
     u32,
 )
 
@@ -166,6 +167,7 @@ class _Cuda:
             "f32_from_bf16_hi": lambda v: bf16(v >> 16),
             "float_bits": float_bits, "bits_float": bits_float, "prmt": prmt,
             "s8x4_from_f32": s8x4, "f32x4_from_s8x4": from_bytes(np.int8),
+            "u8x4_from_f32": u8x4, "f32x4_from_u8x4": from_bytes(np.uint8),
             "select_below": lambda a, b, c, d: c if a < b else d,
             "max_f16x2": max_pair(half), "max_bf16x2": max_pair(bf16),
             "dp4a": dp4a(np.int8), "dp4a_u8": dp4a(np.uint8),

@@ -29,7 +29,7 @@ from nrt.ir import ops as ir
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import TensorSpec
 
-from .emulated_numbers import s8x4
+from .emulated_numbers import s8x4, u8x4
 from .kernel_emulator import KernelEmulator
 
 SM80 = ARCHS["sm_80"]
@@ -149,8 +149,10 @@ def _store_text(
         "bits": lambda x: x,
         "int_bits": lambda x: x,
         "signed_byte": lambda word, shift: word[shift // 8],
+        "unsigned_byte": lambda word, shift: word[shift // 8],
         "fp8_byte": lambda word, part: word[part],
         "pack_s8": lambda *values: values,
+        "pack_u8": lambda *values: values,
         "pack_e4m3": lambda *values: values,
         "as_float": lambda x: x,
         "store": lambda memory, i, v: memory.__setitem__(i, v),
@@ -176,7 +178,7 @@ def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
     shape[channel] = width * draw(st.integers(1, 3))
     order = [d for d in range(rank) if d != channel]
     order = [*order, channel] if width > 1 else list(draw(st.permutations(range(rank))))
-    dtype = draw(st.sampled_from([FP32, FP16, BF16, INT8, FP8E4M3, INT32]))
+    dtype = draw(st.sampled_from([FP32, FP16, BF16, INT8, UINT8, FP8E4M3, INT32]))
 
     def strided(dims: tuple[int, ...], memory: list[int], kind: DType) -> TensorSpec:
         strides = [0] * len(dims)
@@ -191,7 +193,7 @@ def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
     y = strided(tuple(shape), order, dtype)
     extras = []
     for _ in range(draw(st.integers(0, MAX_EXTRAS))):
-        kind = draw(st.sampled_from([FP32, FP16, BF16, INT8, FP8E4M3]))
+        kind = draw(st.sampled_from([FP32, FP16, BF16, INT8, UINT8, FP8E4M3]))
         mode = draw(st.integers(0, 3))
         if mode == 0:
             extras.append(TensorSpec(y.shape, kind, y.strides))
@@ -305,6 +307,7 @@ PIECE = (Extra(FP16, "rows", 1, (), (48,)), Extra(FP32, "rows", 1, (), (20,)))
     ("dtype", "width"),
     [(d, w) for d in (FP32, FP16, BF16) for w in (1, 2, 4, 8)]
     + [(INT8, w) for w in (1, 8, 16)]
+    + [(UINT8, w) for w in (1, 16)]
     + [(FP8E4M3, 1), (FP8E4M3, 8), pytest.param(FP8E4M3, 16, marks=pytest.mark.slow)],
     ids=str,
 )
@@ -322,6 +325,7 @@ def test_stores_compile(dtype: DType, width: int) -> None:
         (INT8, FP8E4M3),
         (FP8E4M3, FP8E4M3),
         (UINT8, INT32),
+        (INT8, UINT8),
         (INT32, BOOL),
         (FP64, FP64),
         (FP16, INT8),
@@ -375,6 +379,21 @@ def test_int8_stores_round_and_saturate() -> None:
     words = np.array([s8x4(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
     assert words.view(np.int8).tolist() == wanted
     byte = emulator._device(epilogue.signed_byte.py_func)
+    assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
+
+
+def test_uint8_stores_round_and_saturate() -> None:
+    values = np.array([0.5, 1.5, -0.5, -2.5, 126.5, 254.5, 255.5, 1e30, -1e9, np.nan, 3.49, 200.5])
+    wanted = [0, 2, 0, 0, 126, 254, 255, 255, 0, 0, 3, 200]
+    emulator = KernelEmulator()
+    memory = np.full(12, 7, np.uint8)
+    store = emulator._device(epilogue._store_u8.py_func)
+    for i, value in enumerate(values):
+        store(memory, i, value)
+    assert memory.tolist() == wanted
+    words = np.array([u8x4(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
+    assert words.view(np.uint8).tolist() == wanted
+    byte = emulator._device(epilogue.unsigned_byte.py_func)
     assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
 
 

@@ -12,13 +12,13 @@ from nrt.cuda_kernels.compiler import compile_kernel
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.variant import Launch
 from nrt.device_compare import device_error
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, DType
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.problem import TensorSpec
 from nrt.trial import relative_error
 
 from .kernel_emulator import KernelEmulator, Pointer
 
-TYPES = [FP32, FP16, BF16, FP64, INT8, INT32, BOOL, FP8E4M3]
+TYPES = [FP32, FP16, BF16, FP64, INT8, UINT8, INT32, BOOL, FP8E4M3]
 EXACT = 1e-12
 """Both sum squares in float64, in another order."""
 

@@ -9,8 +9,10 @@ import pytest
 
 from nrt.cuda_kernels.copy import VARIANTS, CopyBlock, CopyPlanes, CopyStrided, CopyTile, CopyVector
 from nrt.cuda_kernels.device import ARCHS
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
-from nrt.ir.ops import Reformat, Slice
+from nrt.cuda_kernels.registry import variants_for
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64, UINT8
+from nrt.ir.op import Op
+from nrt.ir.ops import Gather, Pad, Reformat, Resize, Slice
 from nrt.problem import Problem, TensorSpec
 
 from .emulated_memory import Address
@@ -71,6 +73,7 @@ TASKS = [
     copy(rows(1, 40, 8, 9, dtype=INT8), last(1, 40, 8, 9, dtype=INT8)),
     copy(rows(3, 8, 5, 16, dtype=BOOL), ordered(3, 8, 5, 16, dtype=BOOL, order=(3, 0, 2, 1))),
     task(Slice((4, 0, 2), (-1, 5, 0), (-2, 1, -1)), rows(5, 5, 7, dtype=FP16)),
+    copy(last(2, 36, 5, 4, dtype=UINT8), rows(2, 36, 5, 4, dtype=UINT8)),
 ]
 REFUSED = [
     (CopyVector(), TASKS[2], "input 0 has stride 37 along the output's contiguous dimension"),
@@ -198,3 +201,30 @@ def test_addresses_that_are_not_aligned(problem: Problem, monkeypatch: pytest.Mo
         for config in variant.configs(problem, KernelEmulator().device):
             (out,) = KernelEmulator().run(variant, problem, config, inputs)
             np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "more"),
+    [
+        (Slice((1, 0, 0, 0), (3, 16, 6, 5), (1, 1, 2, 1)), (3, 16, 6, 5), ()),
+        (Pad((0, 0, 1, 2, 0, 0, 2, 1), "constant", 7.0), (3, 16, 6, 5), ()),
+        (Resize((3, 16, 12, 10), (1.0, 1.0, 2.0, 2.0)), (3, 16, 6, 5), ()),
+        (Gather(0), (3, 16, 6, 5), (rows(2, dtype=INT64),)),
+    ],
+    ids=str,
+)
+def test_uint8_moves_as_int8_does(
+    op: Op, shape: tuple[int, ...], more: tuple[TensorSpec, ...]
+) -> None:
+    """By the same binaries."""
+    device = ARCHS["sm_90a"]
+    signed, unsigned = (task(op, last(*shape, dtype=d), *more, out=last) for d in (INT8, UINT8))
+    variants = [v for v, refused in variants_for(unsigned, device) if refused is None]
+    assert variants
+    for variant in variants:
+        configs = variant.configs(unsigned, device)
+        assert configs == variant.configs(signed, device)
+        for config in configs:
+            found = variant.emit(unsigned, config, device)
+            assert found.launches
+            assert found == variant.emit(signed, config, device)

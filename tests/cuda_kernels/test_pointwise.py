@@ -10,7 +10,20 @@ from sampling import some
 
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.pointwise import VARIANTS, PointwiseStrided, PointwiseVector
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT32, INT64
+from nrt.dtypes import (
+    BF16,
+    BOOL,
+    BYTES,
+    FP8E4M3,
+    FP16,
+    FP32,
+    FP64,
+    INT8,
+    INT32,
+    INT64,
+    UINT8,
+    DType,
+)
 from nrt.ir.ops import (
     OPS,
     Add,
@@ -34,6 +47,8 @@ from nrt.ir.pointwise import Builder
 from nrt.problem import Problem
 
 from .harness import compiled
+from .int8_cases import random_bytes
+from .kernel_emulator import KernelEmulator
 from .memory_bound import (
     ARCHES,
     assert_emulates,
@@ -148,41 +163,82 @@ def test_casts_to_integers_saturate() -> None:
     assert_emulates(VARIANTS, task(Cast(INT8), rows(9, dtype=FP32)), [x])
 
 
-def _sum_of_int8() -> Problem:
-    """``relu(a / 2 + b / 4)`` as int8; all of it exact in float32."""
+def _sum_of_bytes(left: DType, right: DType, dtype: DType) -> Problem:
+    """``1.5 a - b / 2``; all of it exact in float32."""
     b = Builder("ii")
-    value = b("add", *(b("mul", b("to_f", k), b.const(0.5 / (k + 1))) for k in (0, 1)))
-    program = byte_rounding(b.build(b("max", value, b.const(0.0))), INT8)
-    x = last(2, 32, 3, 5, dtype=INT8)
-    return task(Pointwise(program, INT8), x, x, out=last)
+    value = b("add", *(b("mul", b("to_f", k), b.const(1.5 - 2 * k)) for k in (0, 1)))
+    program = byte_rounding(b.build(value), dtype)
+    x, y = (last(2, 32, 3, 5, dtype=d) for d in (left, right))
+    return task(Pointwise(program, dtype), x, y, out=last)
 
 
-def _quantized_halves() -> Problem:
+def _quantized_halves(dtype: DType) -> Problem:
     b = Builder("f")
-    program = byte_rounding(b.build(b("mul", 0, b.const(8.0))), INT8)
-    return task(Pointwise(program, INT8), rows(3, 40, dtype=FP16))
+    program = byte_rounding(b.build(b("mul", 0, b.const(16.0))), dtype)
+    return task(Pointwise(program, dtype), rows(3, 40, dtype=FP16))
 
 
-def _int8_inputs(problem: Problem) -> list[np.ndarray]:
-    """The whole range, halves and what is beyond."""
+BYTE_TASKS = [
+    _sum_of_bytes(INT8, INT8, INT8),
+    _sum_of_bytes(UINT8, UINT8, UINT8),
+    _sum_of_bytes(UINT8, INT8, UINT8),
+    _quantized_halves(INT8),
+    _quantized_halves(UINT8),
+    task(Quantize(UINT8), rows(3, 40, dtype=FP16), rows(dtype=FP32), rows(dtype=UINT8)),
+]
+
+
+def _byte_inputs(problem: Problem) -> list[np.ndarray]:
+    """The whole range, halves and what is beyond; a scale of 1/16."""
     rng = np.random.default_rng()
     return [
-        rng.integers(-128, 128, s.shape).astype(np.int8)
-        if s.dtype is INT8
-        else (rng.integers(-300, 300, s.shape) / 16).astype(np.float16)
+        random_bytes(s, rng)
+        if s.dtype in BYTES
+        else np.full(s.shape, 1 / 16, np.float32)
+        if s.dtype is FP32
+        else (rng.integers(-900, 901, s.shape) / 32).astype(np.float16)
         for s in problem.inputs
     ]
 
 
-@pytest.mark.parametrize("problem", [_sum_of_int8(), _quantized_halves()], ids=str)
-def test_int8_is_rounded_and_saturated(problem: Problem) -> None:
-    assert_emulates(VARIANTS, problem, _int8_inputs(problem))
+@pytest.mark.parametrize("problem", BYTE_TASKS, ids=str)
+def test_bytes_are_rounded_and_saturated(problem: Problem) -> None:
+    inputs = _byte_inputs(problem)
+    (expected,) = problem.op.reference(*inputs)
+    info = np.iinfo(problem.y.dtype.numpy)
+    assert (expected.min(), expected.max()) == (info.min, info.max)
+    assert_emulates(VARIANTS, problem, inputs)
+
+
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_vectors_store_nan_as_0(dtype: DType) -> None:
+    problem = _quantized_halves(dtype)
+    x = np.full((3, 40), np.nan, np.float16)
+    x[1] = 1
+    expected = np.zeros((3, 40), dtype.numpy)
+    expected[1] = 16
+    for config in VARIANTS[1].configs(problem, ARCHS["sm_80"]):
+        (out,) = KernelEmulator().run(VARIANTS[1], problem, config, [x])
+        assert np.array_equal(out, expected)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("problem", [_sum_of_int8(), _quantized_halves()], ids=str)
-def test_int8_is_exact_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
-    inputs = _int8_inputs(problem)
+@pytest.mark.parametrize("dtype", BYTES, ids=str)
+def test_vectors_store_nan_as_0_on_the_gpu(cuda_runner: Any, dtype: DType) -> None:
+    problem = _quantized_halves(dtype)
+    x = np.full((3, 40), np.nan, np.float16)
+    x[1] = 1
+    expected = np.zeros((3, 40), dtype.numpy)
+    expected[1] = 16
+    for config in VARIANTS[1].configs(problem, cuda_runner.device):
+        (out,) = cuda_runner.run(VARIANTS[1], problem, config, [x])
+        assert np.array_equal(out, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", BYTE_TASKS, ids=str)
+def test_bytes_are_exact_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+    inputs = _byte_inputs(problem)
     (expected,) = problem.op.reference(*inputs)
     for variant in variants_of(VARIANTS, problem):
         for config in variant.configs(problem, cuda_runner.device):
@@ -190,8 +246,9 @@ def test_int8_is_exact_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
             assert np.array_equal(out, expected), (variant.name, config)
 
 
-def test_int8_moves_16_bytes_a_thread() -> None:
-    problem, device = _sum_of_int8(), ARCHS["sm_90a"]
+@pytest.mark.parametrize("problem", BYTE_TASKS[:2], ids=str)
+def test_bytes_move_16_a_thread(problem: Problem) -> None:
+    device = ARCHS["sm_90a"]
     assert VARIANTS[1].configs(problem, device)[0][0] == 16
     (cubin,) = compiled(VARIANTS[1], problem, "sm_90a")
     assert cubin.spills == 0

@@ -11,12 +11,13 @@ import pytest
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.pool import VARIANTS, PoolNhwc, PoolStrided
 from nrt.cuda_kernels.pool_strips import PoolStrips
-from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT16
+from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, INT8, INT16, UINT8
 from nrt.ir.ops import AveragePool, MaxPool
 from nrt.ir.pointwise import Builder, Instr, Program
 from nrt.problem import Problem
 
 from .harness import compiled
+from .int8_cases import random_bytes
 from .kernel_emulator import KernelEmulator
 from .memory_bound import (
     ARCHES,
@@ -246,13 +247,15 @@ INTEGERS = [
         out=sliced(2, 24, 9, 3, dtype=INT8, order=NHWC, more=16),
     ),
     task(MaxPool((2, 2), (2, 2), (0,) * 4), last(1, 20, 5, 6, dtype=INT8), out=last),
+    task(THREE, last(2, 32, 7, 9, dtype=UINT8), out=last),
+    task(MaxPool((2, 2), (2, 2), (0,) * 4), last(1, 20, 5, 6, dtype=UINT8), out=last),
 ]
 
 
-def _scaled(factor: float) -> Program:
-    """A mean of integers times ``factor``, plus one."""
+def _scaled(factor: float, more: float = 1.0) -> Program:
+    """A mean of integers times ``factor``, plus ``more``."""
     b = Builder("f")
-    return b.build(b("add", b("mul", 0, b.const(factor)), b.const(1.0)))
+    return b.build(b("add", b("mul", 0, b.const(factor)), b.const(more)))
 
 
 AVERAGES = [
@@ -287,20 +290,38 @@ AVERAGES = [
         last(2, 16, 6, 4, dtype=FP16),
         out=last,
     ),
+    task(
+        AveragePool((2, 2), (2, 2), (0,) * 4, epilogue=_scaled(8.0, -900.0), out_dtype=UINT8),
+        last(2, 32, 6, 4, dtype=UINT8),
+        out=last,
+    ),
+    task(
+        AveragePool((2, 2), (1, 1), (1, 1, 1, 1), epilogue=_scaled(1.0), out_dtype=INT8),
+        last(1, 12, 5, 4, dtype=UINT8),
+        out=last,
+    ),
+    task(
+        MaxPool((2, 2), (2, 2), (0,) * 4, epilogue=_scaled(4.0), out_dtype=UINT8),
+        last(2, 16, 6, 4, dtype=FP16),
+        out=last,
+    ),
 ]  # fmt: skip
 
 
 def _average_inputs(problem: Problem) -> list[np.ndarray]:
     rng = np.random.default_rng()
     (x,) = problem.inputs
-    return [rng.integers(-128, 128, x.shape).astype(x.dtype.numpy)]
+    low = 0 if x.dtype is UINT8 else -128
+    return [rng.integers(low, low + 256, x.shape).astype(x.dtype.numpy)]
 
 
 @pytest.mark.parametrize("problem", AVERAGES, ids=str)
-def test_averages_of_int8(problem: Problem) -> None:
+def test_averages_of_bytes(problem: Problem) -> None:
     inputs = _average_inputs(problem)
     (expected,) = problem.op.reference(*inputs)
     assert expected.dtype == problem.y.dtype.numpy
+    if problem.y.dtype is UINT8:
+        assert (expected.min(), expected.max()) == (0, 255)
     for variant in variants_of(VARIANTS, problem):
         for config in variant.configs(problem, ARCHS["sm_80"]):
             (out,) = KernelEmulator().run(variant, problem, config, inputs)
@@ -309,7 +330,7 @@ def test_averages_of_int8(problem: Problem) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("problem", AVERAGES, ids=str)
-def test_averages_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+def test_averages_of_bytes_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     inputs = _average_inputs(problem)
     (expected,) = problem.op.reference(*inputs)
     for variant in variants_of(VARIANTS, problem):
@@ -320,12 +341,12 @@ def test_averages_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None
 
 def _whole_range(problem: Problem) -> list[np.ndarray]:
     rng = np.random.default_rng()
-    return [rng.integers(-128, 128, s.shape).astype(np.int8) for s in problem.inputs]
+    return [random_bytes(s, rng) for s in problem.inputs]
 
 
 @pytest.mark.parametrize("rows_each", [1, 2])
 @pytest.mark.parametrize("problem", INTEGERS, ids=str)
-def test_maxima_of_int8(problem: Problem, rows_each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maxima_of_bytes(problem: Problem, rows_each: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (width, _), *_ = PoolStrips().configs(problem, ARCHS["sm_80"])
     assert width == {32: 16, 24: 8, 20: 4}[problem.y.shape[1]]
     monkeypatch.setattr(PoolStrips, "configs", lambda *_: [(width, rows_each)])
@@ -334,7 +355,7 @@ def test_maxima_of_int8(problem: Problem, rows_each: int, monkeypatch: pytest.Mo
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("problem", INTEGERS, ids=str)
-def test_maxima_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
+def test_maxima_of_bytes_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     inputs = _whole_range(problem)
     (expected,) = problem.op.reference(*inputs)
     for variant in variants_of(VARIANTS, problem):
@@ -343,10 +364,11 @@ def test_maxima_of_int8_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
             assert np.array_equal(out, expected), (variant.name, config)
 
 
-def test_maxima_of_int8_move_16_bytes() -> None:
-    (cubin,) = compiled(PoolStrips(), INTEGERS[0], "sm_90a")
-    assert cubin.spills == 0
-    refused = PoolStrips().supports(INTEGERS[0], ARCHS["sm_75"])
+def test_maxima_of_bytes_move_16_at_once() -> None:
+    signed, unsigned = (compiled(PoolStrips(), INTEGERS[k], "sm_90a")[0] for k in (0, 3))
+    assert signed.spills == unsigned.spills == 0
+    assert len(unsigned.code) < len(signed.code)
+    refused = PoolStrips().supports(INTEGERS[3], ARCHS["sm_75"])
     assert refused is not None
     assert refused.reason == "sm_75 has no maximum of two halves, expected sm_80 or later"
 

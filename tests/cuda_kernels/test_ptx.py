@@ -35,6 +35,7 @@ SM75 = {
     "ld_global_nc_v4_if": "gr>rrrr", "s8x4_from_f32": "ffff>r", "select_below": "rrrr>r",
     "red_global_add_u64": "gl>", "red_global_max_u32": "gr>", "red_shared_add_u32": "sr>",
     "ld_shared_v2_f32": "s>ff", "f32x4_from_s8x4": "r>ffff",
+    "u8x4_from_f32": "ffff>r", "f32x4_from_u8x4": "r>ffff",
 }  # fmt: skip
 SM80 = {
     "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",

@@ -10,7 +10,7 @@ from nrt.cuda_kernels.epilogue import Extra
 from nrt.cuda_kernels.epilogue_box import boxed_operand, fragment_order, refuse_boxes
 from nrt.cuda_kernels.wgmma_epilogue import box_drains
 from nrt.cuda_kernels.wgmma_layout import DRAIN_COLUMNS, chunk_columns, staged_columns
-from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, INT8, DType
+from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, INT8, UINT8, DType
 from nrt.ir.pointwise import Builder, Program
 
 from .emulated_memory import Pointer
@@ -41,8 +41,9 @@ def swizzled(memory: np.ndarray, address: int, row_bytes: int) -> np.ndarray:
 
 def stored(values: np.ndarray, dtype: DType) -> np.ndarray:
     """Floats as elements of ``dtype``: to nearest even, saturated."""
-    if dtype is INT8:
-        return np.clip(np.rint(values), -128, 127).astype(np.int8)
+    if dtype in BYTES:
+        info = np.iinfo(dtype.numpy)
+        return np.clip(np.rint(values), info.min, info.max).astype(dtype.numpy)
     if dtype is FP8E4M3:
         return np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn)
     return values.astype(dtype.numpy)
@@ -59,6 +60,10 @@ def stored(values: np.ndarray, dtype: DType) -> np.ndarray:
         (64, FP8E4M3, FP8E4M3, 64),
         (64, FP8E4M3, INT8, 64),
         (128, INT8, FP8E4M3, 112),
+        (96, UINT8, UINT8, 80),
+        (64, UINT8, INT8, 64),
+        (64, INT8, UINT8, 48),
+        (32, UINT8, None, 32),
         (64, FP16, FP16, 56),
         (96, BF16, None, 96),
         (192, FP16, FP16, 192),
@@ -71,9 +76,9 @@ def test_boxes_hold_the_results(
     n0, m, size = 32, 48, dtype.itemsize
     k_count = n0 + columns
     sums = rng.integers(-500, 500, (16, bn))
-    scale = 2.0 ** rng.integers(-3, 0, k_count)
+    scale = 2.0 ** rng.integers(-3, 2, k_count)
     bias = rng.integers(-20, 20, k_count) / 2
-    kind = "" if residual is None else "i" if residual is INT8 else "f"
+    kind = "" if residual is None else "i" if residual in BYTES else "f"
     extras = [Extra(FP32, "channel", 1), Extra(FP32, "channel", 1)]
     added = np.zeros((16, bn))
     memory = np.zeros(16 * bn * size, np.uint8)
@@ -81,6 +86,8 @@ def test_boxes_hold_the_results(
     if residual is not None:
         extras.append(Extra(residual, "same"))
         added = rng.integers(-16, 17, (16, bn))  # e4m3 holds them
+        if residual is UINT8:
+            added = rng.integers(0, 256, (16, bn))
         raw = np.ascontiguousarray(added.astype(residual.numpy)).view(np.uint8)
         boxes = raw.reshape(16, -1, row_bytes).transpose(1, 0, 2)
         for index, box in enumerate(boxes):
@@ -116,6 +123,8 @@ def test_boxes_hold_the_results(
     expected = stored(np.maximum(exact, -100.0), dtype)
     assert rows.dtype == expected.dtype
     assert np.array_equal(rows[:, :columns], expected)
+    if dtype is UINT8:
+        assert {0, 255} <= set(expected.flat)
 
 
 def test_staging_is_what_leaves_at_a_time() -> None:
@@ -141,5 +150,7 @@ def test_operands_of_boxes_are_as_wide_as_the_output() -> None:
     assert boxed_operand([byte], FP16) is None
     assert boxed_operand([half], INT8) is None
     assert not refuse_boxes([column, byte], FP8E4M3)
+    assert boxed_operand([column, Extra(UINT8, "rows", 1)], INT8) == 1
+    assert not refuse_boxes([column, byte], UINT8)
     assert refuse_boxes([half], INT8)
     assert refuse_boxes([column], FP32)
