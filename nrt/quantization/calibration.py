@@ -91,7 +91,7 @@ class TensorRange:
         curve: the scores that a search compared.
         means: fp64, of each channel that the products with constant weights which read the tensor
             sum over: axis 1 for a Conv, the last one for a MatMul. None where no such product reads
-            it, or they disagree on the axis.
+            it, they disagree on the axis, or a sum was beyond fp32.
     """
 
     name: str
