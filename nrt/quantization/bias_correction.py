@@ -5,7 +5,7 @@
 Subtracted from the layer's bias, the mean of every output channel is again what it was: the bias
 correction of M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
 Correction", ICCV 2019, with means that were measured. Activations behind a ReLU have large means,
-so this is most of what rounding weights costs.
+so this may be much of what rounding weights costs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nrt.errors import CalibrationError
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.ops.window import Window
@@ -33,7 +34,16 @@ def mean_shift(
         change: new weights minus old ones, in the shape of input 1 of ``op``.
         means: of the channels of input 0: its axis 1 for a convolution, else the last one.
         shape: of input 0.
+
+    Raises:
+        CalibrationError: there are not as many means as channels.
     """
+    channels = shape[-1] if isinstance(op, MatMul) else shape[1]
+    if len(means) != channels:
+        raise CalibrationError(
+            f"{op.name}: the calibration has {len(means)} means for an input of {channels} "
+            "channels; calibrate again"
+        )
     expected = np.asarray(means, np.float64)
     difference = change.astype(np.float64)
     if isinstance(op, MatMul):

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from nrt.errors import CalibrationError
 from nrt.ir.ops import Conv, MatMul
 from nrt.ir.ops.window import window
 from nrt.quantization.bias_correction import inside, mean_shift
@@ -42,6 +43,13 @@ def test_matrix_products(rng: np.random.Generator, trans_b: bool) -> None:
     (result,) = op.reference(rows, change)
     found = mean_shift(op, change, tuple(rows.mean(axis=(0, 1))), rows.shape)
     np.testing.assert_allclose(found, result.mean(axis=(0, 1)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("op", "channels"), [(Conv(), 4), (MatMul(), 3)], ids=["conv", "matmul"])
+def test_means_of_another_tensor(op: Conv | MatMul, channels: int) -> None:
+    message = f"the calibration has 5 means for an input of {channels} channels; calibrate again"
+    with pytest.raises(CalibrationError, match=message):
+        mean_shift(op, np.zeros((2, 4, 1, 1)), (0.0,) * 5, (1, 4, 3, 3))
 
 
 def test_taps_inside() -> None:
