@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 import nrt
 from nrt.builder import optimize
-from nrt.dtypes import BYTES, FP8E4M3, FP32
+from nrt.dtypes import BYTES, FP8E4M3
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph import Graph
 from nrt.ir.ops import Add, Conv, MatMul, Mul, Relu
@@ -251,24 +253,44 @@ def _behind_relus(rng: np.random.Generator) -> nrt.Network:
     return net
 
 
-def test_a_network_gains(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NRT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("NRT_WORKERS", "1")
-    # One network: how much random weights gain differs by several dB.
+
+
+def _gain(target: str, build: Callable[..., Callable[[Array], Array]]) -> float:
+    """Decibels that means are worth. One network: random weights differ by several."""
     rng = np.random.default_rng(11)
     net = _behind_relus(rng)
     shape = (8, 32, 12, 12)
     data, others = (2 + rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-    ranges = nrt.calibrate(net, data, method="mse", target="cpu")
+    ranges = nrt.calibrate(net, data, method="mse", target=target)
     wanted = [evaluate(net.graph, {"image": x[None]})["y"] for x in others]
-    ratios = []
+    noise = []
     for found in (ranges.without_means(), ranges):
-        graph = optimize(net, precision="int8", calibration=found, layers={"*": "int8"}).graph
+        run = build(net, precision="int8", calibration=found, layers={"*": "int8"})
+        pairs = zip(others, wanted, strict=True)
+        noise.append(sum(float(np.square(run(x[None]) - y).sum()) for x, y in pairs))
+    return float(10 * np.log10(noise[0] / noise[1]))
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_network_gains() -> None:
+    def build(net: nrt.Network, **options: Any) -> Callable[[Array], Array]:
+        graph = optimize(net, **options).graph
         assert sum(n.inputs[0].dtype in BYTES for n in graph.nodes if isinstance(n.op, Conv)) == 6
-        assert {v.dtype for v in graph.outputs.values()} == {FP32}
-        noise = sum(
-            float(np.square(evaluate(graph, {"image": x[None]})["y"] - y).sum())
-            for x, y in zip(others, wanted, strict=True)
-        )
-        ratios.append(10 * np.log10(sum(float(np.square(y).sum()) for y in wanted) / noise))
-    assert ratios[1] - ratios[0] >= GAINED
+        return lambda x: evaluate(graph, {"image": x})["y"]
+
+    assert _gain("cpu", build) >= GAINED
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_own_cache")
+def test_a_network_gains_on_the_gpu() -> None:
+    def build(net: nrt.Network, **options: Any) -> Callable[[Array], Array]:
+        engine = nrt.compile(net, target="cuda", opt_level=0, **options)
+        assert sum(layer.precision == "int8" for layer in engine.plan.layers) >= 6
+        return lambda x: np.array(engine(x))
+
+    assert _gain("cuda", build) >= GAINED
