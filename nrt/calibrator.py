@@ -1,8 +1,9 @@
-"""calibrate(): run a model on data and find the range of every activation.
+"""calibrate(): run a model on data and find the range of every activation and the channels' means.
 
 The graph that runs is the fused one, in fp32, as quantization will see it: an activation that
-fusion removed needs no range. Passes up to precision are as in any build; then histograms are put
-beside the activations (`nrt.quantization.taps`), and layout and kernels follow as always.
+fusion removed needs no range. Passes up to precision are as in any build; then histograms and
+sums are put beside the activations (`nrt.quantization.taps`), and layout and kernels follow as
+always.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from nrt.ir.graph import Graph
 from nrt.passes.base import run_pipeline
 from nrt.passes.pipeline import pipeline
 from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
+from nrt.quantization.channel_means import ChannelMeans
 from nrt.quantization.data import Item, as_input, batches, item_count, items
 from nrt.quantization.digest import DataDigest, model_digest
 from nrt.quantization.histogram import Histogram
-from nrt.quantization.taps import insert_taps
+from nrt.quantization.taps import Taps, insert_taps
 from nrt.runtime import Engine
 
 __all__ = ["calibrate"]
@@ -94,7 +96,8 @@ def calibrate(
     rules.check_names(run.histograms)
     ranges = {}
     for name, histogram in run.histograms.items():
-        ranges[name] = TensorRange.of(name, histogram, rules)
+        means = run.sums[name].means() if name in run.sums else None
+        ranges[name] = TensorRange.of(name, histogram, rules, means)
         if progress is not None:
             progress("thresholds", len(ranges), len(run.histograms))
     result = Calibration(run.model_digest(), digest.hexdigest(), rules, digest.samples, ranges)
@@ -142,10 +145,10 @@ def _progressed(
 
 @dataclass
 class _Tapped:
-    """An engine whose outputs are histograms."""
+    """An engine whose outputs are histograms and sums."""
 
     engine: Engine
-    outputs: Mapping[str, str]
+    taps: Taps
     digest: str
 
 
@@ -158,6 +161,7 @@ class _Run:
     opt_level: int
     engines: dict[tuple[Any, ...], _Tapped] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    sums: dict[str, ChannelMeans] = field(default_factory=dict)
 
     def add(self, batch: Item) -> None:
         tapped = self._tapped(batch)
@@ -165,11 +169,14 @@ class _Run:
             {s.name: as_input(batch[s.name], s.name, s.dtype) for s in tapped.engine.inputs}
         )
         found: dict[str, Histogram] = {}
-        for name, output in tapped.outputs.items():
+        for name, output in tapped.taps.outputs.items():
             if output not in found:
                 found[output] = Histogram.from_words(np.asarray(results[output]), name)
             before = self.histograms.get(name)
             self.histograms[name] = found[output] if before is None else before.merge(found[output])
+        for name, where in tapped.taps.sums.items():
+            rows = np.asarray(results[where.output]).reshape(-1, where.channels)
+            self.sums.setdefault(name, ChannelMeans(where.channels)).add(rows, where.count)
 
     def model_digest(self) -> str:
         return next(iter(self.engines.values())).digest
@@ -188,4 +195,4 @@ def _build(graph: Graph, target: str, opt_level: int) -> _Tapped:
     taps = insert_taps(fused.graph)
     report = run_pipeline(taps.graph, [p for p in phases if p.name in _LAYOUT])
     engine = CompiledEngine(build_graph(report.graph, target=target, opt_level=opt_level))
-    return _Tapped(engine, taps.outputs, digest)
+    return _Tapped(engine, taps, digest)

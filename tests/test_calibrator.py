@@ -68,6 +68,15 @@ def cnn(batch: int | str = "N", seed: int = 3) -> onnx.ModelProto:
 NAMES = ["image", "r0", "p", "r1", "g", "f", "scores"]
 
 
+def assert_means(found: nrt.Calibration, values: dict[str, Array], rel: float = 1e-5) -> None:
+    """The layers read the image, what is pooled, and features; nothing else has means."""
+    assert [n for n, t in found.items() if t.means is not None] == ["image", "p", "f"]
+    for name in ("image", "p", "f"):
+        array = values[name].astype(np.float64)
+        wanted = array.mean(axis=(0, *range(2, array.ndim)))
+        assert found[name].means == pytest.approx(wanted, rel=rel, abs=rel)
+
+
 @pytest.fixture
 def by_reference(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Run graphs by the ops' references instead of kernels; the graphs that were built."""
@@ -103,7 +112,9 @@ def test_on_the_cpu(rng: np.random.Generator) -> None:
     graph = optimize(cnn(), shapes={"image": data.shape}, disabled={"fuse-pool-classifier"}).graph
     wanted = evaluate(graph, {"image": data}, until=["r0", "p", "r1", "g", "scores"])
     rules = MethodRules("kl", (("scores", "minmax"),))
-    assert found["image"] == TensorRange.of("image", Histogram.of(data), rules)
+    means = found["image"].means
+    assert found["image"] == TensorRange.of("image", Histogram.of(data), rules, means)
+    assert_means(found, {"image": data, **wanted, "f": wanted["g"].reshape(24, 6)})
     for name, array in wanted.items():
         entry = found[name]
         assert entry.total == array.size
@@ -121,8 +132,11 @@ def test_on_the_gpu(rng: np.random.Generator) -> None:
     data = images(rng, 24)
     found = nrt.calibrate(cnn(), [data], target="cuda")
     wanted = nrt.calibrate(cnn(), [data], target="cpu")
-    assert found["image"] == wanted["image"]
+    assert found.without_means()["image"] == wanted.without_means()["image"]
     assert list(found) == list(wanted)
+    graph = optimize(cnn(), shapes={"image": data.shape}, disabled={"fuse-pool-classifier"}).graph
+    values = evaluate(graph, {"image": data}, until=["p", "f"])
+    assert_means(found, {"image": data, **values}, rel=1e-4)
     for name in NAMES:
         assert found[name].total == wanted[name].total
         assert found[name].amax == pytest.approx(wanted[name].amax, rel=1e-4)
@@ -152,6 +166,9 @@ def test_batches_that_the_shapes_fix(rng: np.random.Generator, by_reference: lis
         assert found.data == single.data
         for name in NAMES:
             assert found[name].amax == pytest.approx(single[name].amax, rel=1e-5)
+        for name in ("image", "p", "f"):
+            # A kernel adds up the features of a batch; those of single samples are added exactly.
+            assert found[name].means == pytest.approx(single[name].means, rel=1e-5, abs=1e-6)
     assert [g.inputs[0].shape[0] for g in by_reference] == [1, 4, 4]
     with pytest.raises(CalibrationError, match="6 samples do not fill batches of 4"):
         nrt.calibrate(cnn(4), [data[:6]])

@@ -16,6 +16,9 @@ Everything that reads x reads the quantized numbers, so that no float copy of it
 residuals between two such layers. Where layers of int8 and of fp8 read one tensor, it is stored as
 both, and what else reads it has the type of the first.
 
+What rounding a layer's weights adds to its results on average is subtracted from its bias, where
+the calibration has the means of what the layer reads; see `nrt.quantization.bias_correction`.
+
 Floats remain where few bits do not pay or cost too much accuracy: layers of few input channels (the
 first one of a network as a rule), depthwise ones of fp8, for which there are no kernels, products
 of two activations, and the layer that gives the network's result. A pattern of ``layers`` that asks
@@ -48,6 +51,7 @@ from nrt.ir.ops import (
 )
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
+from nrt.passes.correct_bias import add_to_sums
 from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels, is_first
 from nrt.passes.precision_rules import (
     QUANTIZED,
@@ -56,6 +60,7 @@ from nrt.passes.precision_rules import (
     LayerRules,
     quantized_name,
 )
+from nrt.quantization.bias_correction import mean_shift
 from nrt.quantization.calibration import Calibration
 from nrt.quantization.weights import quantize_weights
 
@@ -129,15 +134,16 @@ class QuantizeLayers(Pass):
                     notes.append(self.refused(node, found))
         values = self._values(graph, chosen)
         uses = {value: graph.consumers(value) for value, _ in values}
+        texts: dict[Node, str] = {}
+        shifts: dict[Node, Array | None] = {}
         for node, dtype in chosen.items():
             assert self.calibration is not None
             source = self._source(node.inputs[0])
             read = source if (source, dtype) in values else node.inputs[0]
             stored = self._stored(read, dtype)
             scale = self.calibration.scale(read.name, stored)
-            text = f"{_NAMES[dtype]}: its input is {stored} of scale {scale:.4g}"
-            notes.append(self.fired(node, text))
-            self._weights(graph, node, dtype)
+            texts[node] = f"{_NAMES[dtype]}: its input is {stored} of scale {scale:.4g}"
+            shifts[node] = self._weights(graph, node, dtype)
         for value, dtype in sorted(values, key=lambda pair: (pair[0].name, pair[1].name)):
             back = self._round_trip(graph, value, dtype)
             for reader, slot in uses[value]:
@@ -148,6 +154,10 @@ class QuantizeLayers(Pass):
                     reads = values[value, dtype] and value.producer is not None
                 if reads:
                     graph.replace_input(reader, slot, back)
+        for node, shift in shifts.items():
+            # Last: this may put another node in the place of this one.
+            corrected = "" if shift is None else self._correct(graph, node, -shift, chosen[node])
+            notes.append(self.fired(node, texts[node] + corrected))
         return PassResult(graph, bool(values), tuple(notes))
 
     def refusals(self, graph: Graph) -> dict[str, str | None]:
@@ -276,18 +286,37 @@ class QuantizeLayers(Pass):
             Dequantize(FP32), [q.output, scale], name=f"{value.name}{REAL}", origin=origin
         ).output
 
-    @staticmethod
-    def _weights(graph: Graph, node: Node, dtype: DType) -> None:
-        w = node.inputs[1]
+    def _weights(self, graph: Graph, node: Node, dtype: DType) -> Array | None:
+        """Round the weights; what that adds to the mean of each output channel, where known."""
+        x, w = node.inputs[:2]
         assert w.constant is not None
         op: Any = node.op
         found = quantize_weights(op, w.constant, name=w.name, dtype=dtype)
+        scales = _spread(op, found.scales, w.constant)
         q = graph.add_constant(f"{w.name}.{_NAMES[dtype]}", found.values)
-        scale = graph.add_constant(f"{w.name}.scale", _spread(op, found.scales, w.constant))
+        scale = graph.add_constant(f"{w.name}.scale", scales)
         back = graph.add_node(
             Dequantize(FP32), [q, scale], name=f"{w.name}.real", origin=node.origin
         )
         graph.replace_input(node, 1, back.output)
+        assert self.calibration is not None
+        means = self.calibration[x.name].means
+        if means is None:
+            return None
+        change = found.values.astype(np.float64) * scales - w.constant
+        return mean_shift(op, change, means, x.shape)
+
+    def _correct(self, graph: Graph, node: Node, correction: Array, dtype: DType) -> str:
+        """Add ``correction`` to the bias of ``node``; a text that says how much that is."""
+        assert self.calibration is not None
+        name = node.output.name
+        largest = float(np.abs(correction).max(initial=0))
+        if not add_to_sums(graph, node, correction):
+            return ", its bias is not corrected: its epilogue reads too much to take one in"
+        if name not in self.calibration:
+            return f", its bias is corrected by up to {largest:.3g}"
+        steps = largest / self.calibration.scale(name, dtype)
+        return f", its bias is corrected by up to {steps:.2f} steps of its result"
 
 
 def _spread(op: Conv | MatMul, scales: Array, weights: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,7 +21,7 @@ from nrt.quantization.weights import scale_of
 
 __all__ = ["VERSION", "Calibration", "MethodRules", "TensorRange"]
 
-VERSION = 1
+VERSION = 2
 """Of the file, and of the algorithms: raised when equal data would give other ranges."""
 
 _FORMAT = "nrt calibration"
@@ -88,6 +89,9 @@ class TensorRange:
         sqnr: signal-to-quantization-noise ratio in decibels at the threshold; None where nothing is
             lost.
         curve: the scores that a search compared.
+        means: fp64, of each channel that the products with constant weights which read the tensor
+            sum over: axis 1 for a Conv, the last one for a MatMul. None where no such product reads
+            it, they disagree on the axis, or a sum was beyond fp32.
     """
 
     name: str
@@ -100,10 +104,17 @@ class TensorRange:
     clipped: float
     sqnr: float | None
     curve: Curve | None = field(default=None, repr=False)
+    means: tuple[float, ...] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, name: str, histogram: Histogram, rules: MethodRules) -> TensorRange:
-        """The range of the tensor ``name`` from its histogram."""
+    def of(
+        cls,
+        name: str,
+        histogram: Histogram,
+        rules: MethodRules,
+        means: tuple[float, ...] | None = None,
+    ) -> TensorRange:
+        """The range of the tensor ``name`` from its histogram and the means of its channels."""
         method = rules.of(name)
         found = find_threshold(histogram, method, percentile=rules.percentile)
         return cls(
@@ -117,6 +128,7 @@ class TensorRange:
             clipped_share(histogram, found.bins),
             sqnr(histogram, found.value),
             found.curve,
+            means,
         )
 
     @property
@@ -185,6 +197,11 @@ class Calibration(Mapping[str, TensorRange]):
         asked = any(fnmatchcase(name, pattern) for pattern, _ in self.rules.tensors)
         dtype = dtype or entry.stored
         return scale_of(entry.threshold if dtype in BYTES or asked else entry.amax, dtype)
+
+    def without_means(self) -> Calibration:
+        """The same ranges, from which no layer's bias is corrected."""
+        kept = {name: replace(entry, means=None) for name, entry in self.tensors.items()}
+        return replace(self, tensors=kept)
 
     def __str__(self) -> str:
         return calibration_text(self)
@@ -306,8 +323,8 @@ def _entry(data: Any) -> TensorRange:
     """A range from its JSON form; ValueError and the like when it is malformed."""
     if set(data) != {f.name for f in fields(TensorRange)}:
         raise ValueError(f"a tensor has the fields {', '.join(sorted(data))}")
-    curve = data["curve"]
-    entry = TensorRange(**{**data, "curve": None})
+    curve, means = data["curve"], data["means"]
+    entry = TensorRange(**{**data, "curve": None, "means": None})
     for name in (*_NUMBERS, *_COUNTS):
         value = data[name]
         kind = int if name in _COUNTS else (int, float)
@@ -322,4 +339,8 @@ def _entry(data: Any) -> TensorRange:
         scores = tuple(map(float, curve["scores"]))
         shown = tuple(map(float, curve["thresholds"]))
         entry = replace(entry, curve=Curve(str(curve["what"]), shown, scores))
+    if means is not None:
+        entry = replace(entry, means=tuple(map(float, means)))
+        if not all(map(math.isfinite, entry.means or ())):
+            raise ValueError(f"tensor {entry.name!r}: means are not finite")
     return entry

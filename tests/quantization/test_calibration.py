@@ -24,7 +24,10 @@ def found(rng: np.random.Generator) -> Calibration:
     rules = MethodRules("kl", (("out*", "minmax"), ("relu", "percentile")), 99.0)
     x = rng.standard_normal(20_000).astype(np.float32)
     tensors = {"x": x, "relu": np.maximum(x, 0), "out=<b>": x[:7], "none": np.zeros(4)}
-    ranges = {n: TensorRange.of(n, Histogram.of(a), rules) for n, a in tensors.items()}
+    means = {"x": (0.1, -1 / 3, 5e-324)}
+    ranges = {
+        n: TensorRange.of(n, Histogram.of(a), rules, means.get(n)) for n, a in tensors.items()
+    }
     return Calibration(MODEL, DATA, rules, 12, ranges)
 
 
@@ -61,6 +64,14 @@ def test_fp8_keeps_what_was_seen_unless_a_method_was_asked_for(found: Calibratio
     assert found["relu"].threshold < found["relu"].amax
     assert found.scale("none", FP8E4M3) == 1
     assert [found.scale(name) for name in found] == [entry.scale for entry in found.values()]
+
+
+def test_ranges_without_means(found: Calibration) -> None:
+    plain = found.without_means()
+    assert [t.means for t in plain.values()] == [None] * 4
+    assert plain["x"] == replace(found["x"], means=None)
+    assert (plain.model, plain.data, plain.samples) == (MODEL, DATA, 12)
+    assert found["x"].means == (0.1, -1 / 3, 5e-324)
 
 
 def test_a_range_agrees_with_its_histogram(rng: np.random.Generator) -> None:
@@ -111,7 +122,9 @@ def test_the_file_holds_everything(found: Calibration, tmp_path: Path) -> None:
     assert Calibration.load(path) == found
     assert [p.name for p in tmp_path.iterdir()] == ["cache.json"]
     content = json.loads(path.read_text())
-    assert (content["version"], content["model"], content["samples"]) == (1, MODEL, 12)
+    assert (content["version"], content["model"], content["samples"]) == (2, MODEL, 12)
+    assert content["tensors"][0]["means"] == [0.1, -1 / 3, 5e-324]
+    assert content["tensors"][1]["means"] is None
     text = path.read_bytes()
     found.save(path)
     assert path.read_bytes() == text
@@ -146,6 +159,9 @@ EDITS: list[tuple[str, Any]] = [
     ("tensor 'x': total is 1.5", lambda c: c["tensors"][0].update(total=1.5)),
     ("tensor 'x': threshold -1", lambda c: c["tensors"][0].update(threshold=-1)),
     ("tensor 'x': threshold 1e[+]?30", lambda c: c["tensors"][0].update(threshold=1e30)),
+    ("a tensor has the fields", lambda c: c["tensors"][0].pop("means")),
+    ("tensor 'x': means are not finite", lambda c: c["tensors"][0].update(means=[1e400])),
+    ("could not convert", lambda c: c["tensors"][0].update(means=["a"])),
     ("of method 'best'", lambda c: c["tensors"][0].update(method="best")),
     ("tensors", lambda c: c.update(tensors=3)),
 ]
@@ -172,9 +188,12 @@ def test_files_that_are_none(tmp_path: Path, text: str) -> None:
 def test_a_file_of_another_version(found: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "cache.json"
     found.save(path)
-    _edited(path, lambda c: c.update(version=99))
-    with pytest.raises(CalibrationError, match=r"stale: version is 99, now 1\. Calibrate again"):
-        Calibration.load(path)
+    for version in (1, 99):
+        _edited(path, lambda c, v=version: c.update(version=v))
+        with pytest.raises(
+            CalibrationError, match=rf"stale: version is {version}, now 2\. Calibrate again"
+        ):
+            Calibration.load(path)
 
 
 def test_what_makes_a_cache_stale(found: Calibration) -> None:

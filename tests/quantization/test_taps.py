@@ -10,9 +10,22 @@ from nrt.errors import CalibrationError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
-from nrt.ir.ops import AbsHistogram, Add, Cast, Concat, Conv, MaxPool, Relu, Reshape, Transpose
+from nrt.ir.ops import (
+    AbsHistogram,
+    Add,
+    Cast,
+    Concat,
+    Conv,
+    MatMul,
+    MaxPool,
+    Reduce,
+    Relu,
+    Reshape,
+    Transpose,
+)
 from nrt.ir.verify import verify
 from nrt.quantization import Histogram, insert_taps
+from nrt.quantization.taps import ChannelSums
 
 
 def network(rng: np.random.Generator) -> Graph:
@@ -41,13 +54,17 @@ def test_every_activation_has_its_histogram(rng: np.random.Generator) -> None:
     assert [v.name for v in graph.values] == names, "the given graph was changed"
     assert list(taps.outputs) == ["x", "a", "b", "c", "d", "e", "f", "g"]
     assert taps.outputs["c"] == taps.outputs["d"] == taps.outputs["e"]
-    assert len(taps.graph.outputs) == 6
+    assert taps.sums == {"x": ChannelSums("x.sums", 3, 2 * 5 * 4)}
+    assert set(taps.graph.outputs) == {*taps.outputs.values(), "x.sums"}
+    assert len(taps.graph.outputs) == 7
     assert all(
-        isinstance(v.producer.op, AbsHistogram) for v in taps.graph.outputs.values() if v.producer
+        isinstance(v.producer.op, AbsHistogram if name != "x.sums" else Reduce)
+        for name, v in taps.graph.outputs.items()
+        if v.producer
     )
     assert [n.op.name.replace("AbsHistogram", "#") for n in taps.graph.nodes] == [
-        "#", "Conv", "#", "Relu", "#", "MaxPool", "#", "Transpose", "Reshape", "Concat", "#", "Add",
-        "#",
+        "#", "Reduce", "Conv", "#", "Relu", "#", "MaxPool", "#", "Transpose", "Reshape", "Concat",
+        "#", "Add", "#",
     ]  # fmt: skip
 
     data: dict[str, Array] = {
@@ -59,6 +76,43 @@ def test_every_activation_has_its_histogram(rng: np.random.Generator) -> None:
     wanted = evaluate(graph, data, until=list(taps.outputs))
     for name, output in taps.outputs.items():
         assert Histogram.from_words(found[output]) == Histogram.of(wanted[name]), name
+
+
+def test_channels_that_products_read(rng: np.random.Generator) -> None:
+    """Sums along the axis that a product sums over; none where no constant is multiplied."""
+    graph = Graph("products")
+    image = graph.add_input("image", (2, 4, 3, 5), FP32)
+    rows = graph.add_input("rows", (2, 3, 4), FP32)
+    flat = graph.add_input("flat", (5, 4), FP32)
+    both = graph.add_input("both", (2, 4, 4), FP32)
+    columns = graph.add_input("columns", (4, 2), FP32)
+    kernel = graph.add_constant("kernel", rng.standard_normal((6, 2, 1, 3)).astype(np.float32))
+    line = graph.add_constant("line", rng.standard_normal((3, 4, 1)).astype(np.float32))
+    w = graph.add_constant("w", rng.standard_normal((4, 6)).astype(np.float32))
+    found = {
+        "conv": (Conv((1, 1), (0,) * 4, groups=2), [image, kernel]),
+        "again": (Conv((1, 1), (0,) * 4, groups=2), [image, kernel]),
+        "dense": (MatMul(), [rows, w]),
+        "single": (MatMul(), [flat, w]),
+        "line.conv": (Conv((1,), (0, 0), (1,)), [both, line]),
+        "line.dense": (MatMul(), [both, w]),
+        "scores": (MatMul(trans_b=True), [rows, rows]),
+        "turned": (MatMul(trans_a=True), [columns, w]),
+        "left": (MatMul(trans_a=True), [w, columns]),
+    }
+    for name, (op, inputs) in found.items():
+        graph.set_output(name, graph.add_node(op, inputs, name=name).output)
+    taps = insert_taps(graph)
+    assert taps.sums == {
+        "image": ChannelSums("image.sums", 4, 30),
+        "rows": ChannelSums("rows.sums", 4, 6),
+        "flat": ChannelSums("flat.sums", 4, 5),
+    }
+    data = {v.name: rng.standard_normal(v.shape).astype(np.float32) for v in graph.inputs}
+    results = evaluate(taps.graph, data)
+    for name, axes in (("image", (0, 2, 3)), ("rows", (0, 1)), ("flat", (0,))):
+        sums = results[f"{name}.sums"].reshape(-1, 4).sum(axis=0)
+        np.testing.assert_allclose(sums, data[name].sum(axis=axes), rtol=1e-5, atol=1e-5)
 
 
 def test_a_graph_without_activations() -> None:

@@ -1,0 +1,88 @@
+"""Adding to the sums of a product, before all else of its epilogue, what corrects their means.
+
+    before   %y = Conv(%x, %w, %c; epilogue = add(x0, x1); max(r2, 0.0))
+    after    %y = Conv(%x, %w, %d; epilogue = add(x0, x1); max(r2, 0.0))        d = c + correction
+
+Where the epilogue begins with the addition of a constant, the correction is a part of that, and
+costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nrt.dtypes import FP32
+from nrt.ir.graph import Graph
+from nrt.ir.op import Array
+from nrt.ir.ops import Add, Conv
+from nrt.ir.ops.conv import epilogue_slot
+from nrt.ir.pointwise import Builder, Program, identity
+from nrt.ir.value import Node, Value
+from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
+
+__all__ = ["add_to_sums"]
+
+_SCALES = 1
+"""Operands that an epilogue is given later: the scales of the weights."""
+
+
+def add_to_sums(graph: Graph, node: Node, correction: Array) -> bool:
+    """Add ``correction``, fp64[K], to the output channels of a Conv or MatMul.
+
+    Returns:
+        Whether there was room: an epilogue reads four tensors at most.
+    """
+    op: Any = node.op
+    first = epilogue_slot(op)
+    if op.epilogue is None and len(node.inputs) > first:
+        # A bias [K], which no pass made a step of an epilogue.
+        graph.replace_input(node, first, _sum(graph, node.inputs[first], correction))
+        return True
+    column = correction
+    if isinstance(op, Conv):
+        column = correction.reshape(-1, *[1] * (len(node.output.shape) - 2))
+    own: Program = op.epilogue or identity()
+    extras = node.inputs[first:]
+    bias = _first_addend(own)
+    if bias is not None and _takes_in(extras[bias - 1], column):
+        slot = first + bias - 1
+        graph.replace_input(node, slot, _sum(graph, node.inputs[slot], column))
+        return True
+    if len(extras) + 1 + _SCALES > FuseConvEpilogue.max_inputs:
+        return False
+    b = Builder([*own.inputs, "f"])
+    inner = b("add", 0, len(own.inputs))
+    program = b.build(*b.inline(own, [inner, *range(1, len(own.inputs))]))
+    vector = graph.add_constant(f"{node.name}.correction", column.astype(np.float32))
+    graph.replace_node(node, replace(op, epilogue=program), [*node.inputs, vector])
+    return True
+
+
+def _first_addend(program: Program) -> int | None:
+    """The input that is added to register 0, if neither is read by anything else."""
+    readers = [i for i in program.instrs if 0 in i.args]
+    if len(readers) != 1 or readers[0].opcode != "add":
+        return None
+    other = sum(readers[0].args)  # one of the two is register 0
+    if not 0 < other < len(program.inputs) or {0, other} & set(program.outputs):
+        return None
+    return other if sum(other in i.args for i in program.instrs) == 1 else None
+
+
+def _takes_in(bias: Value, column: Array) -> bool:
+    """Whether ``bias`` is a constant that grows no larger by what is added to it."""
+    if bias.constant is None or bias.dtype is not FP32:
+        return False
+    return np.broadcast_shapes(bias.shape, column.shape) == bias.shape
+
+
+def _sum(graph: Graph, bias: Value, correction: Array) -> Value:
+    """``bias`` plus ``correction``, as a constant where it is one."""
+    if bias.constant is not None:
+        total = bias.constant.astype(np.float64) + correction
+        return graph.add_constant(f"{bias.name}.corrected", total.astype(bias.dtype.numpy))
+    extra = graph.add_constant(f"{bias.name}.correction", correction.astype(bias.dtype.numpy))
+    return graph.add_node(Add(), [bias, extra], name=f"{bias.name}.corrected").output
