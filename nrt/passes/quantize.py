@@ -315,7 +315,8 @@ class QuantizeLayers(Pass):
             return ", its bias is not corrected: its epilogue reads too much to take one in"
         if name not in self.calibration:
             return f", its bias is corrected by up to {largest:.3g}"
-        steps = largest / self.calibration.scale(name, dtype)
+        stored = self._stored(node.output, dtype)
+        steps = largest / self.calibration.scale(name, stored)
         return f", its bias is corrected by up to {steps:.2f} steps of its result"
 
 

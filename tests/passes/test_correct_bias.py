@@ -34,14 +34,14 @@ GAINED = 3.0
 
 
 def on_the_grid(net: Net, shape: tuple[int, ...], axis: int) -> Array:
-    """Two samples of whole steps that int8 holds exactly, whose mean is constant in a channel."""
+    """Two samples of whole steps that uint8 holds exactly, whose mean is constant in a channel."""
     spread = [1] * len(shape)
     spread[axis] = shape[axis]
-    means = net.rng.integers(20, 60, spread[1:])
-    means.flat[0] = 64
-    apart = net.rng.integers(0, np.minimum(means, 127 - means) + 1, shape[1:])
+    means = net.rng.integers(40, 120, spread[1:])
+    means.flat[0] = 128
+    apart = net.rng.integers(0, np.minimum(means, 255 - means) + 1, shape[1:])
     apart *= net.rng.choice([-1, 1], shape[1:])
-    apart[(0,) * apart.ndim] = 63
+    apart[(0,) * apart.ndim] = 127
     return (STEP * np.stack([means + apart, means - apart])).astype(np.float32)
 
 
