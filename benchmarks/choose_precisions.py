@@ -9,15 +9,19 @@ that were compared, and four checks:
 - no layer is int8 that would be faster in fp16, its conversions included;
 - no single precision that meets the budget is faster.
 
+All that goes to a JSON file too, one case per model and batch.
+
     python benchmarks/choose_precisions.py --models DIR --only resnet50 --target cuda --batch 32
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +31,22 @@ if not __package__:  # run as a file: its folder is on the path, the repository 
 import numpy as np
 
 import nrt
+from benchmarks.protocol import (
+    CASE_ERRORS,
+    Case,
+    Results,
+    add_common_options,
+    default_name,
+    describe_error,
+    run_header,
+)
+from benchmarks.tables import markdown
 from benchmarks.zoo_models import CNNS, Zoo
 from nrt.precision.selection import Selection
 
 __all__ = ["checks", "main"]
 
+KEYS = ("model", "batch", "at_least")
 _MOST_ABOVE = 0.05
 
 Item = dict[str, np.ndarray[Any, Any]]
@@ -48,33 +63,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_argument("--method", default="mse", help="of calibration")
     cli.add_argument("--samples", type=int, default=8, help="batches to calibrate on, and to judge")
     cli.add_argument("--at-least", type=float, default=20.0, help="signal-to-noise ratio in dB")
+    add_common_options(cli)
     args = cli.parse_args(argv)
     zoo = Zoo(args.models)
-    good = True
+    header = run_header(args.commit)
+    name = args.name or default_name(
+        "precisions", "cuda" if "cuda" in args.target else "cpu", header
+    )
+    results = Results.open(args.results / f"{name}.json", "precisions", KEYS, header)
+    done = []
     for name in zoo.names(CNNS, args.only):
         model = zoo.load(name, args.batch)
         if model is None:
             print(f"{name}: its batch is fixed, and not at {args.batch}: left out")
             continue
-        data = list(_batches(model, args.samples, seed=0))
-        ranges = nrt.calibrate(model, data, method=args.method, target=_runnable(args.target))
-        others = list(_batches(model, args.samples, seed=1))
-        start = time.perf_counter()
-        engine = nrt.compile(
-            model,
-            target=args.target,
-            opt_level=args.opt_level,
-            precision="auto",
-            calibration=ranges,
-            accuracy=nrt.AccuracyBudget("sqnr", at_least=args.at_least, data=others),
-        )
-        seconds = time.perf_counter() - start
-        assert engine.selection is not None
-        print(f"{name}, batch {args.batch}, {seconds:.0f} s to build: {engine.selection}")
-        for what, holds in checks(engine.selection, args.at_least).items():
-            print(f"  {'yes' if holds else 'NO '} {what}")
-            good &= holds
-    return 0 if good else 1
+        case: Case = {"model": name, "batch": args.batch, "at_least": args.at_least}
+        case |= {"method": args.method, "target": args.target}
+        try:
+            case |= _chosen(name, model, args)
+        except CASE_ERRORS as error:
+            case |= {"status": "error", "message": describe_error(error)}
+            print(f"{name}: {case['message']}", flush=True)
+        results.add(case)
+        done.append(case)
+    if done:
+        print(f"\n{markdown('precisions', results.runs, done)}\nwritten to {results.path}")
+    return 0 if all(case["status"] == "passed" for case in done) else 1
+
+
+def _chosen(name: str, model: Any, args: argparse.Namespace) -> Case:
+    """Compile ``model``, print what was chosen, and return it."""
+    data = list(_batches(model, args.samples, seed=0))
+    ranges = nrt.calibrate(model, data, method=args.method, target=_runnable(args.target))
+    others = list(_batches(model, args.samples, seed=1))
+    start = time.perf_counter()
+    engine = nrt.compile(
+        model,
+        target=args.target,
+        opt_level=args.opt_level,
+        precision="auto",
+        calibration=ranges,
+        accuracy=nrt.AccuracyBudget("sqnr", at_least=args.at_least, data=others),
+    )
+    seconds = time.perf_counter() - start
+    found = engine.selection
+    assert found is not None
+    print(f"{name}, batch {args.batch}, {seconds:.0f} s to build: {found}")
+    verdicts = checks(found, args.at_least)
+    for what, holds in verdicts.items():
+        print(f"  {'yes' if holds else 'NO '} {what}", flush=True)
+    points = [asdict(p) for p in found.frontier.points]
+    for point in points:
+        if point["accuracy"] is not None and not math.isfinite(point["accuracy"]):
+            point["accuracy"] = None  # nothing differs; JSON has no infinity
+    return {
+        "status": "passed" if all(verdicts.values()) else "failed",
+        "message": "; ".join(what for what, holds in verdicts.items() if not holds),
+        "layers": len(found.layers),
+        "above_int8": [str(layer) for layer in found.above_int8],
+        "chosen": points[found.frontier.chosen],
+        "points": points,
+        "notes": list(found.notes),
+        "build_seconds": seconds,
+    }
 
 
 def checks(selection: Selection, at_least: float) -> dict[str, bool]:

@@ -287,7 +287,7 @@ class Results:
 
     Attributes:
         path: the file.
-        kind: which table prints it: ``compare``, ``models`` or ``kernels``.
+        kind: which table prints it: ``compare``, ``models``, ``precisions`` and so on.
         keys: the fields that tell one case from another.
         header: of this run.
         runs, cases: the file's contents.

@@ -270,12 +270,46 @@ def _points(drop: float) -> str:
     return f"{drop:.2f}" if abs(drop) >= 0.005 else "0"
 
 
+def _precisions(cases: Sequence[Case]) -> str:
+    """Times of the chosen network and of those of one precision, and what has more than int8."""
+    rows = []
+    for case in cases:
+        head = [case["model"], str(case["batch"])]
+        if "chosen" not in case:
+            rows.append([*head, *["–"] * 6, case["status"]])
+            continue
+        point = case["chosen"]
+        singles = {p["name"]: p for p in case["points"] if p["single"]}
+        times = [_milliseconds(p) for p in (point, *map(singles.get, ("int8", "fp16")))]
+        accuracies = [_decimal(p and p["accuracy"], 1) for p in (point, singles.get("int8"))]
+        above = f"{len(case['above_int8'])} of {case['layers']}"
+        rows.append([*head, *times, *accuracies, above, case["message"] or "all hold"])
+    columns = (
+        "model",
+        "batch",
+        "chosen ms",
+        "int8",
+        "fp16",
+        "chosen dB",
+        "int8",
+        "above int8",
+        "promises",
+    )
+    return table(columns, rows)
+
+
+def _milliseconds(point: Case | None) -> str:
+    seconds = point and point["seconds"]
+    return _decimal(seconds and 1e3 * seconds, 3)
+
+
 _TABLES: Mapping[str, Callable[[Sequence[Case]], str]] = {
     "compare": _compare,
     "models": _models,
     "kernels": _kernels,
     "counters": _counters,
     "accuracy": _accuracy,
+    "precisions": _precisions,
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import choose_precisions
 from benchmarks.choose_precisions import checks
+from benchmarks.protocol import read_results
 from nrt.precision.frontier import Frontier, Point
 from nrt.precision.selection import LayerChoice, Selection
 from tests.benchmarks.small_zoo import make_zoo
@@ -44,11 +45,17 @@ def test_the_whole_way(
     monkeypatch.setenv("NRT_CACHE_DIR", str(tmp_path / "cache"))
     zoo = make_zoo(tmp_path / "zoo")
     line = ["--models", str(zoo), "--target", "cpu", "--opt-level", "1", "--samples", "2"]
+    line += ["--results", str(tmp_path), "--name", "p"]
     code = choose_precisions.main([*line, "--only", "vgg19"])
     out = capsys.readouterr().out
     assert "vgg19, batch 1, " in out
     assert "yes at least 20 dB" in out
     assert "yes no faster single precision" in out
     assert code == (1 if "NO " in out else 0)
+    (case,) = read_results(tmp_path / "p.json")["cases"]
+    assert case["status"] == ("failed" if code else "passed")
+    assert case["chosen"] in case["points"]
+    assert len(case["above_int8"]) <= case["layers"]
+    assert f"| vgg19 | 1 | {1e3 * case['chosen']['seconds']:.3f} |" in out
     assert choose_precisions.main([*line, "--batch", "2", "--only", "unet"]) == 0
     assert "unet: its batch is fixed, and not at 2: left out" in capsys.readouterr().out
