@@ -56,6 +56,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [1, 2, 5])
 def test_compiles_without_spills(arch: str, index: int) -> None:
@@ -74,6 +75,7 @@ def test_long_rows_on_the_gpu(cuda_runner: Any) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, LONG)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("length", "threads"), [(8, 1), (24, 4), (64, 8), (128, 16), (136, 32)])
 def test_short_rows_share_a_warp(length: int, threads: int) -> None:
     problem = task(Softmax(), rows(37, length, dtype=FP16))
