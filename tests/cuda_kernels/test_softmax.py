@@ -87,6 +87,23 @@ def test_short_rows_share_a_warp(length: int, threads: int) -> None:
     assert_emulates(VARIANTS, problem)
 
 
+@pytest.mark.parametrize(
+    ("problem", "width"),
+    [
+        (TASKS[5], 4),
+        (task(Softmax(), rows(1, 1, 1000, dtype=FP16)), 8),
+        (task(Softmax(), rows(1000, dtype=BF16)), 8),
+        (task(Softmax(), rows(1, 1001, dtype=FP16)), 1),
+        # Two rows: the second starts at a multiple of 2 elements, and not of 4.
+        (task(Softmax(), sliced(2, 200, dtype=FP32, order=(0, 1), more=2)), 2),
+    ],
+    ids=str,
+)
+def test_vectors_of_a_single_row(problem: Problem, width: int) -> None:
+    configs = SoftmaxResident().configs(problem, ARCHS["sm_80"])
+    assert {config[2] for config in configs} == {width}
+
+
 def test_infinities() -> None:
     x = np.random.default_rng().standard_normal((3, 40)).astype(np.float32)
     x[0, 3:] = -np.inf
