@@ -26,7 +26,7 @@ class Pointer:
         return int(index)
 
     def __getitem__(self, index: int) -> Any:
-        return self.data[self._check(index)].item()
+        return self.data.item(self._check(index))
 
     def __setitem__(self, index: int, value: Any) -> None:
         self.data[self._check(index)] = value

@@ -153,7 +153,6 @@ def test_squares_are_expected_to_be_faster() -> None:
     assert block.configs(small, device)[0] == (8, 1, 1)
 
 
-@pytest.mark.some(8)
 @pytest.mark.parametrize("config", [(8, 1, 8), (8, 4, 2), (4, 4, 2), (4, 8, 1), (4, 1, 1)], ids=str)
 @pytest.mark.parametrize("index", [18, 20, 22, 23])
 def test_squares_in_any_block(

@@ -201,7 +201,6 @@ def columns(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> ReduceColumns:
     return variant
 
 
-@pytest.mark.some(5)
 @pytest.mark.parametrize("problem", COLUMNS, ids=str)
 def test_columns_of_any_block(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_emulates([ReduceStrided(), columns(problem, monkeypatch)], problem)

@@ -75,7 +75,6 @@ def test_long_rows_on_the_gpu(cuda_runner: Any) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, LONG)
 
 
-@pytest.mark.some(3)
 @pytest.mark.parametrize(("length", "threads"), [(8, 1), (24, 4), (64, 8), (128, 16), (136, 32)])
 def test_short_rows_share_a_warp(length: int, threads: int) -> None:
     problem = task(Softmax(), rows(37, length, dtype=FP16))
