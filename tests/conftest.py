@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from sampling import left_out
 
 from nrt.runtime.cuda import device_count
 
@@ -17,21 +18,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--part", type=int, default=1, metavar="N", help="one Nth of the tests, another on each run"
     )
+    parser.addoption(
+        "--every-case", action="store_true", help="all cases of tests that are marked some(count)"
+    )
 
 
-def _take_part(config: pytest.Config, items: list[pytest.Item], count: int) -> None:
-    """Keep what chance assigns to this run; the processes of one run agree."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(8)
+def _keep(
+    config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]
+) -> None:
     parts: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
-        parts[zlib.crc32(f"{run} {item.nodeid}".encode()) % count == 0].append(item)
-    config.hook.pytest_deselected(items=parts[False])
-    items[:] = parts[True]
+        parts[wanted(item)].append(item)
+    if parts[False]:
+        config.hook.pytest_deselected(items=parts[False])
+        items[:] = parts[True]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("part") > 1:
-        _take_part(config, items, config.getoption("part"))
+    # The processes of one run agree.
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(8)
+
+    def chance(item: pytest.Item) -> int:
+        return int.from_bytes(hashlib.sha256(f"{run} {item.nodeid}".encode()).digest()[:8])
+
+    if not config.getoption("every_case"):
+        names = left_out(items, chance)
+        _keep(config, items, lambda item: item.nodeid not in names)
+    if (count := config.getoption("part")) > 1:
+        _keep(config, items, lambda item: chance(item) % count == 0)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     # Asked for by name, they run: on a machine without a GPU that is an error to be seen.
     if not gpu or config.getoption("markexpr").strip() == "gpu" or device_count() > 0:

@@ -22,6 +22,7 @@ def test_the_page_shows_one_file_for_each() -> None:
         assert text == (ROOT / name).read_text(encoding="utf-8"), f"{name} differs from the page"
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -78,6 +78,7 @@ def test_quantized_networks_run_on_the_cpu(dtype: DType, name: str, precision: s
     assert relative_error(engine(x), wanted) <= tolerance
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
 @pytest.mark.parametrize(("dtype", "name"), [(INT8, "int8"), (FP8E4M3, "fp8")])
 def test_plans_for_a_gpu_elsewhere(dtype: DType, name: str, arch: str) -> None:

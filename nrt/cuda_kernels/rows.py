@@ -116,8 +116,12 @@ def _row_modes(found: Rows) -> tuple[str, ...]:
 def _row_width(found: Rows) -> int:
     """Elements per vector that fit the row and every tensor that follows it."""
     width = min(8, 16 // min(d.itemsize for d in found.dtypes[:2]))
+    # A single row starts where its buffer does: the stride to the next one is nothing.
+    several = [d for d, size in enumerate(found.outer.shape) if size > 1]
     following = [
-        s for s, i in zip(found.outer.strides, found.inner.strides, strict=True) if i[-1] == 1
+        [s[d] for d in several]
+        for s, i in zip(found.outer.strides, found.inner.strides, strict=True)
+        if i[-1] == 1
     ]
     while width > 1 and (
         found.inner.size % width or not all(aligned((*s, 1), width) for s in following)

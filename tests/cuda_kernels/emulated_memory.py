@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ class Pointer:
 
     def __init__(self, data: np.ndarray, label: str, start: int = 0) -> None:
         self.data, self.label, self.start = data, label, start
+        self.raw = data.view(np.uint8)
 
     def _check(self, index: int) -> int:
         index += self.start
@@ -26,18 +26,26 @@ class Pointer:
         return int(index)
 
     def __getitem__(self, index: int) -> Any:
-        return self.data[self._check(index)].item()
+        return self.data.item(self._check(index))
 
     def __setitem__(self, index: int, value: Any) -> None:
         self.data[self._check(index)] = value
 
+    def window(self, offset: int, size: int) -> np.ndarray:
+        """The ``size`` bytes at an offset that must be a multiple of it."""
+        raw = self.raw
+        if offset % size or not 0 <= offset <= len(raw) - size:
+            raise IndexError(f"{self.label}: {size} bytes at byte {offset}")
+        return raw[offset : offset + size]
 
-@dataclass(frozen=True)
+
 class Address:
     """What `ptx.at` gives: a byte position inside a pointer's memory."""
 
-    pointer: Pointer
-    offset: int
+    __slots__ = ("offset", "pointer")
+
+    def __init__(self, pointer: Pointer, offset: int) -> None:
+        self.pointer, self.offset = pointer, offset
 
     def __add__(self, step: int) -> Address:
         return Address(self.pointer, self.offset + step)
@@ -46,10 +54,7 @@ class Address:
         return self.offset & mask
 
     def window(self, size: int) -> np.ndarray:
-        raw = self.pointer.data.view(np.uint8)
-        if self.offset % size or not 0 <= self.offset <= len(raw) - size:
-            raise IndexError(f"{self.pointer.label}: {size} bytes at byte {self.offset}")
-        return raw[self.offset : self.offset + size]
+        return self.pointer.window(self.offset, size)
 
 
 def at(pointer: Pointer, index: int) -> Address:
@@ -57,17 +62,20 @@ def at(pointer: Pointer, index: int) -> Address:
 
 
 def loads(count: int, kind: Any = np.uint32) -> Callable[[Address], Any]:
+    size = count * np.dtype(kind).itemsize
+
     def load(address: Address) -> Any:
-        values = address.window(count * np.dtype(kind).itemsize).view(kind).tolist()
+        values = address.window(size).view(kind).tolist()
         return values[0] if count == 1 else tuple(values)
 
     return load
 
 
 def stores(kind: Any = np.uint32) -> Callable[..., None]:
+    item = np.dtype(kind).itemsize
+
     def store(address: Address, *values: Any) -> None:
-        size = len(values) * np.dtype(kind).itemsize
-        address.window(size)[:] = np.array(values, kind).view(np.uint8)
+        address.window(len(values) * item)[:] = np.array(values, kind).view(np.uint8)
 
     return store
 

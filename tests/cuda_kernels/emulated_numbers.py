@@ -57,17 +57,26 @@ def conversion(kind: Any) -> Callable[[Any], Any]:
     return lambda value: int(value) & mask
 
 
-def half(bits: int) -> float:
-    return np.uint16(bits).view(np.float16).item()
+def _every(dtype: Any) -> list[float]:
+    """The number of each of the patterns of 16 bits."""
+    with np.errstate(invalid="ignore"):  # of some NaNs
+        values: list[float] = np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(float).tolist()
+    return values
 
 
-def bf16(bits: int) -> float:
-    return float(np.uint16(bits).view(ml_dtypes.bfloat16))
+half: Callable[[int], float] = _every(np.float16).__getitem__
+bf16: Callable[[int], float] = _every(ml_dtypes.bfloat16).__getitem__
+_U16, _F16, _U32, _F32 = (struct.Struct(form) for form in ("<H", "<e", "<I", "<f"))
+_S8X4, _U8X4 = struct.Struct("<4b"), struct.Struct("<4B")
 
 
 def half_bits(value: float) -> int:
-    with np.errstate(over="ignore"):
-        return np.float16(value).view(np.uint16).item()
+    try:
+        packed = _F16.pack(float(value))
+    except OverflowError:
+        packed = _F16.pack(math.copysign(math.inf, value))
+    bits: int = _U16.unpack(packed)[0]
+    return bits
 
 
 def bf16_bits(value: float) -> int:
@@ -87,12 +96,17 @@ def e4m3_bits(value: float) -> int:
 
 
 def float_bits(value: float) -> int:
-    with np.errstate(over="ignore"):
-        return np.float32(value).view(np.uint32).item()
+    try:
+        packed = _F32.pack(float(value))
+    except OverflowError:
+        packed = _F32.pack(math.copysign(math.inf, value))
+    bits: int = _U32.unpack(packed)[0]
+    return bits
 
 
 def bits_float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]
+    value: float = _F32.unpack(_U32.pack(bits))[0]
+    return value
 
 
 def nearest(value: float) -> int:
@@ -124,9 +138,11 @@ def max_pair(decode: Callable[[int], float]) -> Callable[[int, int], int]:
 def dp4a(left: Any) -> Callable[[int, int, int], int]:
     """``dp4a`` of four ``left`` (an integer type of a byte) and four int8."""
 
+    first, sum32 = {np.int8: _S8X4, np.uint8: _U8X4}[left], signed(32)
+
     def products(a: int, b: int, c: int) -> int:
-        x, y = (np.array([v], np.uint32).view(t).astype(int) for v, t in ((a, left), (b, np.int8)))
-        return signed(32)(int(x @ y) + c)
+        x, y = first.unpack(_U32.pack(a)), _S8X4.unpack(_U32.pack(b))
+        return sum32(x[0] * y[0] + x[1] * y[1] + x[2] * y[2] + x[3] * y[3] + c)
 
     return products
 

@@ -12,6 +12,7 @@ business. Slow: keep problems to thousands of multiply-adds.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import math
@@ -57,6 +58,7 @@ from .emulated_numbers import (
 __all__ = ["KernelEmulator"]
 
 _GUARD = 64  # elements of poison after each tensor
+_ZEROS = np.zeros(16, np.uint8)
 
 
 class _Shared:
@@ -116,11 +118,14 @@ class _Cuda:
         return self.block.copies.setdefault(self.thread, [[]])
 
     def cp_async(self, target: int, source: Address, size: int) -> None:
-        window = Address(self.block.memory, target).window(16)
-        data = source.window(16) if size else np.zeros(16, np.uint8)
+        window = self.block.memory.window(target, 16)
+        data = source.window(16) if size else _ZEROS
 
         def arrive() -> None:
-            window[:size], window[size:] = data[:size], 0
+            if size == 16:
+                window[:] = data
+            else:
+                window[:size], window[size:] = data[:size], 0
 
         self._groups()[-1].append(arrive)
 
@@ -376,7 +381,7 @@ class KernelEmulator:
             requests = [asked[first + lane] for lane in range(32)]
             if name == "stmatrix_x4":
                 for place, row in zip([r[1] for r in requests], stmatrix(requests), strict=True):
-                    Address(self.cuda.block.memory, place).window(16)[:] = row
+                    self.cuda.block.memory.window(place, 16)[:] = row
                 reply |= {first + lane: None for lane in range(32)}
                 continue
             if name == "mma":
@@ -388,7 +393,8 @@ class KernelEmulator:
 
     def _rows(self, addresses: Sequence[int]) -> list[np.ndarray]:
         """The 16 bytes at each of these shared addresses."""
-        return [Address(self.cuda.block.memory, a).window(16).copy() for a in addresses]
+        memory = self.cuda.block.memory
+        return [memory.window(a, 16).copy() for a in addresses]
 
     def _warp_blocks(self, asked: dict[int, Any]) -> dict[int, Any]:
         """Execute an intrinsic of `mma_block` on the local arrays of whole warps."""
@@ -432,33 +438,26 @@ class KernelEmulator:
 
             return change_words
         _, mi_count, ni_count, pitch = form
+        put = {kind: self.cuda.in_shared(stores(kind)) for kind in (np.int32, np.float32)}
 
         def put_rows(acc: list[Any], address: int) -> None:
             for ni in range(ni_count):
                 for part in (0, 1):
                     cell = address + ni * 32 + part * 8 * pitch * 4
                     pair = acc[4 * ni + 2 * part :][:2]
-                    put = stores(np.int32 if isinstance(pair[0], int) else np.float32)
-                    self.cuda.in_shared(put)(cell, *pair)
+                    kind = np.int32 if isinstance(pair[0], int) else np.float32
+                    put[kind](cell, *pair)
             acc[: (mi_count - 1) * ni_count * 4] = acc[ni_count * 4 :]
 
         return put_rows
 
     def _kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The kernel as a generator function over emulated names."""
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        tree = ast.fix_missing_locations(_Barriers().visit(tree))
-        definition = tree.body[0]
-        assert isinstance(definition, ast.FunctionDef)
-        definition.decorator_list = []
-        never = ast.parse("if False:\n    yield").body  # a generator even without barriers
-        definition.body = [*never, *definition.body]
-        ast.fix_missing_locations(tree)
         closure = inspect.getclosurevars(function)
         names = {**function.__globals__, **closure.nonlocals}
         scope = {name: self._value(value) for name, value in names.items()}
-        exec(compile(tree, f"<emulated {function.__name__}>", "exec"), scope)
-        return scope[definition.name]
+        exec(_generator_code(function.__code__, function.__code__.co_filename), scope)
+        return scope[function.__name__]
 
     def _value(self, value: Any) -> Any:
         """What stands for ``value`` inside emulated code."""
@@ -469,7 +468,7 @@ class KernelEmulator:
         if isinstance(value, pytypes.ModuleType) and value.__name__ == "numba.cuda":
             return self.cuda
         if isinstance(value, Integer | Float | Boolean):
-            return _Kind(value)
+            return _kind(value)
         if isinstance(value, CUDADispatcher):
             if id(value) not in self.functions:
                 self.functions[id(value)] = (value, self._device(value.py_func))
@@ -508,6 +507,20 @@ def _maximum(a: Any, b: Any) -> Any:
     return b if (b > a or b != b) else a  # noqa: PLR0124
 
 
+@functools.cache
+def _generator_code(code: pytypes.CodeType, filename: str) -> pytypes.CodeType:
+    """Code that defines the kernel as a generator; codes of two files may be equal otherwise."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(code)), filename)
+    tree = ast.fix_missing_locations(_Barriers().visit(tree))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.decorator_list = []
+    never = ast.parse("if False:\n    yield").body  # a generator even without barriers
+    definition.body = [*never, *definition.body]
+    ast.fix_missing_locations(tree)
+    return compile(tree, f"<emulated {definition.name}>", "exec")
+
+
 def _names(code: Any) -> set[str]:
     found = set(code.co_names)
     for constant in code.co_consts:
@@ -516,15 +529,20 @@ def _names(code: Any) -> set[str]:
     return found
 
 
-class _Kind:
-    """A Numba number type inside emulated code: callable, and an array's element type."""
+def _kind(kind: Any) -> Callable[[Any], Any]:
+    """A Numba number type inside emulated code: converts when called, and is an array's type.
 
-    def __init__(self, kind: Any) -> None:
-        self.name = kind.name
-        self.convert = conversion(kind)
+    Kernels convert most of their numbers: one call of a function, not of an object and then one.
+    """
+    convert = conversion(kind)
+    if isinstance(convert, type):
+        of_python = convert
 
-    def __call__(self, value: Any) -> Any:
-        return self.convert(value)
+        def convert(value: Any) -> Any:
+            return of_python(value)
+
+    convert.name = kind.name  # type: ignore[attr-defined]
+    return convert
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -303,6 +303,7 @@ EVERY_MODE = (
 PIECE = (Extra(FP16, "rows", 1, (), (48,)), Extra(FP32, "rows", 1, (), (20,)))
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(
     ("dtype", "width"),
     [(d, w) for d in (FP32, FP16, BF16) for w in (1, 2, 4, 8)]
@@ -318,6 +319,7 @@ def test_stores_compile(dtype: DType, width: int) -> None:
     assert compiled("_store_kernel", _sum_program("ff"), PIECE, dtype, width).spills == 0
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("dtype", "extra"),
     [
@@ -362,6 +364,7 @@ def _int_store_kernel(width: int) -> tuple[Any, Any]:
     return scope["kernel"], types.void(pointer(INT32), pointer(INT32), pointer(FP32))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("width", [1, 2, 8])
 def test_stores_of_int32_sums_compile(width: int) -> None:
     assert compiled("_int_store_kernel", width).spills == 0

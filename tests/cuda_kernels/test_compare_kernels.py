@@ -47,6 +47,7 @@ def test_emulated(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(found, [np.sum((x - y) ** 2), np.sum(y**2), 2], rtol=EXACT)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
 @pytest.mark.parametrize("dtype", [FP16, FP8E4M3, FP64], ids=str)
 def test_compiles(arch: str, dtype: DType) -> None:

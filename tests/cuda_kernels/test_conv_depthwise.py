@@ -33,6 +33,7 @@ def test_emulated(task: Problem) -> None:
     assert_emulated(ConvDepthwise(), task, LIMIT)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("task", PROBLEMS[:4], ids=str)
 def test_compiles(task: Problem) -> None:
     assert all(c.spills == 0 for c in compiled(ConvDepthwise(), task, "sm_80"))

@@ -66,6 +66,7 @@ def test_sums_of_integers_emulated(dtype: DType) -> None:
         assert np.array_equal(out, expected)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("task", [*PROBLEMS[:2], PROBLEMS[-2]], ids=str)
 def test_compiles(task: Problem) -> None:
     assert all(c.spills == 0 for c in compiled(ConvDepthwiseInt8(), task, "sm_80"))

@@ -66,6 +66,7 @@ def test_emulated(task: Problem) -> None:
     assert_emulated(ConvDirect(), task, LIMIT)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("task", [*PROBLEMS[:4], *QUANTIZED[1:9:7], QUANTIZED[5]], ids=str)
 def test_compiles(task: Problem) -> None:
     assert all(c.spills == 0 for c in compiled(ConvDirect(), task, "sm_80"))

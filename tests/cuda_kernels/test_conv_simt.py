@@ -46,6 +46,7 @@ def test_emulated(task: Problem, tile: Tile) -> None:
     assert_emulated(ConvSimt(), task, LIMIT, tile)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("tile", [TILES[0], TILES[4]._replace(splits=2)], ids=str)
 def test_compiles_without_spills(tile: Tile) -> None:
     assert all(c.spills == 0 for c in compiled(ConvSimt(), CASES[0][0], "sm_80", tile))

@@ -132,6 +132,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [0, 3, 4, 8, 10, 18, 20, 22, 23])
 def test_compiles_without_spills(arch: str, index: int) -> None:
@@ -178,6 +179,7 @@ def test_squares_in_any_block_on_the_gpu(
     assert_on_gpu(cuda_runner, [CopyStrided(), CopyBlock()], TASKS[index])
 
 
+@pytest.mark.some(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [18, 22, 23])
 def test_compiles_for_turing(index: int) -> None:

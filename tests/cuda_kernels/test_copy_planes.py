@@ -160,6 +160,7 @@ def test_configurations() -> None:
     assert variant.configs(pairs, device)[0] == (256, 4, 1)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [1, 6, 10, 11])
 def test_compiles_without_spills(arch: str, index: int) -> None:
@@ -167,6 +168,7 @@ def test_compiles_without_spills(arch: str, index: int) -> None:
         assert cubin.spills == 0
 
 
+@pytest.mark.some(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [1, 5, 10])
 def test_compiles_for_turing(index: int) -> None:

@@ -99,6 +99,7 @@ def test_a_module_without_an_entry() -> None:
 KERNELS = [spec("_scale", FP16, 2.0), spec("_shared", 96), spec("_dynamic", 40), spec("_spilling")]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.factory.partition(":")[2])
 def test_compiled_kernels_wait_first(kernel: KernelSpec) -> None:
     text, _ = compiler._ptx(kernel, ARCHS["sm_90a"])

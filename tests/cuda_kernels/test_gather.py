@@ -60,6 +60,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [0, 3, 5])
 def test_compiles_without_spills(arch: str, index: int) -> None:

@@ -37,6 +37,7 @@ def test_emulated(task: Problem) -> None:
     assert_emulated(Gemv(), task, LIMIT)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("task", [PROBLEMS[0], PROBLEMS[5]], ids=str)
 def test_compiles(task: Problem) -> None:
     assert compiled(Gemv(), task, "sm_80")[0].spills == 0

@@ -81,6 +81,7 @@ def test_gelu_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("problem", GELU, ids=str)
 def test_gelu_compiles_without_spills(problem: Problem) -> None:
     for variant in variants_of(VARIANTS, problem):

@@ -69,6 +69,7 @@ def test_emulated(task: Problem, tile: Tile) -> None:
     assert_emulated(DP4A, task, LIMIT, tile)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("index", [0, 15])
 def test_compiles(index: int) -> None:
     (cubin,) = compiled(DP4A, PROBLEMS[index], "sm_75")

@@ -15,6 +15,7 @@ from nrt.cuda_kernels.matmul_simt import MatMulSimtReference
 from nrt.cuda_kernels.matmul_tiled import MatMulSimt
 from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.simt_tile import TILES, Tile
+from nrt.cuda_kernels.variant import Variant
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8
 from nrt.problem import Problem
 
@@ -116,12 +117,21 @@ def test_empty_sums() -> None:
     assert_emulated(TILED, task, LIMIT, SMALL)
 
 
-def test_compiles() -> None:
-    assert compiled(REFERENCE, HEADS, "sm_80")[0].spills == 0
-    assert all(c.spills == 0 for c in compiled(TILED, PROBLEMS[8], "sm_80", SPLIT))
-    assert compiled(TILED, PROBLEMS[6], "sm_80", TILES[0])[0].spills == 0
-    for task in QUANTIZED[0], QUANTIZED[5], QUANTIZED[9]:
-        assert compiled(REFERENCE, task, "sm_75")[0].spills == 0
+@pytest.mark.some(3)
+@pytest.mark.parametrize(
+    ("variant", "task", "arch", "tile"),
+    [
+        (REFERENCE, HEADS, "sm_80", None),
+        (TILED, PROBLEMS[8], "sm_80", SPLIT),
+        (TILED, PROBLEMS[6], "sm_80", TILES[0]),
+        (REFERENCE, QUANTIZED[0], "sm_75", None),
+        (REFERENCE, QUANTIZED[5], "sm_75", None),
+        (REFERENCE, QUANTIZED[9], "sm_75", None),
+    ],
+    ids=str,
+)
+def test_compiles(variant: Variant, task: Problem, arch: str, tile: Tile | None) -> None:
+    assert all(cubin.spills == 0 for cubin in compiled(variant, task, arch, tile))
 
 
 @pytest.mark.slow

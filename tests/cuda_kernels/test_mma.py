@@ -400,6 +400,7 @@ def test_matrix_product_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
     assert_few_right(cuda_runner, GemmMma(), task)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_87", marks=pytest.mark.slow), "sm_90a"])
 @pytest.mark.parametrize("task", [*CONVS[1:3], GROUPED[-4]], ids=str)
 def test_convolution_compiles_without_spills(arch: str, task: Problem) -> None:
@@ -407,6 +408,7 @@ def test_convolution_compiles_without_spills(arch: str, task: Problem) -> None:
         assert cubin.spills == 0
 
 
+@pytest.mark.some(5)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "task", "count"),
@@ -427,6 +429,7 @@ def test_tiles_compile_without_spills(
             assert cubin.spills == 0, tile
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("arch", "task"),
     [

@@ -59,6 +59,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [0, 2, 3, 5])
 def test_compiles_without_spills(arch: str, index: int) -> None:

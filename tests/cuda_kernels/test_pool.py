@@ -213,6 +213,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [0, 2, 4, 8, 10, 11, 12, 14, 15])
 def test_compiles_without_spills(arch: str, index: int) -> None:
@@ -221,6 +222,7 @@ def test_compiles_without_spills(arch: str, index: int) -> None:
             assert cubin.spills == 0
 
 
+@pytest.mark.some(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1, 11])
 def test_compiles_for_turing(index: int) -> None:

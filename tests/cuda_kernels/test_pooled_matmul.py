@@ -171,6 +171,7 @@ def test_a_densenet_on_the_gpu(cuda_runner: Any, batch: int) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, densenet(batch))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("problem", [densenet(1), TASKS[2], TASKS[5]], ids=str)
 def test_compiles_without_spills(arch: str, problem: Problem) -> None:

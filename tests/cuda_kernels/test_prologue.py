@@ -241,22 +241,27 @@ def test_too_many_operands() -> None:
     assert refusal.reason == "the programs read 5 operands, kernels have 4"
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_87", marks=pytest.mark.slow), "sm_90a"])
-def test_it_compiles_without_spills(arch: str) -> None:
-    task = conv((2, 136, 7, 7), 128)
-    for tile in (PROLOGUE_TILES[0], PROLOGUE_TILES[7]._replace(split=2)):
-        for cubin in compiled(ConvMma(), task, arch, tile):
-            assert cubin.spills == 0
+@pytest.mark.parametrize(
+    "tile", [PROLOGUE_TILES[0], PROLOGUE_TILES[7]._replace(split=2)], ids=["whole", "split"]
+)
+def test_it_compiles_without_spills(arch: str, tile: Tile) -> None:
+    for cubin in compiled(ConvMma(), conv((2, 136, 7, 7), 128), arch, tile):
+        assert cubin.spills == 0
 
 
-def test_hopper_compiles_without_spills() -> None:
+@pytest.mark.some(1)
+@pytest.mark.parametrize("split", [False, True])
+def test_hopper_compiles_without_spills(split: bool) -> None:
     task, variant = conv((2, 264, 7, 7), 128), ConvWgmma()
     configs = variant.configs(task, ARCHS["sm_90a"])
-    whole = next(c for c in configs if (c.consumers, c.bn, c.split) == (2, 128, 1))
-    split = next(c for c in configs if c.split > 1)
-    for config in (whole, split):
-        for cubin in compiled(variant, task, "sm_90a", config):
-            assert cubin.spills == 0
+    if split:
+        config = next(c for c in configs if c.split > 1)
+    else:
+        config = next(c for c in configs if (c.consumers, c.bn, c.split) == (2, 128, 1))
+    for cubin in compiled(variant, task, "sm_90a", config):
+        assert cubin.spills == 0
 
 
 @pytest.mark.slow
@@ -292,6 +297,7 @@ def test_tiles_compile_without_spills(
             assert cubin.spills == 0, tile
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("variant", [ConvDirect(), ConvSimt()], ids=str)
 def test_plain_kernels_compile(variant: Any) -> None:
     for cubin in compiled(variant, conv((2, 36, 7, 7), 40, dtype=FP32), "sm_80"):

@@ -220,6 +220,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [0, 3, 5, 10, 17, 19, 22, 23, 25])
 def test_compiles_without_spills(arch: str, index: int) -> None:
@@ -228,6 +229,7 @@ def test_compiles_without_spills(arch: str, index: int) -> None:
             assert cubin.spills == 0
 
 
+@pytest.mark.some(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 18])
 def test_compiles_for_turing(index: int) -> None:

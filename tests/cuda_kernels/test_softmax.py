@@ -56,6 +56,7 @@ def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("index", [1, 2, 5])
 def test_compiles_without_spills(arch: str, index: int) -> None:
@@ -83,6 +84,23 @@ def test_short_rows_share_a_warp(length: int, threads: int) -> None:
     (launch,) = variant.emit(problem, config, ARCHS["sm_80"]).launches
     assert launch.grid[0] * (256 // threads) - 37 in range(256 // threads)
     assert_emulates(VARIANTS, problem)
+
+
+@pytest.mark.parametrize(
+    ("problem", "width"),
+    [
+        (TASKS[5], 4),
+        (task(Softmax(), rows(1, 1, 1000, dtype=FP16)), 8),
+        (task(Softmax(), rows(1000, dtype=BF16)), 8),
+        (task(Softmax(), rows(1, 1001, dtype=FP16)), 1),
+        # Two rows: the second starts at a multiple of 2 elements, and not of 4.
+        (task(Softmax(), sliced(2, 200, dtype=FP32, order=(0, 1), more=2)), 2),
+    ],
+    ids=str,
+)
+def test_vectors_of_a_single_row(problem: Problem, width: int) -> None:
+    configs = SoftmaxResident().configs(problem, ARCHS["sm_80"])
+    assert {config[2] for config in configs} == {width}
 
 
 def test_infinities() -> None:

@@ -227,6 +227,7 @@ def test_weights_of_boxes_of_bytes_are_in_the_order_of_fragments() -> None:
         assert np.array_equal(rows, weights[order, :, 0, 0])
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "task",
     [
@@ -271,6 +272,7 @@ def test_tiles_compile_without_spills(rng: np.random.Generator) -> None:
             assert cubin.spills == 0, config
 
 
+@pytest.mark.some(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [*INT8_CONVS[4:7], INT8_MATMULS[1], *UINT8_TASKS[2:4]], ids=str)
 def test_requantization_compiles_without_spills(task: Problem) -> None:
@@ -279,6 +281,7 @@ def test_requantization_compiles_without_spills(task: Problem) -> None:
         assert cubin.spills == 0
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("task", [MATMULS[0], UINT8_TASKS[5]], ids=str)
 def test_matrix_product_compiles(task: Problem) -> None:
     for cubin in compiled(GemmWgmma(), task, "sm_90a"):

@@ -7,15 +7,19 @@ the IR they are attributes.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import pkgutil
+import re
 import warnings
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.case import node as node_tests
 
 from nrt.errors import NrtError
 from nrt.frontend import import_model
@@ -111,15 +115,27 @@ def _patterns(name: str) -> list[str]:
     ]
 
 
+def _operators(module: str) -> set[str]:
+    """The operators of the nodes that a module of ONNX's tests makes."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return set(re.findall(r'make_node\(\s*"(\w+)"', Path(spec.origin).read_text("utf-8")))
+
+
 @cache
 def _cases() -> dict[str, Any]:
     with warnings.catch_warnings():
         # Computing the expected values divides by zero here and there.
         warnings.simplefilter("ignore")
-        tests = load_model_tests(kind="node")
+        for module in pkgutil.iter_modules(node_tests.__path__):
+            name = f"{node_tests.__name__}.{module.name}"
+            # A module computes what its tests expect when it is imported, which takes seconds.
+            if not module.ispkg and OPERATORS.keys() & _operators(name):
+                importlib.import_module(name)
     return {
         t.name: t
-        for t in tests
+        for t in node_tests._NodeTestCases
         if len(t.model.graph.node) == 1
         and t.model.graph.node[0].op_type in OPERATORS
         and "_expanded" not in t.name  # the same test, written with other operators
