@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from nrt.cuda_kernels import mma_tile
 from nrt.cuda_kernels.conv_common import (
     ConvShape,
@@ -19,6 +21,7 @@ from nrt.cuda_kernels.mma_pack import block_diagonal, packed
 from nrt.cuda_kernels.mma_tile import Gemm
 from nrt.cuda_kernels.prologue import channel_table, conv_prologue, refuse_tables
 from nrt.cuda_kernels.variant import Config, Emission, In, Out, Variant
+from nrt.dtypes import BYTES
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.ir.ops.conv import epilogue_slot
@@ -52,7 +55,7 @@ class ConvMma(Variant):
         shape = ConvShape.of(problem)
         piece = 16 // shape.dtype.itemsize
         channels = shape.c if shape.groups == 1 else piece
-        if shape.load_width_of(channels, piece) != piece:
+        if shape.load_width_of(channels, piece) != piece and not _in_halves(problem, device):
             return Refusal(
                 f"input channels ({shape.c}) and strides {shape.x_strides} are not multiples of "
                 f"{piece} with channels innermost"
@@ -108,21 +111,39 @@ class ConvMma(Variant):
         shared = 1
         if shape.groups > 1:
             shared = mma_tile.groups_of_tile(shape.groups, shape.kg, tile.bn) or 1
+        missing = self._gemm(problem).channels - shape.c
+        if missing:
+            array = np.pad(array, ((0, 0), (0, missing), (0, 0), (0, 0)))
         return packed(block_diagonal(array, shape.groups, shared), tile)
 
     @staticmethod
     def _gemm(problem: Problem) -> Gemm:
         s = ConvShape.of(problem)
+        # Half a piece more of each tap, which is not there.
+        halves = s.dtype in BYTES and s.groups == 1 and s.c % 16 == 8
+        channels = s.c + 8 if halves else s.c
         plain = s.is_pointwise and mma_tile.uniform_rows(s.x_strides, (s.n, s.h, s.w))
         return Gemm(
-            m=s.m, k=s.k, j=s.crs, dtype=s.dtype, out_dtype=s.out_dtype,
+            m=s.m, k=s.k, j=channels // s.groups * s.r * s.s, dtype=s.dtype, out_dtype=s.out_dtype,
             pointwise=plain, y_row=mma_tile.row_step(s.y_strides, (s.n, s.p, s.q)),
-            height=s.h, width=s.w, channels=s.c, out_h=s.p, out_w=s.q, filter_w=s.s,
+            height=s.h, width=s.w, channels=channels, out_h=s.p, out_w=s.q, filter_w=s.s,
             stride=s.stride, pad=s.pad, dilation=s.dilation,
             x_n=s.x_strides[0], x_h=s.x_strides[2], groups=s.groups,
             x_w=mma_tile.row_step(s.x_strides, (s.n, s.h, s.w)) if plain else s.x_strides[3],
-            prologue=conv_prologue(problem),
+            prologue=conv_prologue(problem), halves=halves,
         )  # fmt: skip
+
+
+def _in_halves(problem: Problem, device: DeviceSpec) -> bool:
+    """Whether channels come in runs of 8 bytes, of bytes, which are copied as such."""
+    shape = ConvShape.of(problem)
+    return (
+        shape.dtype in BYTES
+        and shape.groups == 1
+        and shape.c % 16 == 8
+        and shape.load_width_of(shape.c, 8) == 8
+        and mma_tile.is_asynchronous(device)
+    )
 
 
 VARIANTS: tuple[Variant, ...] = (ConvMma(),)

@@ -93,6 +93,7 @@ def _mma_kernel(
     asynchronous: bool = True,
     prologue: Prologue | None = None,
     pooled: str | None = None,
+    halves: bool = False,
 ) -> tuple[Any, Any]:
     """The kernel; ``pointwise`` drops the filter position (a matrix product or an unpadded 1x1).
 
@@ -106,6 +107,9 @@ def _mma_kernel(
 
     With ``pooled`` (``mean`` or ``sum``) y is ``[images, channels]``, ``y_row`` apart; operands of
     the epilogue lie as if the pixels were stored one after another, channels innermost.
+
+    With ``halves`` pixels of x start at multiples of 8 bytes, not 16, and the last 8 of each run of
+    ``channels`` are zeros that are not there.
     """
     bm, bn, bk, wm, wn, stages, split = tile
     layout = Layout(tile, dtype.itemsize)
@@ -116,7 +120,8 @@ def _mma_kernel(
     row_bytes, stage_bytes, ring = layout.row_bytes, layout.stage_bytes, layout.ring_bytes
     x_bytes, pitch = layout.x_bytes, layout.pitch
     where = place(row_bytes)
-    load_a, load_b = load_x(layout, pointwise, asynchronous), load_w(layout, asynchronous)
+    load_a = load_x(layout, pointwise, asynchronous, halves)
+    load_b = load_w(layout, asynchronous)
     put_pieces = put_held(layout, asynchronous)
     # Packed w: 32 pieces of a warp, then the next 32.
     w_warp, w_middle = w_loads * 32 * per_piece, w_start(layout, asynchronous) // dtype.itemsize
@@ -255,7 +260,7 @@ def _mma_kernel(
             live = j < j_end
             load_a(
                 held, u32(x_to + to), x_at, x_base, x_top, x_left, live, c, r, s,
-                height, width_in, dil_h, dil_w, x_h, x_w,
+                height, width_in, dil_h, dil_w, x_h, x_w, channels,
             )  # fmt: skip
             load_b(held, u32(w_to + to), w_here, live)
             put_pieces(held, u32(x_to + to), u32(w_to + to))
@@ -275,7 +280,7 @@ def _mma_kernel(
             live = j < j_end
             load_a(
                 held, x_to, x_at, x_base, x_top, x_left, live, c, r, s,
-                height, width_in, dil_h, dil_w, x_h, x_w,
+                height, width_in, dil_h, dil_w, x_h, x_w, channels,
             )  # fmt: skip
             load_b(held, w_to, w_here, live)
             j = u32(j + u32(bk))
@@ -322,7 +327,7 @@ def _mma_kernel(
             put_pieces(held, u32(x_to + writing), u32(w_to + writing))
             load_a(
                 held, u32(x_to + writing), x_at, x_base, x_top, x_left, live, c, r, s,
-                height, width_in, dil_h, dil_w, x_h, x_w,
+                height, width_in, dil_h, dil_w, x_h, x_w, channels,
             )  # fmt: skip
             load_b(held, u32(w_to + writing), w_here, live)
             if asynchronous:

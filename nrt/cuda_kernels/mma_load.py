@@ -41,21 +41,50 @@ def _mover(asynchronous: bool) -> Any:
     return _inline(move if asynchronous else fetch)
 
 
-def load_x(layout: Layout, pointwise: bool, asynchronous: bool) -> Any:
+def _half_mover(itemsize: int) -> Any:
+    """Device function: a piece as halves of 8 bytes; the second is zeros unless ``whole``."""
+    further = _FURTHER[itemsize]
+
+    def move(target, address, live, whole):
+        ptx.cp_async_8(target, address, u32(8) if live else u32(0))
+        size = u32(8) if live and whole else u32(0)
+        ptx.cp_async_8(u32(target + u32(8)), further(address, u32(8 // itemsize)), size)
+
+    return _inline(move)
+
+
+def load_x(layout: Layout, pointwise: bool, asynchronous: bool, halves: bool = False) -> Any:
     """Device function: this thread's pieces of the block of x at (tap r, s; channel c).
 
     ``base`` holds the offsets of its rows, ``h`` and ``w`` the upper left corners of their patches.
-    Where ``live`` is false nothing is read and zeros are written.
+    Where ``live`` is false nothing is read and zeros are written. With ``halves`` pixels start at
+    multiples of 8 bytes, and of each run of ``channels`` the last 8 bytes do not exist.
     """
     count, step = layout.x_loads, layout.row_step * layout.row_bytes
     further = _FURTHER[layout.itemsize]
-    move = _mover(asynchronous)
+    per_piece = layout.per_piece
+    half = _half_mover(layout.itemsize)
+    if halves:
+        move = _inline(
+            lambda held, index, target, address, live, whole: half(target, address, live, whole)
+        )
+    else:
+        plain = _mover(asynchronous)
+        move = _inline(
+            lambda held, index, target, address, live, whole: plain(
+                held, index, target, address, live
+            )
+        )
 
-    def load(held, target, x_at, base, h, w, live, c, r, s, height, width, dil_h, dil_w, x_h, x_w):
+    def load(
+        held, target, x_at, base, h, w, live, c, r, s, height, width, dil_h, dil_w, x_h, x_w,
+        channels,
+    ):  # fmt: skip
+        whole = u32(c + u32(per_piece)) < channels
         if pointwise:
             for i in range(count):
                 place = u32(target + u32(i * step))
-                move(held, 4 * i, place, further(x_at, u32(base[i] + c)), live)
+                move(held, 4 * i, place, further(x_at, u32(base[i] + c)), live, whole)
         else:
             down = u32(r * dil_h)
             right = u32(s * dil_w)
@@ -65,7 +94,7 @@ def load_x(layout: Layout, pointwise: bool, asynchronous: bool) -> Any:
             for i in range(count):
                 inside = u32(h[i] + below) < height and u32(w[i] + i32(right)) < width
                 place = u32(target + u32(i * step))
-                move(held, 4 * i, place, further(x_at, u32(base[i] + shift)), inside)
+                move(held, 4 * i, place, further(x_at, u32(base[i] + shift)), inside, whole)
 
     return _inline(load)
 

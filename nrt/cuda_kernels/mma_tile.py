@@ -139,6 +139,8 @@ class Gemm:
             next (see `on`).
         prologue: what x goes through.
         pooled: how all pixels of an image become one (``mean``, ``sum``); None where they stay.
+        halves: pixels of x start at multiples of 8 bytes; ``channels`` are 8 bytes more than there
+            are, a multiple of 16, and w is 0 there.
     """
 
     m: int
@@ -165,6 +167,7 @@ class Gemm:
     group_c: int = 0
     prologue: Prologue | None = None
     pooled: str | None = None
+    halves: bool = False
 
     def row_tiles(self, tile: Tile) -> int:
         """Tiles along the rows: of those that are pooled each has an image of its own."""
@@ -359,6 +362,7 @@ def emission(
         part_width(gemm.k) if split else width, gemm.pointwise,
         is_asynchronous(device), *([] if gemm.prologue is None else [gemm.prologue]),
         *([] if gemm.pooled is None else [None, gemm.pooled]),
+        *([None, None, True] if gemm.halves else []),
     )  # fmt: skip
     spec = KernelSpec("nrt.cuda_kernels.mma_kernel:_mma_kernel", params, threads(tile))
     tiles_n = ceil_div(gemm.k, tile.bn)

@@ -22,6 +22,7 @@ __all__ = [
     "ahead",
     "asm",
     "at",
+    "cp_async_8",
     "cp_async_16",
     "cp_async_commit",
     "cp_async_wait",
@@ -396,6 +397,10 @@ cp_async_16 = asm(
     "cp_async_16", "cp.async.cg.shared.global [$0], [$1], 16, $2;", [], [u32, i64, u32],
     doc="``cp.async.cg.shared.global``: 16 bytes from a global to a shared address, of which the "
     "first ``size`` (0 to 16) are read and the rest is zero.",
+)  # fmt: skip
+cp_async_8 = asm(
+    "cp_async_8", "cp.async.ca.shared.global [$0], [$1], 8, $2;", [], [u32, i64, u32],
+    doc="``cp.async.ca.shared.global``: the same for 8 bytes.",
 )  # fmt: skip
 cp_async_commit = asm(
     "cp_async_commit", "cp.async.commit_group;", [], [],

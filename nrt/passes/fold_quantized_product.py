@@ -39,17 +39,25 @@ __all__ = [
 LEAST_CHANNELS = 16
 """Bytes of one load of a tensor core: runs of input channels are multiples of it."""
 
+_HALF = LEAST_CHANNELS // 2
+
 
 def dense_channels(channels: int, groups: int, precision: str = "int8") -> str | None:
     """Why no kernel of ``precision``, int8 or fp8, reads ``channels`` per group, or None.
 
-    Depthwise layers of int8 have kernels of their own, which read four neighbouring groups and up.
+    Depthwise layers of int8 have kernels of their own, which read four neighbouring groups and up,
+    and without groups int8 is read in halves of a load.
     """
-    depthwise = channels == 1 and groups > 1 and groups % 4 == 0 and precision == "int8"
-    if channels % LEAST_CHANNELS == 0 or depthwise:
+    step = LEAST_CHANNELS
+    if precision == "int8":
+        if channels == 1 and groups > 1 and groups % 4 == 0:
+            return None
+        if groups == 1:
+            step = _HALF
+    if channels % step == 0:
         return None
     here = f"a group has {channels}" if groups > 1 else f"it has {channels}"
-    return f"{precision} kernels read input channels in runs of {LEAST_CHANNELS}, {here}"
+    return f"{precision} kernels read input channels in runs of {step}, {here}"
 
 
 def _operands(op: type[Any] | tuple[type[Any], ...]) -> Pat:
@@ -149,7 +157,8 @@ def _folded(
 def is_first(node: Node) -> bool:
     """Whether a convolution reads so few channels as the first of a network does."""
     op: Any = node.op
-    return op.groups == 1 and node.inputs[1].shape[1] < LEAST_CHANNELS
+    channels = node.inputs[1].shape[1]
+    return op.groups == 1 and channels < LEAST_CHANNELS and channels != _HALF
 
 
 def _surrounded(graph: Graph, match: Match, zero: int) -> tuple[Value, Value, Conv]:

@@ -117,12 +117,13 @@ class _Cuda:
         """This thread's groups of copies that have not arrived; the last one is still open."""
         return self.block.copies.setdefault(self.thread, [[]])
 
-    def cp_async(self, target: int, source: Address, size: int) -> None:
-        window = self.block.memory.window(target, 16)
-        data = source.window(16) if size else _ZEROS
+    def cp_async(self, target: int, source: Address, size: int, count: int = 16) -> None:
+        assert target % count == 0
+        window = self.block.memory.window(target, count)
+        data = source.window(count) if size else _ZEROS
 
         def arrive() -> None:
-            if size == 16:
+            if size == count:
                 window[:] = data
             else:
                 window[:size], window[size:] = data[:size], 0
@@ -159,7 +160,8 @@ class _Cuda:
             "red_global_add_u64": updates(np.uint64, lambda old, v: old + v),
             "red_global_max_u32": updates(np.uint32, max),
             "red_shared_add_u32": shared(updates(np.uint32, lambda old, v: old + v)),
-            "cp_async_16": self.cp_async, "cp_async_commit": lambda: self._groups().append([]),
+            "cp_async_8": functools.partial(self.cp_async, count=8), "cp_async_16": self.cp_async,
+            "cp_async_commit": lambda: self._groups().append([]),
             "cp_async_wait": self.cp_async_wait,
             "f32_from_f16": half, "f16_from_f32": half_bits,
             "f32_from_bf16": bf16, "bf16_from_f32": bf16_bits,

@@ -157,6 +157,11 @@ BYTE_CONVS = [
     plain_conv(INT8, 1, 48, 9, 9, 40, 1, 1, strides=(2, 2), out_dtype=INT8),
     plain_conv(UINT8, 2, 16, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), bias=False),
     plain_conv(UINT8, 3, 128, 14, 14, 136, 3, 3, pads=(1, 1, 1, 1), out_dtype=FP16),
+    # Pixels that start at multiples of 8 bytes.
+    plain_conv(UINT8, 2, 24, 9, 7, 30, 3, 3, pads=(1, 1, 1, 1), strides=(2, 1), out_dtype=FP16),
+    plain_conv(INT8, 1, 8, 7, 9, 16, 5, 3, pads=(2, 1, 2, 1), bias=False),
+    plain_conv(UINT8, 3, 72, 5, 9, 40, 1, 1, out_dtype=UINT8),
+    plain_conv(INT8, 1, 168, 6, 5, 24, 1, 1, strides=(2, 2), out_dtype=INT8),
 ]
 
 
@@ -459,7 +464,7 @@ def test_matrix_product_compiles(arch: str, task: Problem) -> None:
             conv(1, 8, 8, 8, 8, 1, 1, dtype=FP64),
             "operands are fp64, expected fp16 or bf16 or fp32 or int8 or uint8",
         ),
-        (plain_conv(INT8, 1, 8, 8, 8, 8, 1, 1, bias=False), "are not multiples of 16 with"),
+        (plain_conv(INT8, 1, 12, 8, 8, 8, 1, 1, bias=False), "are not multiples of 16 with"),
         (plain_conv(FP32, 1, 6, 8, 8, 8, 1, 1, tf32=True), "are not multiples of 4 with"),
         (
             plain_conv(FP16, 1, 32, 8, 8, 32, 3, 3, groups=32),

@@ -38,7 +38,8 @@ SM75 = {
     "u8x4_from_f32": "ffff>r", "f32x4_from_u8x4": "r>ffff",
 }  # fmt: skip
 SM80 = {
-    "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>", "bf16_from_f32": "f>h",
+    "cp_async_8": "sgr>", "cp_async_16": "sgr>", "cp_async_commit": ">", "cp_async_wait": "1>",
+    "bf16_from_f32": "f>h",
     "bf16x2_from_f32": "ff>r", "mma_bf16": "rrrrrrffff>ffff", "mma_f16": "rrrrrrffff>ffff",
     "mma_tf32": "rrrrrrffff>ffff", "mma_s8": "rrrrrriiii>iiii", "mma_u8": "rrrrrriiii>iiii",
     "tf32_from_f32": "f>r",

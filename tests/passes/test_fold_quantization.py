@@ -187,10 +187,15 @@ class TestRefusals:
         assert node.inputs[0].dtype is FP32
         assert node.inputs[1].dtype is FP32
 
-    def test_channels_in_no_runs_of_16(self) -> None:
+    def test_channels_in_no_runs_of_8(self) -> None:
         net = QuantizedNet()
-        net.out(net.qconv(net.dq(net.input(1, 24, 5, 5, dtype=INT8), 0.5), 16))
-        self.check(net, "int8 kernels read input channels in runs of 16, it has 24")
+        net.out(net.qconv(net.dq(net.input(1, 20, 5, 5, dtype=INT8), 0.5), 16))
+        self.check(net, "int8 kernels read input channels in runs of 8, it has 20")
+
+    def test_groups_in_no_runs_of_16(self) -> None:
+        net = QuantizedNet()
+        net.out(net.qconv(net.dq(net.input(1, 48, 5, 5, dtype=INT8), 0.5), 16, groups=2))
+        self.check(net, "int8 kernels read input channels in runs of 16, a group has 24")
 
     def test_depthwise_of_channels_in_no_runs_of_4(self) -> None:
         net = QuantizedNet()
@@ -316,6 +321,16 @@ class TestMoves:
         assert ops(folded(net).graph) == ["Dequantize", "MaxPool"]
 
 
+@pytest.mark.parametrize("channels", [8, 24])
+def test_halves_of_a_load_are_multiplied(channels: int) -> None:
+    net = QuantizedNet()
+    net.out(net.qconv(net.dq(net.input(1, channels, 5, 5, dtype=INT8), 0.5), 16))
+    graph = folded(net).graph
+    assert products(graph) == [(INT8, FP32)]
+    assert "Pad" not in ops(graph)
+    equal(net, graph)
+
+
 class TestUnsigned:
     def test_uint8_becomes_int8(self) -> None:
         net = QuantizedNet()
@@ -401,7 +416,7 @@ class TestLayers:
 
     def test_a_layer_of_floats_stores_int8_for_the_next(self) -> None:
         net = QuantizedNet()
-        x = net.qdq(net.input(1, 24, 9, 9), 0.25)
+        x = net.qdq(net.input(1, 20, 9, 9), 0.25)
         y = net.qdq(net.pool(net.op(Relu(), net.qconv(x, 16))), 0.5)
         net.out(net.qconv(y, 16))
         report = through(net)

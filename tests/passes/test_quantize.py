@@ -96,7 +96,7 @@ def sqnr(found: Array, wanted: Array) -> float:
 def test_layers_between_int8_carry_int8(net: nrt.Network, ranges: nrt.Calibration) -> None:
     report = optimize(net, precision={"int8", "fp16"}, calibration=ranges)
     assert refused(report) == {
-        "stem": "no int8: int8 kernels read input channels in runs of 16, it has 3",
+        "stem": "no int8: int8 kernels read input channels in runs of 8, it has 3",
         "head": "no int8: it gives the network's result, whose rounding nothing averages",
     }
     found = {n.name: n for n in report.graph.nodes}
