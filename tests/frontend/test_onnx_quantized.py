@@ -340,9 +340,14 @@ def test_what_was_imported_is_written_as_it_was(rng: np.random.Generator) -> Non
     counts = Counter(n.op_type for n in written.graph.node)
     assert counts["QuantizeLinear"] == sum(isinstance(n.op, Quantize) for n in graph.nodes) == 9
     assert counts["DequantizeLinear"] == sum(isinstance(n.op, Dequantize) for n in graph.nodes)
-    (found,), wanted = reference(written, feeds), evaluate(graph, feeds)["y"]
-    np.testing.assert_allclose(found, wanted, atol=0.01001)
-    assert (np.abs(found - wanted) > 1e-6).mean() <= 0.1
+    apart = []
+    for _ in range(20):
+        feeds = {n: rng.standard_normal(a.shape, np.float32) for n, a in feeds.items()}
+        (found,), wanted = reference(written, feeds), evaluate(graph, feeds)["y"]
+        np.testing.assert_allclose(found, wanted, atol=0.01001)
+        apart.append(np.abs(found - wanted) > 1e-6)
+    # Sums in fp32 may round a half to the other side.
+    assert np.mean(apart) <= 0.1
 
 
 def test_layers_of_int8_are_written_in_floats(rng: np.random.Generator) -> None:

@@ -83,7 +83,7 @@ def _check_coarse(rng: np.random.Generator, **options: Any) -> PrecisionDebug:
     assert found.layer("conv2").own.error > 0.5
     own = {e.name: e.own.error for e in found.layers if e.name != "conv2"}
     assert max(own.values()) < 0.05
-    assert found.layer("conv1").stored == "int8"
+    assert found.layer("conv1").stored == "uint8"
     assert found.error > found.threshold == 0.1
     assert found.bisection.error < 0.1
     engine, exact = (

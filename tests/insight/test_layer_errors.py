@@ -83,7 +83,7 @@ def test_every_layer_is_there_and_sound(rng: np.random.Generator, precision: str
         assert layer.own.elements == layer.accumulated.elements > 0
     if "int8" in precision:
         stored = {e.name: e.stored for e in found.layers}
-        assert [n for n, s in stored.items() if s == "int8"] == [
+        assert [n for n, s in stored.items() if s == "uint8"] == [
             "stem", "first", "second", "left", "right", "max", "wide", "depth",
         ]  # fmt: skip
         assert {e.name: e.precision for e in found.layers}["point"] == "int8"
