@@ -7,12 +7,39 @@ from typing import Literal
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, INT8, UINT8
+from nrt.dtypes import BYTES, FP8E4M3, INT8, UINT8
 from nrt.ir.op import Array
-from nrt.ir.ops import BatchNormalization, Conv, Gather, GatherElements, MatMul
+from nrt.ir.ops import (
+    BatchNormalization,
+    Conv,
+    ConvTranspose,
+    Elementwise,
+    Gather,
+    GatherElements,
+    MatMul,
+)
+from nrt.ir.ops.common import kind_of
+from nrt.ir.ops.quantize import saturates
 from nrt.problem import Problem, TensorSpec
 
-__all__ = ["random_inputs", "relative_error"]
+__all__ = ["BYTES_TOLERANCE", "random_inputs", "relative_error", "rounds_to_bytes"]
+
+BYTES_TOLERANCE = 1e-2
+"""Floats that differ in the last bit, rounded to integers, are one apart where they are near a
+half."""
+
+
+def rounds_to_bytes(problem: Problem, output: TensorSpec) -> bool:
+    """Whether ``output`` holds bytes that floats were rounded to."""
+    op = problem.op
+    if output.dtype not in BYTES:
+        return False
+    if isinstance(op, Elementwise):
+        program = op.program(tuple(kind_of(t.dtype) for t in problem.inputs))
+        return saturates(program, output.dtype)
+    return (
+        isinstance(op, Conv | ConvTranspose | MatMul) or getattr(op, "epilogue", None) is not None
+    )
 
 
 def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:

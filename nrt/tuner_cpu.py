@@ -16,44 +16,26 @@ import numpy as np
 from nrt import cpu_kernels
 from nrt.cpu_kernels import variants_for
 from nrt.cpu_kernels.variant import HostCall, HostVariant
-from nrt.dtypes import BYTES
 from nrt.errors import BuildError
 from nrt.extensions.registry import registry
 from nrt.extensions.user_code import user_code
 from nrt.ir.op import Array
-from nrt.ir.ops import Conv, ConvTranspose, Elementwise, MatMul
-from nrt.ir.ops.common import kind_of
-from nrt.ir.ops.quantize import saturates
 from nrt.problem import Problem, Refusal, TensorSpec
 from nrt.timing_cache import Timing
-from nrt.trial import random_inputs, relative_error
+from nrt.trial import BYTES_TOLERANCE, random_inputs, relative_error, rounds_to_bytes
 
 __all__ = ["CpuBench", "tolerance"]
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-10, "fp8e4m3": 1e-2}
-_ROUNDED_TOLERANCE = 1e-2
-"""Floats that differ in the last bit, rounded to integers, are one apart where they are near a
-half."""
 _BUDGET = 0.05
 """Seconds of repeats per candidate, after one run that warms up."""
 
 
 def tolerance(problem: Problem, output: TensorSpec) -> float:
     """The relative error up to which ``output`` is right; integers other than rounded ones: 0."""
-    return _ROUNDED_TOLERANCE if _rounds(problem, output) else TOLERANCE.get(output.dtype.name, 0.0)
-
-
-def _rounds(problem: Problem, output: TensorSpec) -> bool:
-    """Whether ``output`` holds bytes that floats were rounded to."""
-    op = problem.op
-    if output.dtype not in BYTES:
-        return False
-    if isinstance(op, Elementwise):
-        program = op.program(tuple(kind_of(t.dtype) for t in problem.inputs))
-        return saturates(program, output.dtype)
-    return (
-        isinstance(op, Conv | ConvTranspose | MatMul) or getattr(op, "epilogue", None) is not None
-    )
+    if rounds_to_bytes(problem, output):
+        return BYTES_TOLERANCE
+    return TOLERANCE.get(output.dtype.name, 0.0)
 
 
 @functools.cache

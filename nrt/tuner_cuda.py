@@ -20,15 +20,15 @@ from nrt.cuda_kernels.registry import variants_for
 from nrt.cuda_kernels.variant import KernelSpec, Variant
 from nrt.cuda_runner import CudaRunner, Operands
 from nrt.device_compare import on_device
-from nrt.dtypes import BYTES, FP8E4M3
+from nrt.dtypes import FP8E4M3
 from nrt.errors import CompileError, TuningError
 from nrt.extensions.registry import registry
 from nrt.extensions.user_code import user_code
 from nrt.ir.op import Array
-from nrt.ir.ops import Conv, ConvTranspose, MatMul
+from nrt.ir.ops import Conv, MatMul
 from nrt.problem import Problem, Refusal, TensorSpec
 from nrt.timing_cache import Timing
-from nrt.trial import random_inputs
+from nrt.trial import BYTES_TOLERANCE, random_inputs, rounds_to_bytes
 
 __all__ = ["CudaBench", "tolerance"]
 
@@ -37,9 +37,6 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "fp64": 1e-10, "fp8e4m3":
 
 # Rounding to 10 bits of mantissa: a sum of products of two such is off by some 3e-4.
 TF32_TOLERANCE = 1e-3
-
-# Rounded to integers, floats that differ in the last bit are one apart where they are near a half.
-INT8_TOLERANCE = 1e-2
 
 # Tensor cores keep some 14 bits of a sum of fp8 (DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024,
 # section 3.3.2), and less than that of one whose terms cancel.
@@ -52,8 +49,8 @@ _BRIEFLY = f"timed briefly: over {_SLOW} times the best"
 def tolerance(problem: Problem, output: TensorSpec) -> float:
     """The relative error up to which ``output`` is right; integers other than rounded ones: 0."""
     op = problem.op
-    if isinstance(op, Conv | ConvTranspose | MatMul) and output.dtype in BYTES:
-        return INT8_TOLERANCE
+    if rounds_to_bytes(problem, output):
+        return BYTES_TOLERANCE
     limit = TOLERANCE.get(output.dtype.name, 0.0)
     if isinstance(op, Conv | MatMul) and problem.inputs[0].dtype is FP8E4M3:
         return max(limit, FP8_TOLERANCE)
