@@ -1,10 +1,11 @@
 """Convolution of bytes on the ordinary cores: four products an instruction (``dp4a``, sm_61).
 
 Recipe: the implicit matrix product of `conv_simt` on words of four channels, as `matmul_dp4a` has
-it. A unit of A is 16 channels of one pixel at one filter tap by one load; weights are packed as
-[group, column, (r, s, c)], padded with zeros to whole tiles, so that B runs along the depth too and
-needs no checks. All strides and depths count words. The depth is not split: parts would pass the
-workspace as float32, which is not exact.
+it. A unit of A is 16 channels of one pixel at one filter tap by one load, or, where these come in
+runs of 8, by two, of which the second may be zeros; weights are packed as
+[group, column, (r, s, c)], padded with zeros to whole units and tiles, so that B runs along the
+depth too and needs no checks. All strides and depths count words. The depth is not split: parts
+would pass the workspace as float32, which is not exact.
 """
 
 from __future__ import annotations
@@ -80,6 +81,14 @@ def load_a(p, i, ok):
     return u32(w0 & mask), u32(w1 & mask), u32(w2 & mask), u32(w3 & mask)
 
 
+def load_halves(p, i, ok, whole):
+    mask = u32(u32(0xFFFFFFFF) if ok else u32(0))
+    second = u32(mask if whole else u32(0))
+    w0, w1 = ld2(at(p, u32(u32(i * u32(4)) & mask)))
+    w2, w3 = ld2(at(p, u32(u32(u32(i * u32(4)) + u32(8)) & second)))
+    return u32(w0 & mask), u32(w1 & mask), u32(w2 & second), u32(w3 & second)
+
+
 def load_b(p, i):
     return ld4(at(p, u32(i * u32(4))))
 """
@@ -87,7 +96,8 @@ def load_b(p, i):
 
 def _load(name: str) -> Any:
     """Four words: masked ones read the first where not ok and make it zero, without a branch."""
-    return device_function(_LOADS, name, {"at": ptx.at, "ld4": ptx.ld_global_nc_v4, "u32": u32})
+    names = {"at": ptx.at, "ld2": ptx.ld_global_nc_v2, "ld4": ptx.ld_global_nc_v4, "u32": u32}
+    return device_function(_LOADS, name, names)
 
 
 def _weights(tile: Tile) -> Operand:
@@ -109,15 +119,17 @@ def _kernel(
     tile: tuple[int, ...],
     rows: tuple[tuple[int, int], ...],
     width: int,
+    halves: bool,
 ) -> tuple[Any, Any]:
     """One block: a tile of pixels and channels of one group (block z)."""
     shape = Tile(*tile)
-    a, b = pixels(shape, None), _weights(shape)
+    a, b = pixels(shape, None, halves=halves), _weights(shape)
     text = gemm_text(shape, PARAMS, _PROLOGUE, a, b, width, arithmetic=DOT4)
     namespace = gemm_namespace(out_dtype, program, extras, rows, width, DOT4)
     namespace["dot4"] = dot4(dtype)
     namespace["final"] = result_type(dtype, out_dtype, program)
-    namespace |= {name: _load(name) for name in ("load_a", "load_b")}
+    namespace["load_a"] = _load("load_halves" if halves else "load_a")
+    namespace["load_b"] = _load("load_b")
     signature = types.void(
         pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
         *[u32] * (6 + len(PARAMS)),
@@ -139,7 +151,7 @@ class ConvDp4a(Variant):
         if not problem.constants[1]:
             return Refusal("weights are computed at run time, expected a constant to pack")
         shape = ConvShape.of(problem)
-        if shape.load_width(UNIT) != UNIT:
+        if shape.load_width(UNIT) != UNIT and not _in_halves(shape):
             return Refusal(
                 f"groups of {shape.cg} input channels and strides {shape.x_strides} are not "
                 f"multiples of {UNIT} with channels innermost"
@@ -166,18 +178,19 @@ class ConvDp4a(Variant):
             "nrt.cuda_kernels.conv_dp4a:_kernel",
             (
                 shape.dtype, shape.out_dtype, epilogue.program, epilogue.extras, tuple(tile),
-                constant, width,
+                constant, width, _in_halves(shape),
             ),
             tile.threads,
             tile.blocks_per_sm,
         )  # fmt: skip
-        total = ceil_div(shape.crs // WORD, tile.bk)
+        run = _run(shape)
+        total = ceil_div(run * shape.r * shape.s // WORD, tile.bk)
         across = ceil_div(shape.kg, tile.bn)
         # Steps of dimensions of one element are never taken.
         xn, _, xh, xw = (s // WORD for s in shape.x_strides)
         numbers = (
             shape.m, shape.kg, across, total, pitch, shape.y_strides[1],
-            total, 1, 0, shape.kg, total * tile.bk, across * tile.bn, shape.cg // WORD,
+            total, 1, 0, shape.kg, total * tile.bk, across * tile.bn, run // WORD,
             shape.r, shape.s, shape.p * shape.q, shape.q, shape.h, shape.w, *shape.stride,
             *shape.pad, *shape.dilation, xn, 1, xh, xw,
         )  # fmt: skip
@@ -202,12 +215,25 @@ class ConvDp4a(Variant):
         tile = Tile(*config)
         shape = ConvShape.of(problem)
         rows = array.reshape(shape.groups, shape.kg, shape.cg, shape.r, shape.s)
-        depth = rounded(shape.crs // WORD, tile.bk) * WORD
+        run = _run(shape)
+        rows = np.pad(rows, ((0, 0), (0, 0), (0, run - shape.cg), (0, 0), (0, 0)))
+        crs = run * shape.r * shape.s
+        depth = rounded(crs // WORD, tile.bk) * WORD
         packed = np.zeros((shape.groups, rounded(shape.kg, tile.bn), depth), np.int8)
-        packed[:, : shape.kg, : shape.crs] = rows.transpose(0, 1, 3, 4, 2).reshape(
-            shape.groups, shape.kg, shape.crs
+        packed[:, : shape.kg, :crs] = rows.transpose(0, 1, 3, 4, 2).reshape(
+            shape.groups, shape.kg, crs
         )
         return packed
+
+
+def _in_halves(shape: ConvShape) -> bool:
+    """Whether the last unit of each run of channels is half there."""
+    return shape.groups == 1 and shape.c % UNIT == 8 and shape.load_width(8) == 8
+
+
+def _run(shape: ConvShape) -> int:
+    """Channels of a group in whole units."""
+    return shape.cg + 8 if _in_halves(shape) else shape.cg
 
 
 VARIANTS: tuple[Variant, ...] = (ConvDp4a(),)

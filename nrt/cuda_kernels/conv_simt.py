@@ -90,13 +90,21 @@ _PROLOGUE = (
 )
 
 
-def pixels(tile: Tile, one_by_one: tuple[str, str] | None, *, prologue: bool = False) -> Operand:
+def pixels(
+    tile: Tile,
+    one_by_one: tuple[str, str] | None,
+    *,
+    prologue: bool = False,
+    halves: bool = False,
+) -> Operand:
     """A: input pixels, four channels a load, or ``one_by_one``.
 
     Args:
         tile: the block's shape.
         prologue: what was loaded, four at a time, goes through the device function ``before``; the
             zeros outside of the image and behind the last channel do not.
+        halves: of each run of ``cg`` channels the last two of four are not there, which ``load_a``
+            is told.
         one_by_one: texts of the channels of a group and of the filter's width, which single loads
             divide by: constants where they can be.
     """
@@ -113,13 +121,14 @@ def pixels(tile: Tile, one_by_one: tuple[str, str] | None, *, prologue: bool = F
         ]
     if one_by_one is None:
         load = []
+        told = ", u32(ac + u32(4)) < cg" if halves else ""
         for u in range(tile.units_a):
             values = ", ".join(f"a{u}_{j}" for j in range(4))
             load += [
                 f"h = u32(top{u} + ar * dh)",
                 f"v = u32(left{u} + as_ * dw)",
                 "inside = (h < H) & (v < W) & (ar < R)",
-                f"{values} = load_a(a, u32(base{u} + h * xh + v * xw + ac), inside)",
+                f"{values} = load_a(a, u32(base{u} + h * xh + v * xw + ac), inside{told})",
             ]
         settle: list[str] = []
         if prologue:

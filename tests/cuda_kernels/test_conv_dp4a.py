@@ -26,6 +26,9 @@ PROBLEMS = [
     requantized_conv((2, 64, 4, 4), (24, 32, 2, 2), groups=2, leading=8),
     requantized_conv((1, 16, 4, 6), (33, 16, 2, 3), pads=(1, 0, 1, 1), dtype=UINT8),
     requantized_conv((1, 32, 5, 5), (36, 32, 1, 1), dtype=UINT8, out=UINT8, residual=UINT8),
+    # Pixels that start at multiples of 8 bytes.
+    requantized_conv((1, 24, 4, 5), (36, 24, 3, 2), pads=(1, 1, 1, 0), dtype=UINT8),
+    requantized_conv((2, 40, 5, 3), (12, 40, 1, 1), out=FP16),
 ]
 
 
@@ -59,6 +62,7 @@ def test_compiles_without_spills(arch: str) -> None:
     for task, config in (
         (PROBLEMS[0], Tile(128, 64, 8, 8, 8)),
         (PROBLEMS[4], Tile(32, 32, 16, 4, 4)),
+        (PROBLEMS[6], Tile(128, 64, 8, 8, 8)),
     ):
         (cubin,) = compiled(ConvDp4a(), task, arch, config)
         assert cubin.spills == 0
