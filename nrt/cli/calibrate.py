@@ -73,6 +73,7 @@ def _data(entry: TensorRange) -> dict[str, object]:
         "scale": entry.scale,
         "amax": entry.amax,
         "signed": entry.signed,
+        "stored": str(entry.stored),
         "zero_share": entry.zero_share,
         "clipped": entry.clipped,
         "sqnr": entry.sqnr,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "calibration_html", "calibration_plot", "calibration_text", "rows"]
 
-COLUMNS = ("tensor", "method", "threshold", "amax", "signed", "zeros", "clipped", "SQNR dB")
+COLUMNS = ("tensor", "method", "threshold", "amax", "stored", "zeros", "clipped", "SQNR dB")
 """Headings of `rows`."""
 
 
@@ -24,7 +24,7 @@ def rows(calibration: Calibration) -> list[tuple[str, ...]]:
             t.method,
             f"{t.threshold:.5g}",
             f"{t.amax:.5g}",
-            "yes" if t.signed else "no",
+            str(t.stored),
             f"{t.zero_share:.1%}",
             f"{t.clipped:.2e}" if t.clipped else "0",
             "-" if t.sqnr is None else f"{t.sqnr:.1f}",

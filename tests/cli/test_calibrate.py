@@ -53,6 +53,7 @@ def test_the_whole_way(cli: Cli, model_file: Path, folder: Path, tmp_path: Path)
     assert data["samples"] == 3
     assert data["tensors"][1]["threshold"] == found["r"].threshold
     assert data["tensors"][1]["signed"] is False
+    assert data["tensors"][1]["stored"] == "uint8"
     stale = cli(*line, "--method", "mse")
     assert stale.code == 2
     assert "is stale: method is kl, now mse" in stale.err

@@ -226,7 +226,7 @@ def test_as_text(found: Calibration) -> None:
     assert head.split()[:4] == ["tensor", "method", "threshold", "amax"]
     assert [r.split()[0] for r in rows] == list(found)
     assert f"{found['x'].threshold:.5g}" in rows[0]
-    assert rows[3].split()[2:] == ["0", "0", "no", "100.0%", "0", "-"]
+    assert rows[3].split()[2:] == ["0", "0", "uint8", "100.0%", "0", "-"]
 
 
 def test_as_html(found: Calibration) -> None:
