@@ -77,6 +77,8 @@ def inputs_of(task: Problem) -> list[Array]:
         arrays[0][0, 1, 2, 3] = np.nan
     arrays.append((2.0 ** rng.integers(1, 4, scale.shape)).astype(np.float32))
     arrays.append((100 + rng.integers(-40, 41, bias.shape) / 2).astype(np.float32))
+    # Two channels saturate whatever the others are.
+    arrays[3][0], arrays[3][1] = -4000, 4000
     arrays += [rng.integers(0, 256, s.shape).astype(np.uint8) for s in residual]
     return arrays
 
