@@ -16,7 +16,7 @@ from numba import cuda
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
-from nrt.cuda_kernels import mathlib, ptx
+from nrt.cuda_kernels import mathlib, ptx, ptx_asm
 from nrt.cuda_kernels.fp8 import e4m3_from_f32, f32_from_e4m3
 from nrt.dtypes import BF16, BOOL, FP8E4M3, FP16, FP32, FP64, DType
 from nrt.ir.pointwise import Program
@@ -128,7 +128,7 @@ def _extremum(name: str, integer: str, ordered: str, instruction: str = "") -> A
             x, y = args
             if instruction and kind == f32:
                 text = f"{instruction} $0, $1, $2;"
-                return ptx.statement(builder, text, [f32], [f32, f32], args, pure=True)[0]
+                return ptx_asm.statement(builder, text, [f32], [f32, f32], args, pure=True)[0]
             if isinstance(kind, types.Float):
                 beyond = builder.fcmp_ordered(ordered, y, x)
                 take = builder.or_(beyond, builder.fcmp_unordered("uno", y, y))

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core.targetconfig import ConfigStack
 from numba.cuda import types
 
-from nrt.cuda_kernels import ptx
+from nrt.cuda_kernels.ptx_asm import statement, with_arity
 
 __all__ = ["decoded", "e4m3_from_f32", "e4m3x4_from_f32", "encoded", "f32_from_e4m3"]
 
@@ -100,12 +100,12 @@ def _conversion(
             operands = list(llvm_args[: len(params)])
             if tuple(ConfigStack().top().compute_capability)[:2] < _CONVERTS:
                 return otherwise(builder, index, *operands)
-            (found,) = ptx.statement(builder, text(index), [result], params, operands, pure=True)
+            (found,) = statement(builder, text(index), [result], params, operands, pure=True)
             return found
 
         return result(*params, *fixed), codegen
 
-    return ptx.with_arity(impl, name, len(params) + part, doc)
+    return with_arity(impl, name, len(params) + part, doc)
 
 
 def _decode_text(part: int) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 from llvmlite import ir
 from numba.cuda import types
 
-from nrt.cuda_kernels.ptx import mma_statement, statement, with_arity
+from nrt.cuda_kernels.ptx import mma_statement
+from nrt.cuda_kernels.ptx_asm import statement, with_arity
 
 __all__ = ["change_words", "copies", "fragments", "put_rows", "warp_mma"]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.cuda import types
 
-from nrt.cuda_kernels.ptx import asm, with_arity
+from nrt.cuda_kernels.ptx_asm import asm, with_arity
 
 __all__ = [
     "bar_sync",

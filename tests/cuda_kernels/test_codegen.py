@@ -370,33 +370,37 @@ def test_stores_of_int32_sums_compile(width: int) -> None:
     assert compiled("_int_store_kernel", width).spills == 0
 
 
-def test_int8_stores_round_and_saturate() -> None:
-    values = np.array([0.5, 1.5, -0.5, -2.5, 126.5, 127.5, 1e9, -128.5, -129, -1e30, np.nan, 3.49])
-    wanted = [0, 2, 0, -2, 126, 127, 127, -128, -128, -128, 0, 3]
+@pytest.mark.parametrize(
+    ("dtype", "pack", "values", "wanted"),
+    [
+        (
+            INT8,
+            s8x4,
+            [0.5, 1.5, -0.5, -2.5, 126.5, 127.5, 1e9, -128.5, -129, -1e30, np.nan, 3.49],
+            [0, 2, 0, -2, 126, 127, 127, -128, -128, -128, 0, 3],
+        ),
+        (
+            UINT8,
+            u8x4,
+            [0.5, 1.5, -0.5, -2.5, 126.5, 254.5, 255.5, 1e30, -1e9, np.nan, 3.49, 200.5],
+            [0, 2, 0, 0, 126, 254, 255, 255, 0, 0, 3, 200],
+        ),
+    ],
+    ids=["int8", "uint8"],
+)
+def test_stores_of_bytes_round_and_saturate(
+    dtype: DType, pack: Any, values: list[float], wanted: list[int]
+) -> None:
     emulator = KernelEmulator()
-    memory = np.zeros(12, np.int8)
-    store = emulator._device(epilogue._store_s8.py_func)
+    memory = np.full(12, 7, dtype.numpy)
+    store = emulator._device(epilogue._BYTE_STORERS[dtype].py_func)
     for i, value in enumerate(values):
         store(memory, i, value)
     assert memory.tolist() == wanted
-    words = np.array([s8x4(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
-    assert words.view(np.int8).tolist() == wanted
-    byte = emulator._device(epilogue.signed_byte.py_func)
-    assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
-
-
-def test_uint8_stores_round_and_saturate() -> None:
-    values = np.array([0.5, 1.5, -0.5, -2.5, 126.5, 254.5, 255.5, 1e30, -1e9, np.nan, 3.49, 200.5])
-    wanted = [0, 2, 0, 0, 126, 254, 255, 255, 0, 0, 3, 200]
-    emulator = KernelEmulator()
-    memory = np.full(12, 7, np.uint8)
-    store = emulator._device(epilogue._store_u8.py_func)
-    for i, value in enumerate(values):
-        store(memory, i, value)
-    assert memory.tolist() == wanted
-    words = np.array([u8x4(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
-    assert words.view(np.uint8).tolist() == wanted
-    byte = emulator._device(epilogue.unsigned_byte.py_func)
+    words = np.array([pack(*values[i : i + 4]) for i in (0, 4, 8)], np.uint32)
+    assert words.view(dtype.numpy).tolist() == wanted
+    unpack = epilogue.signed_byte if dtype is INT8 else epilogue.unsigned_byte
+    byte = emulator._device(unpack.py_func)
     assert [byte(int(words[i // 4]), i % 4 * 8) for i in range(12)] == wanted
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from nrt.cuda_kernels import ptx
+from nrt.cuda_kernels import ptx_asm
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.epilogue import make_store
 from nrt.cuda_kernels.variant import KernelSpec
@@ -85,7 +85,7 @@ def _untypable(letter: str) -> tuple[Any, Any]:
 
 
 def _unlinkable() -> tuple[Any, Any]:
-    bad = ptx.asm("bad", "no.such.instruction $0, $1;", [f32], [f32])
+    bad = ptx_asm.asm("bad", "no.such.instruction $0, $1;", [f32], [f32])
 
     def kernel(x):
         x[0] = bad(x[1])
