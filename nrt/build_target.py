@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nrt.cuda_kernels.device import DeviceSpec
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["missing_fp8", "resolve"]
+__all__ = ["missing_fp8", "reads_few_channels", "resolve"]
 
 _FP8 = ("sm_90a",)
 """Architectures whose tensor cores multiply fp8 here."""
@@ -23,6 +23,14 @@ def missing_fp8(device: DeviceSpec | None) -> str:
     if device is None or device.arch in _FP8:
         return ""
     return f"{device.arch} has no fast fp8 kernels, {' and '.join(_FP8)} has"
+
+
+def reads_few_channels(device: DeviceSpec | None) -> bool:
+    """Whether kernels for ``device`` multiply bytes of three channels or so as they are.
+
+    On GPUs these need the m16n8k32 of sm_80; None is the CPU.
+    """
+    return device is None or device.cc >= (8, 0)
 
 
 def resolve(

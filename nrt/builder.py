@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrt.assembly import Bound, Constants, assemble
-from nrt.build_target import missing_fp8, resolve
+from nrt.build_target import missing_fp8, reads_few_channels, resolve
 from nrt.cuda_kernels.dependent_launch import MINIMUM_CC
 from nrt.errors import BuildError
 from nrt.extensions.report import variant_notes
@@ -249,7 +249,8 @@ def build_request(request: BuildRequest, progress: Progress | None = None) -> Bu
     pipeline(options)  # what it refuses needs no device
 
     def rewrite(device: DeviceSpec | None) -> Rewriter:
-        phases = pipeline(replace(options, no_fp8=missing_fp8(device)))
+        able = replace(options, no_fp8=missing_fp8(device), few_channels=reads_few_channels(device))
+        phases = pipeline(able)
         return Rewriter(request.graph, phases, snapshots=request.snapshots)
 
     return _build(request, rewrite, progress)

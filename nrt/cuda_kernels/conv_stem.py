@@ -15,12 +15,14 @@ from nrt.cuda_kernels.conv_common import (
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.stem_tile import Patch, StemTile, packed_weights
 from nrt.cuda_kernels.variant import Config, Emission, In, KernelSpec, Launch, Out, Scalar, Variant
-from nrt.dtypes import BF16, FP16
+from nrt.dtypes import BF16, BYTES, FP16, DType
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, Refusal
 
 __all__ = ["VARIANTS", "ConvStem"]
+
+OPERANDS: tuple[DType, ...] = (FP16, BF16, *BYTES)
 
 MAX_CHANNELS = 4
 MAX_FILTER = 11
@@ -47,7 +49,8 @@ _SHAPES = (
 
 def _patch(problem: Problem) -> Patch:
     s = ConvShape.of(problem)
-    return Patch(s.c, s.r, s.s, *s.stride, planar=s.c > 1 and s.x_strides[3] < s.x_strides[1])
+    planar = s.c > 1 and s.x_strides[3] < s.x_strides[1]
+    return Patch(s.c, s.r, s.s, *s.stride, planar, s.dtype.itemsize)
 
 
 def _blocks(shape: ConvShape, tile: StemTile) -> tuple[int, int, int]:
@@ -72,7 +75,7 @@ class ConvStem(Variant):
     def supports(self, problem: Problem, device: DeviceSpec) -> Refusal | None:
         if device.cc < (8, 0):
             return Refusal(f"{device.arch} has no m16n8k16, expected sm_80 or later")
-        refusal = refuse_conv(problem, device, dtypes=(FP16, BF16))
+        refusal = refuse_conv(problem, device, dtypes=OPERANDS)
         if refusal is not None:
             return refusal
         s = ConvShape.of(problem)
@@ -161,7 +164,8 @@ class ConvStem(Variant):
         shape, patch = ConvShape.of(problem), _patch(problem)
         tiles = _blocks(shape, tile)[0] * ceil_div(shape.k, tile.bn)
         per_sm = max(1, _per_sm(patch, tile, device))
-        # In nanoseconds at 1.7 GHz. mma.sync reaches half of Hopper's matrix peak at best.
+        # In nanoseconds at 1.7 GHz. mma.sync reaches half of Hopper's matrix peak at best. Bytes
+        # have twice the rate and steps twice as long.
         rate = (
             (0.5 if device.cc >= (9, 0) else 0.8)
             * device.fp16_flops

@@ -48,6 +48,7 @@ __all__ = [
     "ld_global_nc_u16",
     "ld_global_nc_u16_if",
     "ld_global_nc_u32",
+    "ld_global_nc_u8_if",
     "ld_global_nc_v2",
     "ld_global_nc_v4",
     "ld_global_nc_v4_if",
@@ -86,6 +87,7 @@ __all__ = [
     "st_shared_f32",
     "st_shared_u16",
     "st_shared_u32",
+    "st_shared_u8",
     "st_shared_v2_f32",
     "st_shared_v4",
     "tanh_approx",
@@ -182,6 +184,12 @@ ld_global_nc_u16_if = asm(
     doc="``ld.global.nc.u16``: 2 bytes of read-only data, or 0 where the second operand is 0. It "
     "stays where it stands, so that it may run far ahead of its use.",
 )  # fmt: skip
+ld_global_nc_u8_if = asm(
+    "ld_global_nc_u8_if",
+    "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.u16 $0, 0; @p ld.global.nc.u8 $0, [$1]; }",
+    [u16], [i64, u32], memory=False,
+    doc="``ld.global.nc.u8``: a byte of read-only data, as `ld_global_nc_u16_if`.",
+)  # fmt: skip
 ld_global_nc_v4_if = asm(
     "ld_global_nc_v4_if",
     "{ .reg .pred p; setp.ne.u32 p, $5, 0; mov.u32 $0, 0; mov.u32 $1, 0; mov.u32 $2, 0; "
@@ -253,6 +261,9 @@ st_shared_u32 = asm(
 )
 st_shared_u16 = asm(
     "st_shared_u16", "st.shared.u16 [$0], $1;", [], [u32, u16], doc="``st.shared.u16``: 2 bytes."
+)
+st_shared_u8 = asm(
+    "st_shared_u8", "st.shared.u8 [$0], $1;", [], [u32, u16], doc="``st.shared.u8``: a byte."
 )
 st_shared_f32 = asm(
     "st_shared_f32", "st.shared.f32 [$0], $1;", [], [u32, f32], doc="``st.shared.f32``: a float."

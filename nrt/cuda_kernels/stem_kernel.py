@@ -3,17 +3,18 @@
 Recipe. Blocks are persistent: one takes tile after tile of TH x TW output pixels. It holds all
 weights of its channels in shared memory, and two buffers with the input patch of a tile, pixels
 adjacent as ``[row][column][channel]``, zero outside the image. While it computes one tile, the
-elements of the next are on their way in registers (2-byte loads with any strides; a warp reads a
-line); they go to the other buffer afterwards, so that one barrier a tile is enough.
+elements of the next are on their way in registers (loads of an element with any strides; a warp
+reads a line); they go to the other buffer afterwards, so that one barrier a tile is enough.
 
-The reduction runs over filter rows, and in a row over its S*C halves, which lie next to each other
-in the patch whatever C is. Eight of them are a *piece*, two pieces are one k16 step of m16n8k16
-(a row of the 7x7x3 filter has 21 halves, so 3 pieces; all 7 rows are 10.5 steps). Lane (g, t) of a
-warp loads its pair of halves of a piece, 2t and 2t + 1, for pixel g: 4 bytes at pixel * stride * C
-+ 2t, a multiple of 4 where stride * C is even. Where it is odd, one channel of zeros is added. What
-a row's last piece reads past the filter row is masked: it may be infinite. A piece serves all
-output rows of the warp that see its input row, so that mi rows need (mi - 1) * stride + R lines of
-pieces, not mi * R.
+The reduction runs over filter rows, and in a row over its S*C elements, which lie next to each
+other in the patch whatever C is. 16 bytes of them are a *piece*, two pieces are one step of
+m16n8k16, or of m16n8k32 for bytes (a row of the 7x7x3 filter has 21 halves, so 3 pieces; all 7 rows
+are 10.5 steps). Lane (g, t) of a warp loads its word of a piece, bytes 4t to 4t + 3, for pixel g,
+whose patch must start at a multiple of 4 bytes: where stride * C elements are no such multiple,
+channels are added (one of halves; of the bytes of three channels one too). Those of halves are
+zeros, and what a row's last piece reads past the filter row is masked, as it may be infinite; bytes
+are multiplied by weights of 0 whatever they are. A piece serves all output rows of the warp that
+see its input row, so that mi rows need (mi - 1) * stride + R lines of pieces, not mi * R.
 
 Weights are packed in the order of the registers that the instruction takes (`packed_weights`): 16
 bytes a lane and pair of n8 tiles, free of bank conflicts. Columns are dealt out so that the
@@ -23,7 +24,7 @@ the epilogue's 16-byte stores, four lanes filling 64 bytes, with no way through 
 Bytes: the image and the output once, the patches' overlap from L2. Shared memory per warp and tile
 in cycles of 128 bytes: 2 per piece and input line, plus 4 per step and n16. At half of Hopper's
 matrix peak an m16n8k16 takes 2 cycles of an SM: 1400 cycles for 8 x 16 pixels of the 7x7x3 filter
-and 64 channels, beside 920 of shared memory.
+and 64 channels, beside 920 of shared memory. Bytes take 7 steps there, not 11, and 2 pieces a line.
 """
 
 from __future__ import annotations
@@ -35,16 +36,24 @@ from numba.cuda import types
 
 from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
-from nrt.cuda_kernels.conv_common import ceil_div, extra_types
+from nrt.cuda_kernels.conv_common import (
+    acc_type,
+    ceil_div,
+    extra_types,
+    result_type,
+    weights_type,
+)
 from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.simt_tile import compile_text
 from nrt.cuda_kernels.stem_tile import Patch, StemTile
-from nrt.dtypes import BF16, FP16, DType
+from nrt.dtypes import BF16, BYTES, FP16, INT8, UINT8, DType
 from nrt.ir.pointwise import Program
 
 __all__ = ["NUMBERS"]
 
 u32 = types.uint32
+
+_MMA = {FP16: ptx.mma_f16, BF16: ptx.mma_bf16, INT8: ptx.mma_s8, UINT8: ptx.mma_u8}
 
 NUMBERS = (
     "tiles", "per_image", "per_row", "K", "H", "W", "P", "Q", "pt", "pl",
@@ -72,6 +81,7 @@ def _fetch_text(patch: Patch, tile: StemTile) -> list[str]:
         "live = item < tiles",
     ]
     groups = ceil_div(length, 32)
+    load = f"ptx.ld_global_nc_u{8 * patch.itemsize}_if"
     for j in range(groups):
         guard = f" & (u32(lane + u32({32 * j})) < u32({length}))" if 32 * (j + 1) > length else ""
         text.append(f"ok{j} = u32(live & (u32(left + col{j}) < W){guard})")
@@ -90,8 +100,7 @@ def _fetch_text(patch: Patch, tile: StemTile) -> list[str]:
         ]
         for j in range(groups):
             text += [
-                f"v{i}_{j} = ptx.ld_global_nc_u16_if("
-                f"ptx.at(x, start{i} + off{j}), good{i} & ok{j})",
+                f"v{i}_{j} = {load}(ptx.at(x, start{i} + off{j}), good{i} & ok{j})",
             ]
     return text
 
@@ -107,16 +116,16 @@ def _line(patch: Patch, line: str) -> tuple[str, str]:
 def _commit_text(patch: Patch, tile: StemTile) -> list[str]:
     """Lines that store the fetched registers to the patch at ``target``."""
     lines, length = patch.lines(tile)
-    warps = tile.threads // 32
+    warps, size = tile.threads // 32, patch.itemsize
     text = []
     for i in range(ceil_div(lines, warps)):
         row, channel = _line(patch, f"u32(warp + u32({i * warps}))")
-        spot = f"u32(target + u32({row} * u32({2 * patch.pitch(tile)}))"
-        spot += f" + u32({channel} * u32(2)))" if channel else ")"
+        spot = f"u32(target + u32({row} * u32({size * patch.pitch(tile)}))"
+        spot += f" + u32({channel} * u32({size})))" if channel else ")"
         stores = [
             f"spot{i} = {spot}",
             *(
-                f"ptx.st_shared_u16(spot{i} + pos{j}, v{i}_{j})"
+                f"ptx.st_shared_u{8 * size}(spot{i} + pos{j}, v{i}_{j})"
                 for j in range(ceil_div(length, 32))
             ),
         ]
@@ -130,7 +139,7 @@ def _commit_text(patch: Patch, tile: StemTile) -> list[str]:
 def _setup_text(patch: Patch, tile: StemTile) -> list[str]:
     """Lines for what a thread keeps: its columns of a line, its places in the patch."""
     _, length = patch.lines(tile)
-    rows_of_warps = tile.tw // 16 * tile.wn
+    rows_of_warps, size = tile.tw // 16 * tile.wn, patch.itemsize
     text = []
     for j in range(ceil_div(length, 32)):
         text.append(f"e = u32(lane + u32({32 * j}))")
@@ -146,33 +155,41 @@ def _setup_text(patch: Patch, tile: StemTile) -> list[str]:
             # Where nothing is to be kept, the zero goes to the place that is there for it.
             f"place = u32(u32(col{j} * u32({patch.cell})) + c)",
             f"place = place if e < u32({length}) else u32({patch.columns(tile) * patch.cell})",
-            f"pos{j} = u32(place * u32(2))",
+            f"pos{j} = u32(place * u32({size}))",
         ]
-    # Halves 2t and 2t + 1 of a filter row's last piece: which belong to the row.
-    inside = patch.s * patch.cell - 8 * (patch.pieces - 1)
+    if _masked(patch):
+        # Halves 2t and 2t + 1 of a filter row's last piece: which belong to the row.
+        inside = patch.s * patch.cell - 8 * (patch.pieces - 1)
+        text += [
+            f"mask = u32(0xFFFFFFFF) if u32(t * u32(2) + u32(1)) < u32({inside}) else "
+            f"(u32(0xFFFF) if u32(t * u32(2)) < u32({inside}) else u32(0))",
+        ]
     text += [
-        f"mask = u32(0xFFFFFFFF) if u32(t * u32(2) + u32(1)) < u32({inside}) else "
-        f"(u32(0xFFFF) if u32(t * u32(2)) < u32({inside}) else u32(0))",
         f"my_row = u32(u32(warp // u32({rows_of_warps})) * u32({tile.mi}))",
         f"my_col = u32(u32(u32(warp // u32({tile.wn})) % u32({tile.tw // 16})) * u32(16) + g)",
         f"my_n = u32(u32(warp % u32({tile.wn})) * u32({tile.bn // tile.wn}))",
         f"a_at = u32(shared + u32({patch.weight_bytes(tile)}) + "
-        f"u32(my_row * u32({2 * patch.sh * patch.pitch(tile)})) + "
-        f"u32(my_col * u32({2 * patch.sw * patch.cell})) + u32(t * u32(4)))",
+        f"u32(my_row * u32({size * patch.sh * patch.pitch(tile)})) + "
+        f"u32(my_col * u32({size * patch.sw * patch.cell})) + u32(t * u32(4)))",
         "b_at = u32(shared + u32(my_n * u32(32)) + u32(lane * u32(16)))",
     ]
     return text
 
 
+def _masked(patch: Patch) -> bool:
+    """Whether a filter row's last piece has halves of what follows it."""
+    return patch.itemsize > 1 and patch.s * patch.cell % patch.piece != 0
+
+
 def _product_text(patch: Patch, tile: StemTile) -> list[str]:
     """Lines that compute the warp's accumulators from the patch ``shift`` bytes past the first."""
     n8 = tile.bn // tile.wn // 8
-    pitch = 2 * patch.pitch(tile)
-    half = 2 * 8 * patch.sw * patch.cell
-    ragged = patch.s * patch.cell % 8 != 0
+    pitch = patch.itemsize * patch.pitch(tile)
+    half = patch.itemsize * 8 * patch.sw * patch.cell
+    ragged = _masked(patch)
     text = [
         f"for z in range({tile.mi * n8 * 4}):",
-        "    acc[z] = f32(0)",
+        "    acc[z] = zero",
         "a_now = u32(a_at + shift)",
     ]
     loaded: set[str] = set()
@@ -232,7 +249,7 @@ def _store_text(tile: StemTile, width: int) -> list[str]:
     ]
     for first in range(0, 8, width):
         values = ", ".join(
-            f"acc[(i * {n8} + b * 4 + {e // 2}) * 4 + 2 * side + {e % 2}]"
+            f"final(acc[(i * {n8} + b * 4 + {e // 2}) * 4 + 2 * side + {e % 2}])"
             for e in range(first, first + width)
         )
         offset = "k" if width > 1 else "u32(k * yk)"
@@ -260,7 +277,8 @@ def _kernel(
     """
     shape, layer = StemTile(*tile), Patch(*patch)
     n8 = shape.bn // shape.wn // 8
-    weights, patches = layer.weight_bytes(shape), 2 * layer.rows(shape) * layer.pitch(shape)
+    weights, patches = layer.weight_bytes(shape), layer.patch_bytes(shape)
+    sums = acc_type(dtype)
     body = [
         "shared = ptx.shared_address(cuda.shared.array(0, u8))",
         "tid = u32(cuda.threadIdx.x)",
@@ -268,13 +286,13 @@ def _kernel(
         "warp = tid >> u32(5)",
         "g = lane >> u32(2)",
         "t = lane & u32(3)",
-        f"w0 = u32(u32(cuda.blockIdx.y) * u32({weights // 2}))",
+        f"w0 = u32(u32(cuda.blockIdx.y) * u32({weights // layer.itemsize}))",
         f"for piece in range(tid, u32({weights // 16}), u32({shape.threads})):",
         "    ptx.cp_async_16(u32(shared + u32(piece * u32(16))), "
-        "ptx.at(w, u32(w0 + u32(piece * u32(8)))), u32(16))",
+        f"ptx.at(w, u32(w0 + u32(piece * u32({layer.piece})))), u32(16))",
         "ptx.cp_async_commit()",
     ]
-    if layer.cell > layer.channels:
+    if layer.cell > layer.channels and dtype not in BYTES:
         body += [
             f"for word in range(tid, u32({patches // 2}), u32({shape.threads})):",
             f"    ptx.st_shared_u32(u32(shared + u32({weights}) + u32(word * u32(4))), u32(0))",
@@ -283,7 +301,7 @@ def _kernel(
     body += [
         *_setup_text(layer, shape),
         f"n0 = u32(u32(u32(cuda.blockIdx.y) * u32({shape.bn})) + my_n + u32(t * u32(8)))",
-        f"acc = cuda.local.array({shape.mi * n8 * 4}, f32)",
+        f"acc = cuda.local.array({shape.mi * n8 * 4}, sums)",
         "shift = u32(0)",
         "now = u32(cuda.blockIdx.x)",
         "item = now",
@@ -318,14 +336,15 @@ def _kernel(
         "cuda": cuda,
         "ptx": ptx,
         "u8": types.uint8,
-        "u16": types.uint16,
         "u32": u32,
-        "f32": types.float32,
-        "mma": {FP16: ptx.mma_f16, BF16: ptx.mma_bf16}[dtype],
+        "sums": sums,
+        "zero": sums(0),
+        "final": result_type(dtype, out_dtype, program),
+        "mma": _MMA[dtype],
         "store": make_store(program, extras, out_dtype, width),
     }
     signature = types.void(
-        pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras),
+        pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
         *[u32] * len(NUMBERS),
     )  # fmt: skip
     return compile_text(text, namespace), signature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class Patch(NamedTuple):
         r, s: filter height and width.
         sh, sw: strides.
         planar: neighbours in memory are pixels of one channel, not channels of one pixel.
+        itemsize: bytes of an element.
     """
 
     channels: int
@@ -52,20 +54,31 @@ class Patch(NamedTuple):
     sh: int
     sw: int
     planar: bool
+    itemsize: int = 2
+
+    @property
+    def word(self) -> int:
+        """Elements in 4 bytes."""
+        return 4 // self.itemsize
+
+    @property
+    def piece(self) -> int:
+        """Elements in 16 bytes."""
+        return 16 // self.itemsize
 
     @property
     def cell(self) -> int:
-        """Halves per pixel in shared memory, so that every output pixel starts at a pair."""
-        return self.channels + self.channels * self.sw % 2
+        """Elements per pixel in shared memory, so that every output pixel starts at a word."""
+        return next(c for c in itertools.count(self.channels) if c * self.sw % self.word == 0)
 
     @property
     def pieces(self) -> int:
-        """Runs of 8 halves in a filter row."""
-        return ceil_div(self.s * self.cell, 8)
+        """Pieces in a filter row."""
+        return ceil_div(self.s * self.cell, self.piece)
 
     @property
     def steps(self) -> int:
-        """k16 steps of a dot product."""
+        """Steps of two pieces in a dot product."""
         return ceil_div(self.r * self.pieces, 2)
 
     def rows(self, tile: StemTile) -> int:
@@ -77,9 +90,9 @@ class Patch(NamedTuple):
         return (tile.tw - 1) * self.sw + self.s
 
     def pitch(self, tile: StemTile) -> int:
-        """Halves per row of the buffer: all that is read, and one to write what nobody reads."""
-        read = (tile.tw - 1) * self.sw * self.cell + self.pieces * 8
-        return rounded(max(read, self.columns(tile) * self.cell + 1), 8)
+        """Elements per row of the buffer: all that is read, and one to write what nobody reads."""
+        read = (tile.tw - 1) * self.sw * self.cell + self.pieces * self.piece
+        return rounded(max(read, self.columns(tile) * self.cell + 1), self.piece)
 
     def lines(self, tile: StemTile) -> tuple[int, int]:
         """(lines that warps read, elements in each): rows, or rows of one channel."""
@@ -100,9 +113,13 @@ class Patch(NamedTuple):
         """Shared memory of the weights."""
         return self.steps * tile.bn * 32
 
+    def patch_bytes(self, tile: StemTile) -> int:
+        """Shared memory of a patch."""
+        return self.rows(tile) * self.pitch(tile) * self.itemsize
+
     def shared_bytes(self, tile: StemTile) -> int:
         """Dynamic shared memory: weights and two patches."""
-        return self.weight_bytes(tile) + 4 * self.rows(tile) * self.pitch(tile)
+        return self.weight_bytes(tile) + 2 * self.patch_bytes(tile)
 
 
 def packed_weights(array: Array, patch: Patch, bn: int) -> Array:
@@ -114,21 +131,22 @@ def packed_weights(array: Array, patch: Patch, bn: int) -> Array:
         bn: channels of a block.
 
     Returns:
-        ``[blocks, steps, bn / 16, lane g, lane t, n8 tile of the pair, piece of the step, half of
-        the pair]``, zero where K, a filter row or the last step ends early. Column g of n8 tile i
-        is channel ``i / 4 * 32 + g / 2 * 8 + i % 4 * 2 + g % 2``.
+        ``[blocks, steps, bn / 16, lane g, lane t, n8 tile of the pair, piece of the step, element
+        of the word]``, zero where K, a filter row or the last step ends early. Column g of n8 tile
+        i is channel ``i / 4 * 32 + g / 2 * 8 + i % 4 * 2 + g % 2``.
     """
     k, c = array.shape[:2]
     blocks = ceil_div(k, bn)
     taps = np.zeros((blocks * bn, patch.r, patch.s, patch.cell), array.dtype)
     taps[:k, :, :, :c] = array.transpose(0, 2, 3, 1)
     row = patch.s * patch.cell
-    pieces = np.zeros((blocks * bn, patch.r, patch.pieces * 8), array.dtype)
+    length = patch.pieces * patch.piece
+    pieces = np.zeros((blocks * bn, patch.r, length), array.dtype)
     pieces[:, :, :row] = taps.reshape(blocks * bn, patch.r, row)
-    flat = np.zeros((blocks * bn, patch.steps * 16), array.dtype)
-    flat[:, : patch.r * patch.pieces * 8] = pieces.reshape(blocks * bn, -1)
+    flat = np.zeros((blocks * bn, patch.steps * 2 * patch.piece), array.dtype)
+    flat[:, : patch.r * length] = pieces.reshape(blocks * bn, -1)
     # Channel: block, group of 32, t of the output (= g / 2), tile of the group (2 x 2), g % 2.
-    # Position: step, piece of the step, t, half.
-    split = flat.reshape(blocks, bn // 32, 4, 2, 2, 2, patch.steps, 2, 4, 2)
+    # Position: step, piece of the step, t, element of the word.
+    split = flat.reshape(blocks, bn // 32, 4, 2, 2, 2, patch.steps, 2, 4, patch.word)
     order = split.transpose(0, 6, 1, 3, 2, 5, 8, 4, 7, 9)
     return np.ascontiguousarray(order).reshape(blocks, -1)

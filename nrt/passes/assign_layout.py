@@ -9,12 +9,12 @@
              %b{nhwc} = Relu(%a)             %q = Reformat(%b)      %y = Reshape(%q)
 
 Shapes stay logical (N, C, H, W); only `Value.layout` changes. One walk in topological order:
-windowed ops want channels last, elementwise and piecewise ops follow their inputs, everything else
-wants row-major, as do the graph's outputs; inputs, and outputs that bind-io reordered, stay as
-they are bound. A Reformat stands where the two ends of an
-edge differ, one per value and layout, and none where both are the same memory. A Transpose or
-Reshape that can be had as a change of layout alone is: its result gets the layout that moves no
-element, where its readers can take that.
+windowed ops want channels last (a first layer of bytes takes its image in any order), elementwise
+and piecewise ops follow their inputs, everything else wants row-major, as do the graph's outputs;
+inputs, and outputs that bind-io reordered, stay as they are bound. A Reformat stands where the two
+ends of an edge differ, one per value and layout, and none where both are the same memory. A
+Transpose or Reshape that can be had as a change of layout alone is: its result gets the layout that
+moves no element, where its readers can take that.
 
 Matrix products take operands whose rows or columns are runs in memory, and write rows wherever the
 Transpose after them wants them: the Transposes around attention are changes of layout too.
@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from nrt.dtypes import BYTES
 from nrt.ir.graph import Graph
 from nrt.ir.layout import (
     is_row_major,
@@ -59,6 +60,7 @@ from nrt.ir.ops import (
 )
 from nrt.ir.value import NHWC, Layout, Node, Value
 from nrt.passes.base import Note, Pass, PassResult
+from nrt.passes.image_layer import is_image_layer
 
 __all__ = ["AssignLayout"]
 
@@ -92,6 +94,12 @@ def _is_matrix_layout(shape: tuple[int, ...], layout: Layout | None) -> bool:
         return True
     innermost = next((d for d in reversed(layout) if shape[d] != 1), len(shape) - 1)
     return innermost >= len(shape) - 2
+
+
+def _reads_planes(node: Node) -> bool:
+    """Whether kernels read the image in any order."""
+    bytes_ = node.inputs[0].dtype in BYTES
+    return bytes_ and isinstance(node.op, Conv) and is_image_layer(node.op, node.inputs[1].shape)
 
 
 def _orders_output(graph: Graph, node: Node) -> bool:
@@ -155,7 +163,8 @@ class _Walk:
             self.row_major(node)
 
     def channels_last(self, node: Node) -> None:
-        self.feed(node, 0, NHWC)
+        if not _reads_planes(node):
+            self.feed(node, 0, NHWC)
         for slot in range(1, len(node.inputs)):
             # Weights stay as they are: kernels pack them. Extras have the output's layout.
             self.feed(node, slot, NHWC if _is_image(node.inputs[slot]) else None)

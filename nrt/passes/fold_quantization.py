@@ -213,10 +213,13 @@ class FoldQuantization(RulePass):
     Attributes:
         no_fp8: why the target multiplies no fp8, whose layers then compute in floats; empty if it
             does.
+        few_channels: whether the target's kernels multiply bytes of an image of few channels as it
+            is.
     """
 
     name: ClassVar[str] = "fold-quantization"
     no_fp8: str = ""
+    few_channels: bool = True
 
     def rules(self) -> tuple[Rule, ...]:
         return (
@@ -225,7 +228,7 @@ class FoldQuantization(RulePass):
             _Meet(),
             _QuantizeEarlier(),
             _DequantizeLater(),
-            ConvOfIntegers(self.no_fp8),
+            ConvOfIntegers(self.no_fp8, self.few_channels),
             MatMulOfIntegers(self.no_fp8),
             IntegersIntoEpilogue(),
             AverageOfIntegers(),

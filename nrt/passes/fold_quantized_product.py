@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.dtypes import FP8E4M3, INT8, UINT8
+from nrt.dtypes import BYTES, FP8E4M3, INT8, UINT8
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv, ConvTranspose, Dequantize, MatMul, Pad
@@ -25,6 +25,7 @@ from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.grid import Grid, grid_of
+from nrt.passes.image_layer import is_image_layer
 from nrt.passes.pattern import Anywhere, Match, Pat, Rest, Rule
 
 __all__ = [
@@ -161,11 +162,11 @@ def is_first(node: Node) -> bool:
     return op.groups == 1 and channels < LEAST_CHANNELS and channels != _HALF
 
 
-def _surrounded(graph: Graph, match: Match, zero: int) -> tuple[Value, Value, Conv]:
+def _surrounded(graph: Graph, match: Match, zero: int, *, fills: bool) -> tuple[Value, Value, Conv]:
     """Image, weights and convolution with what kernels cannot put around an image put there.
 
-    That is a zero point other than 0, where the convolution pads, and channels that are missing up
-    to `LEAST_CHANNELS`, for which the weights are 0.
+    That is a zero point other than 0, where the convolution pads, and, where ``fills`` says so,
+    channels that are missing up to `LEAST_CHANNELS`, for which the weights are 0.
     """
     node, image, weights = match.root, match.nodes["x"].inputs[0], match.nodes["w"].inputs[0]
     op: Any = node.op
@@ -175,7 +176,7 @@ def _surrounded(graph: Graph, match: Match, zero: int) -> tuple[Value, Value, Co
         half = len(op.pads) // 2
         begins[2:], ends[2:] = op.pads[:half], op.pads[half:]
         op = replace(op, pads=(0,) * len(op.pads))
-    if is_first(node):
+    if fills and is_first(node):
         assert weights.constant is not None
         ends[1] = LEAST_CHANNELS - weights.shape[1]
         after = [(0, ends[1] if axis == 1 else 0) for axis in range(rank)]
@@ -189,13 +190,15 @@ def _surrounded(graph: Graph, match: Match, zero: int) -> tuple[Value, Value, Co
 class ConvOfIntegers(Rule):
     """See the module; the bias may be the sum of integers that quantization tools write.
 
-    The first layer of a network, which reads three channels or so, is given channels of zeros.
+    The first layer of a network, which reads three channels or so, is given channels of zeros where
+    no kernel reads them as they are. ``few_channels`` says that the target has one, for bytes.
     """
 
     pattern = _operands((Conv, ConvTranspose))
 
-    def __init__(self, no_fp8: str = "") -> None:
+    def __init__(self, no_fp8: str = "", few_channels: bool = True) -> None:
         self.no_fp8 = no_fp8
+        self.few_channels = few_channels
 
     def check(self, graph: Graph, match: Match) -> str | None:
         op: Any = match.root.op
@@ -238,7 +241,8 @@ class ConvOfIntegers(Rule):
             sums = weights.constant.astype(np.float64).reshape(weights.shape[0], -1).sum(axis=1)
             shift = (0 if shift is None else shift) - factor * float(x.zero.reshape(())) * sums
         column = (-1, *[1] * (len(weights.shape) - 2))
-        image, weights, plain = _surrounded(graph, match, int(x.zero.reshape(())))
+        as_is = self.few_channels and x.dtype in BYTES and is_image_layer(op, weights.shape)
+        image, weights, plain = _surrounded(graph, match, int(x.zero.reshape(())), fills=not as_is)
         _folded(
             graph,
             match.root,

@@ -98,6 +98,7 @@ class PipelineOptions:
         disabled: passes to leave out, by name; not one that the other options ask for.
         extra: passes of the user's own, a phase between ``fold`` and ``fuse``.
         no_fp8: why the target multiplies no fp8; empty if it does.
+        few_channels: whether the target's int8 kernels read images of few channels as they are.
         assignment: precisions of single layers, chosen by the builder.
     """
 
@@ -109,6 +110,7 @@ class PipelineOptions:
     calibration: Calibration | None = None
     extra: tuple[Pass, ...] = ()
     no_fp8: str = ""
+    few_channels: bool = True
     assignment: Assignment | None = None
 
 
@@ -185,7 +187,7 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "quantization",
-            (FoldQuantization(options.no_fp8), FoldConstants(), DeadCode()),
+            (FoldQuantization(options.no_fp8, options.few_channels), FoldConstants(), DeadCode()),
             "Before fusion, which takes a Dequantize for any other arithmetic and would let a "
             "product of integers disappear behind it.",
         ),
@@ -279,7 +281,7 @@ def _quantize(options: PipelineOptions) -> tuple[Pass, ...]:
         return (first,)
     return (
         first,
-        FoldQuantization(options.no_fp8),
+        FoldQuantization(options.no_fp8, options.few_channels),
         FoldConstants(),
         FusePointwise(),
         FuseConvEpilogue(),

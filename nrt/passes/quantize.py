@@ -215,7 +215,8 @@ class QuantizeLayers(Pass):
             if op.prologue is not None:
                 return "its input has a prologue, which computes floats"
             refusal = dense_channels(w.shape[1], op.groups, name)
-            if refusal is not None and (self.assignment is None or not is_first(node)):
+            wanted = asked or self.assignment is not None
+            if refusal is not None and not (wanted and is_first(node)):
                 return refusal
         elif len(w.shape) != 2 or len(x.shape) < 2 or x.shape[-1] % LEAST_CHANNELS or op.trans_a:
             return f"rows of {x.shape} times {w.shape} are no runs of {LEAST_CHANNELS}"

@@ -148,6 +148,7 @@ class _Cuda:
             "ld_global_nc_u32": loads(1), "ld_global_nc_u16": loads(1, np.uint16),
             "ld_global_nc_v4_if": lambda a, live: loads(4)(a) if live else (0, 0, 0, 0),
             "ld_global_nc_u16_if": lambda a, live: loads(1, np.uint16)(a) if live else 0,
+            "ld_global_nc_u8_if": lambda a, live: loads(1, np.uint8)(a) if live else 0,
             "st_global_v4": stores(), "st_global_v2": stores(), "st_global_u32": stores(),
             "st_global_u16": stores(np.uint16),
             "ld_shared_v4": shared(loads(4)), "ld_shared_v4_f32": shared(loads(4, np.float32)),
@@ -156,6 +157,7 @@ class _Cuda:
             "ld_shared_f32": shared(loads(1, np.float32)),
             "st_shared_v4": shared(stores()), "st_shared_v2_f32": shared(stores(np.float32)),
             "st_shared_u32": shared(stores()), "st_shared_u16": shared(stores(np.uint16)),
+            "st_shared_u8": shared(stores(np.uint8)),
             "st_shared_f32": shared(stores(np.float32)),
             "red_global_add_u64": updates(np.uint64, lambda old, v: old + v),
             "red_global_max_u32": updates(np.uint32, max),
@@ -183,7 +185,7 @@ class _Cuda:
         }  # fmt: skip
 
 
-_MMA = {id(ptx.mma_f16): "f16", id(ptx.mma_bf16): "bf16"}
+_MMA = {id(getattr(ptx, f"mma_{kind}")): kind for kind in ("f16", "bf16", "s8", "u8")}
 """The kind of each matrix instruction."""
 
 

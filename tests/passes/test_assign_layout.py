@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nrt.dtypes import FP16
+from nrt.dtypes import FP16, INT8, UINT8, DType
 from nrt.ir.op import Op
 from nrt.ir.ops import (
     LRN,
@@ -51,6 +51,18 @@ def test_windows_read_and_write_channels_last(op: Op) -> None:
     node = sole(result.graph, type(op))
     assert node.inputs[0].layout == node.output.layout == NHWC
     assert result.graph.outputs["y"].layout is None
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, UINT8), (3, FP16), (16, INT8)])
+def test_a_first_layer_of_bytes_reads_planes(channels: int, dtype: DType) -> None:
+    net = Net()
+    x = net.input(2, channels, 6, 5, dtype=dtype)
+    own = FP16 if dtype is FP16 else INT8
+    weights = net.const(net.rng.integers(-9, 9, (8, channels, 3, 3)).astype(own.numpy))
+    net.out(net.op(Conv(out_dtype=FP16), x, weights))
+    (node,) = [n for n in apply(net, LAYOUT).graph.nodes if isinstance(n.op, Conv)]
+    assert node.inputs[0].layout == (None if dtype is UINT8 else NHWC)
+    assert node.output.layout == NHWC
 
 
 FOLLOWING: tuple[Op, ...] = (

@@ -102,14 +102,32 @@ class TestProducts:
         assert products(folded(net).graph) == [(INT8, FP32)]
 
     @pytest.mark.parametrize("zero", [None, 9])
-    def test_the_first_layer_reads_channels_of_zeros(self, zero: int | None) -> None:
+    def test_the_first_layer_reads_three_channels(self, zero: int | None) -> None:
         net = QuantizedNet()
         x = net.dq(net.input(2, 3, 7, 5, dtype=INT8), 0.125, zero)
         net.out(net.qconv(x, 24))
         graph = folded(net).graph
+        # What is padded is a zero point.
+        assert ops(graph) == ["Conv"] if zero is None else ["Pad", "Conv"]
+        assert sole(graph, Conv).inputs[1].shape == (24, 3, 3, 3)
+        assert products(graph) == [(INT8, FP32)]
+
+    @pytest.mark.parametrize("zero", [None, 9])
+    def test_where_no_kernel_reads_three_it_is_given_more(self, zero: int | None) -> None:
+        net = QuantizedNet()
+        x = net.dq(net.input(2, 3, 7, 5, dtype=INT8), 0.125, zero)
+        net.out(net.qconv(x, 24))
+        graph = FoldQuantization(few_channels=False).run(net.graph.copy()).graph
         assert ops(graph) == ["Pad", "Conv"]
         assert sole(graph, Conv).inputs[1].shape == (24, 16, 3, 3)
         assert products(graph) == [(INT8, FP32)]
+        equal(net, graph)
+
+    def test_a_first_layer_of_many_channels(self) -> None:
+        net = QuantizedNet()
+        x = net.dq(net.input(1, 6, 7, 5, dtype=INT8), 0.125)
+        net.out(net.qconv(x, 24))
+        assert sole(folded(net).graph, Conv).inputs[1].shape == (24, 16, 3, 3)
 
     def test_groups_of_enough_channels(self) -> None:
         net = QuantizedNet()

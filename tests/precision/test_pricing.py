@@ -74,8 +74,8 @@ def test_layers_have_their_own_time() -> None:
     assert model.times["block.a"]["fp32"] == 44_000_000
     # int8 was seen to store int8 only, floats to store floats: taken to be equal.
     assert model.times["block.a"]["int8"] == 11_000_000
-    # An image in another type is its reader's cost: here a Quantize, a Pad and a Reformat.
-    assert model.times["stem"]["int8"] == 11_000_000 + 500_000 + 1_000_000 + 500_000
+    # An image in another type is its reader's cost: here a Quantize, in any order of memory.
+    assert model.times["stem"]["int8"] == 11_000_000 + 500_000
     assert model.times["stem"]["fp16"] == 22_000_000 + 500_000
     assert shop.pricing.alone("grouped").keys() == {"fp16", "fp32"}
 
