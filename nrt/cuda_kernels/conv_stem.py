@@ -50,7 +50,10 @@ _SHAPES = (
 def _patch(problem: Problem) -> Patch:
     s = ConvShape.of(problem)
     planar = s.c > 1 and s.x_strides[3] < s.x_strides[1]
-    return Patch(s.c, s.r, s.s, *s.stride, planar, s.dtype.itemsize)
+    # Runs of bytes are read in words, which end inside of the tensor.
+    runs = s.x_strides[3] == 1 if planar else s.x_strides[3] == s.c and s.x_channels_last
+    words = s.dtype in BYTES and runs and problem.inputs[0].span % 4 == 0
+    return Patch(s.c, s.r, s.s, *s.stride, planar, s.dtype.itemsize, words)
 
 
 def _blocks(shape: ConvShape, tile: StemTile) -> tuple[int, int, int]:

@@ -41,6 +41,7 @@ __all__ = [
     "f32x4_from_s8x4",
     "f32x4_from_u8x4",
     "float_bits",
+    "funnel",
     "bits_float",
     "further_1",
     "further_2",
@@ -48,6 +49,7 @@ __all__ = [
     "ld_global_nc_u16",
     "ld_global_nc_u16_if",
     "ld_global_nc_u32",
+    "ld_global_nc_u32_if",
     "ld_global_nc_u8_if",
     "ld_global_nc_v2",
     "ld_global_nc_v4",
@@ -189,6 +191,12 @@ ld_global_nc_u8_if = asm(
     "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.u16 $0, 0; @p ld.global.nc.u8 $0, [$1]; }",
     [u16], [i64, u32], memory=False,
     doc="``ld.global.nc.u8``: a byte of read-only data, as `ld_global_nc_u16_if`.",
+)  # fmt: skip
+ld_global_nc_u32_if = asm(
+    "ld_global_nc_u32_if",
+    "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.u32 $0, 0; @p ld.global.nc.u32 $0, [$1]; }",
+    [u32], [i64, u32], memory=False,
+    doc="``ld.global.nc.u32``: 4 bytes of read-only data, as `ld_global_nc_u16_if`.",
 )  # fmt: skip
 ld_global_nc_v4_if = asm(
     "ld_global_nc_v4_if",
@@ -462,6 +470,10 @@ prmt = asm(
     "prmt", "prmt.b32 $0, $1, $2, #0;", [u32], [u32, u32], pure=True,
     doc="``prmt.b32``: four bytes of two words; digit k of the hexadecimal literal names byte k of "
     "the result, 0 to 3 of the first operand, 4 to 7 of the second.",
+)  # fmt: skip
+funnel = asm(
+    "funnel", "shf.r.wrap.b32 $0, $1, $2, $3;", [u32], [u32] * 3, pure=True,
+    doc="``shf.r.wrap.b32``: the 32 bits that begin at bit ``c % 32`` of two words, low and high.",
 )  # fmt: skip
 select_below = asm(
     "select_below", "{ .reg .pred p; setp.lt.u32 p, $1, $2; selp.b32 $0, $3, $4, p; }",

@@ -7,6 +7,7 @@ from nrt.cuda_kernels import (
     conv_depthwise_int8,
     conv_direct,
     conv_dp4a,
+    conv_joined,
     conv_mma,
     conv_simt,
     conv_stem,
@@ -42,6 +43,7 @@ __all__ = ["VARIANTS", "variants_for"]
 
 VARIANTS: tuple[Variant, ...] = (
     *conv_wgmma.VARIANTS,
+    *conv_joined.VARIANTS,
     *conv_mma.VARIANTS,
     *conv_stem.VARIANTS,
     *conv_depthwise.VARIANTS,

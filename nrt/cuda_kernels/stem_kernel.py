@@ -3,8 +3,9 @@
 Recipe. Blocks are persistent: one takes tile after tile of TH x TW output pixels. It holds all
 weights of its channels in shared memory, and two buffers with the input patch of a tile, pixels
 adjacent as ``[row][column][channel]``, zero outside the image. While it computes one tile, the
-elements of the next are on their way in registers (loads of an element with any strides; a warp
-reads a line); they go to the other buffer afterwards, so that one barrier a tile is enough.
+elements of the next are on their way in registers (`stem_elements`, or `stem_quads` for bytes that
+lie next to each other); they go to the other buffer afterwards, so that one barrier a tile is
+enough.
 
 The reduction runs over filter rows, and in a row over its S*C elements, which lie next to each
 other in the patch whatever C is. 16 bytes of them are a *piece*, two pieces are one step of
@@ -38,13 +39,14 @@ from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import (
     acc_type,
-    ceil_div,
     extra_types,
     result_type,
     weights_type,
 )
 from nrt.cuda_kernels.epilogue import Extra, make_store
 from nrt.cuda_kernels.simt_tile import compile_text
+from nrt.cuda_kernels.stem_elements import by_element
+from nrt.cuda_kernels.stem_quads import by_quad
 from nrt.cuda_kernels.stem_tile import Patch, StemTile
 from nrt.dtypes import BF16, BYTES, FP16, INT8, UINT8, DType
 from nrt.ir.pointwise import Program
@@ -62,101 +64,23 @@ NUMBERS = (
 """The kernel's scalar parameters, after the seven pointers."""
 
 
-def _fetch_text(patch: Patch, tile: StemTile) -> list[str]:
-    """Lines that load the patch of tile ``item`` to registers ``v{line}_{group}``.
-
-    Loads are predicated, not branched around: all are in flight at once. (Branches would also cost
-    Numba seconds to compile.)
-    """
-    lines, length = patch.lines(tile)
-    warps = tile.threads // 32
-    text = [
+def _origin_text(patch: Patch, tile: StemTile) -> list[str]:
+    """Lines for where in which image tile ``item`` begins."""
+    return [
         "fn = u32(item // per_image)",
         "rest = u32(item - u32(fn * per_image))",
         "fp = u32(rest // per_row)",
         f"top = u32(u32(fp * u32({tile.th * patch.sh})) - pt)",
         "fq = u32(rest - u32(fp * per_row))",
         f"left = u32(u32(fq * u32({tile.tw * patch.sw})) - pl)",
-        "image = u32(u32(fn * xn) + u32(left * xw))",
         "live = item < tiles",
     ]
-    groups = ceil_div(length, 32)
-    load = f"ptx.ld_global_nc_u{8 * patch.itemsize}_if"
-    for j in range(groups):
-        guard = f" & (u32(lane + u32({32 * j})) < u32({length}))" if 32 * (j + 1) > length else ""
-        text.append(f"ok{j} = u32(live & (u32(left + col{j}) < W){guard})")
-    for i in range(ceil_div(lines, warps)):
-        row, channel = _line(patch, f"u32(warp + u32({i * warps}))")
-        guard = (
-            f" & (u32(warp + u32({i * warps})) < u32({lines}))" if (i + 1) * warps > lines else ""
-        )
-        start = f"u32(h{i} * xh)"
-        if channel:
-            start += f" + u32({channel} * xc)"
-        text += [
-            f"h{i} = u32(top + {row})",
-            f"good{i} = u32((h{i} < H){guard})",
-            f"start{i} = u32(image + {start})",
-        ]
-        for j in range(groups):
-            text += [
-                f"v{i}_{j} = {load}(ptx.at(x, start{i} + off{j}), good{i} & ok{j})",
-            ]
-    return text
-
-
-def _line(patch: Patch, line: str) -> tuple[str, str]:
-    """Row and channel (empty: all of them) of a line, as texts."""
-    if not patch.planar:
-        return line, ""
-    row = f"u32({line} // u32({patch.channels}))"
-    return row, f"u32({line} % u32({patch.channels}))"
-
-
-def _commit_text(patch: Patch, tile: StemTile) -> list[str]:
-    """Lines that store the fetched registers to the patch at ``target``."""
-    lines, length = patch.lines(tile)
-    warps, size = tile.threads // 32, patch.itemsize
-    text = []
-    for i in range(ceil_div(lines, warps)):
-        row, channel = _line(patch, f"u32(warp + u32({i * warps}))")
-        spot = f"u32(target + u32({row} * u32({size * patch.pitch(tile)}))"
-        spot += f" + u32({channel} * u32({size})))" if channel else ")"
-        stores = [
-            f"spot{i} = {spot}",
-            *(
-                f"ptx.st_shared_u{8 * size}(spot{i} + pos{j}, v{i}_{j})"
-                for j in range(ceil_div(length, 32))
-            ),
-        ]
-        if (i + 1) * warps > lines:
-            text.append(f"if u32(warp + u32({i * warps})) < u32({lines}):")
-            stores = [f"    {line}" for line in stores]
-        text += stores
-    return text
 
 
 def _setup_text(patch: Patch, tile: StemTile) -> list[str]:
-    """Lines for what a thread keeps: its columns of a line, its places in the patch."""
-    _, length = patch.lines(tile)
+    """Lines for what a thread keeps: its pixels and channels, where it reads the operands."""
     rows_of_warps, size = tile.tw // 16 * tile.wn, patch.itemsize
     text = []
-    for j in range(ceil_div(length, 32)):
-        text.append(f"e = u32(lane + u32({32 * j}))")
-        if patch.planar:
-            text += [f"col{j} = e", "c = u32(0)"]
-        else:
-            text += [
-                f"col{j} = u32(e // u32({patch.channels}))",
-                f"c = u32(e - u32(col{j} * u32({patch.channels})))",
-            ]
-        text += [
-            f"off{j} = u32(u32(col{j} * xw) + u32(c * xc))",
-            # Where nothing is to be kept, the zero goes to the place that is there for it.
-            f"place = u32(u32(col{j} * u32({patch.cell})) + c)",
-            f"place = place if e < u32({length}) else u32({patch.columns(tile) * patch.cell})",
-            f"pos{j} = u32(place * u32({size}))",
-        ]
     if _masked(patch):
         # Halves 2t and 2t + 1 of a filter row's last piece: which belong to the row.
         inside = patch.s * patch.cell - 8 * (patch.pieces - 1)
@@ -277,6 +201,7 @@ def _kernel(
     """
     shape, layer = StemTile(*tile), Patch(*patch)
     n8 = shape.bn // shape.wn // 8
+    fetch = by_quad(layer, shape) if layer.words else by_element(layer, shape)
     weights, patches = layer.weight_bytes(shape), layer.patch_bytes(shape)
     sums = acc_type(dtype)
     body = [
@@ -299,6 +224,7 @@ def _kernel(
             "cuda.syncthreads()",
         ]
     body += [
+        *fetch.setup,
         *_setup_text(layer, shape),
         f"n0 = u32(u32(u32(cuda.blockIdx.y) * u32({shape.bn})) + my_n + u32(t * u32(8)))",
         f"acc = cuda.local.array({shape.mi * n8 * 4}, sums)",
@@ -310,7 +236,8 @@ def _kernel(
         "while now < tiles:",
     ]
     loop = [
-        *_fetch_text(layer, shape),
+        *_origin_text(layer, shape),
+        *fetch.load,
         "if ready:",
         *(f"    {line}" for line in _product_text(layer, shape)),
         *(f"    {line}" for line in _store_text(shape, width)),
@@ -320,7 +247,7 @@ def _kernel(
         "    ready = True",
         f"shift = u32(u32({patches}) - shift)",
         f"target = u32(shared + u32({weights}) + shift)",
-        *_commit_text(layer, shape),
+        *fetch.store,
         # The patch is complete, and all have read the other one.
         "cuda.syncthreads()",
         "on = fn",

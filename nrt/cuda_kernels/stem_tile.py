@@ -10,7 +10,7 @@ import numpy as np
 from nrt.cuda_kernels.conv_common import ceil_div, rounded
 from nrt.ir.op import Array
 
-__all__ = ["Patch", "StemTile", "packed_weights"]
+__all__ = ["Fetch", "Patch", "StemTile", "packed_weights"]
 
 
 class StemTile(NamedTuple):
@@ -37,6 +37,21 @@ class StemTile(NamedTuple):
         return self.th // self.mi * (self.tw // 16) * self.wn * 32
 
 
+class Fetch(NamedTuple):
+    """Lines of a kernel that bring the patch of a tile to shared memory.
+
+    Attributes:
+        setup: for what stays the same from tile to tile.
+        load: from global memory to registers; tile ``item`` begins at ``top``, ``left`` of image
+            ``fn``, and nothing is there to load if it is not ``live``.
+        store: from registers to the patch at the shared address ``target``.
+    """
+
+    setup: list[str]
+    load: list[str]
+    store: list[str]
+
+
 class Patch(NamedTuple):
     """The fixed geometry of a layer, and what follows from it.
 
@@ -46,6 +61,7 @@ class Patch(NamedTuple):
         sh, sw: strides.
         planar: neighbours in memory are pixels of one channel, not channels of one pixel.
         itemsize: bytes of an element.
+        words: pixels are brought four at a time, a word each (`stem_quads`).
     """
 
     channels: int
@@ -55,6 +71,7 @@ class Patch(NamedTuple):
     sw: int
     planar: bool
     itemsize: int = 2
+    words: bool = False
 
     @property
     def word(self) -> int:
@@ -69,6 +86,8 @@ class Patch(NamedTuple):
     @property
     def cell(self) -> int:
         """Elements per pixel in shared memory, so that every output pixel starts at a word."""
+        if self.words:
+            return self.word
         return next(c for c in itertools.count(self.channels) if c * self.sw % self.word == 0)
 
     @property
@@ -92,6 +111,8 @@ class Patch(NamedTuple):
     def pitch(self, tile: StemTile) -> int:
         """Elements per row of the buffer: all that is read, and one to write what nobody reads."""
         read = (tile.tw - 1) * self.sw * self.cell + self.pieces * self.piece
+        if self.words:
+            return rounded(max(read, self.quads(tile) * self.piece), self.piece)
         return rounded(max(read, self.columns(tile) * self.cell + 1), self.piece)
 
     def lines(self, tile: StemTile) -> tuple[int, int]:
@@ -99,8 +120,19 @@ class Patch(NamedTuple):
         rows, columns = self.rows(tile), self.columns(tile)
         return (rows * self.channels, columns) if self.planar else (rows, columns * self.channels)
 
+    def quads(self, tile: StemTile) -> int:
+        """Quads of pixels in an input row of a tile."""
+        return ceil_div(self.columns(tile), 4)
+
+    def quads_of_thread(self, tile: StemTile) -> int:
+        """Quads of pixels that a thread brings, or fewer."""
+        return ceil_div(self.rows(tile) * self.quads(tile), tile.threads)
+
     def held(self, tile: StemTile) -> int:
         """Registers of a thread for the elements on their way."""
+        if self.words:
+            words = 2 * self.channels if self.planar else self.channels + 1
+            return self.quads_of_thread(tile) * words
         lines, length = self.lines(tile)
         return ceil_div(lines, tile.threads // 32) * ceil_div(length, 32)
 

@@ -149,6 +149,8 @@ class _Cuda:
             "ld_global_nc_v4_if": lambda a, live: loads(4)(a) if live else (0, 0, 0, 0),
             "ld_global_nc_u16_if": lambda a, live: loads(1, np.uint16)(a) if live else 0,
             "ld_global_nc_u8_if": lambda a, live: loads(1, np.uint8)(a) if live else 0,
+            "ld_global_nc_u32_if": lambda a, live: loads(1)(a) if live else 0,
+            "funnel": lambda a, b, n: (b << 32 | a) >> n % 32 & 0xFFFFFFFF,
             "st_global_v4": stores(), "st_global_v2": stores(), "st_global_u32": stores(),
             "st_global_u16": stores(np.uint16),
             "ld_shared_v4": shared(loads(4)), "ld_shared_v4_f32": shared(loads(4, np.float32)),

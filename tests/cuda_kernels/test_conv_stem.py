@@ -12,7 +12,7 @@ from sampling import some
 
 from nrt.build_target import reads_few_channels
 from nrt.cuda_kernels.conv_simt import ConvSimt
-from nrt.cuda_kernels.conv_stem import ConvStem
+from nrt.cuda_kernels.conv_stem import ConvStem, _patch
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.stem_tile import Patch, StemTile, packed_weights
 from nrt.dtypes import BF16, FP16, FP32, INT8, UINT8
@@ -72,7 +72,7 @@ CASES = [
     (conv((1, 3, 12, 18), (60, 3, 3, 3), FP16, strides=(1, 2), pads=PAD1),
      StemTile(8, 16, 64, 2, 2, 2)),
 ]  # fmt: skip
-# The same for bytes, whose results are exact.
+# The same for bytes, whose results are exact: element by element, as the strides or sizes want it.
 BYTE_CASES = [
     (requantized_conv((1, 3, 13, 15), (8, 3, 3, 3), strides=(2, 2), pads=PAD1),
      StemTile(4, 16, 32, 1, 1, 4)),
@@ -83,13 +83,33 @@ BYTE_CASES = [
      StemTile(8, 16, 64, 2, 1, 3)),
     (planar(requantized_conv((1, 3, 7, 35), (10, 3, 5, 5), dtype=UINT8, out=INT8)),
      StemTile(8, 32, 32, 2, 1, 1)),
+    (requantized_conv((1, 2, 9, 49), (33, 2, 3, 1), strides=(1, 3), out=FP32),
+     StemTile(16, 16, 64, 4, 2, 1)),
+    (requantized_conv((1, 1, 21, 31), (24, 1, 11, 11), strides=(4, 4), pads=(2, 2, 2, 2)),
+     StemTile(8, 16, 32, 1, 1, 2)),
+]  # fmt: skip
+# And by fours of pixels: every number of channels of pixels and of planes, at any alignment.
+WORD_CASES = [
+    (requantized_conv((1, 3, 12, 15), (8, 3, 3, 3), strides=(2, 2), pads=PAD1),
+     StemTile(4, 16, 32, 1, 1, 4)),
+    (requantized_conv((2, 3, 10, 37), (40, 3, 7, 7), strides=(2, 2), pads=PAD3, dtype=UINT8,
+                      out=UINT8),
+     StemTile(8, 16, 64, 4, 2, 2)),
+    (planar(requantized_conv((2, 3, 10, 18), (72, 3, 3, 3), pads=(1, 0, 2, 1), out=FP16)),
+     StemTile(8, 16, 64, 2, 1, 3)),
+    (planar(requantized_conv((1, 3, 12, 35), (10, 3, 5, 5), dtype=UINT8)),
+     StemTile(8, 32, 32, 2, 1, 1)),
     (requantized_conv((1, 2, 9, 50), (33, 2, 3, 1), strides=(1, 3), out=FP32),
      StemTile(16, 16, 64, 4, 2, 1)),
+    (planar(requantized_conv((2, 2, 9, 19), (33, 2, 3, 2), strides=(2, 1), pads=PAD1)),
+     StemTile(4, 16, 32, 1, 1, 4)),
     (requantized_conv((3, 4, 6, 11), (36, 4, 1, 3), strides=(2, 1), dtype=UINT8),
      StemTile(4, 32, 64, 2, 1, 3)),
-    (requantized_conv((1, 1, 21, 30), (24, 1, 11, 11), strides=(4, 4), pads=(2, 2, 2, 2)),
+    (planar(requantized_conv((2, 4, 7, 13), (36, 4, 3, 3), pads=PAD1, dtype=UINT8)),
+     StemTile(4, 16, 32, 1, 1, 4)),
+    (requantized_conv((1, 1, 21, 32), (24, 1, 11, 11), strides=(4, 4), pads=(2, 2, 2, 2)),
      StemTile(8, 16, 32, 1, 1, 2)),
-    (requantized_conv((1, 1, 12, 18), (12, 1, 3, 3), pads=PAD1), StemTile(8, 32, 32, 2, 1, 2)),
+    (requantized_conv((4, 1, 11, 19), (12, 1, 3, 3), pads=PAD1), StemTile(8, 32, 32, 2, 1, 2)),
 ]  # fmt: skip
 RESNET = conv((32, 3, 224, 224), (64, 3, 7, 7), FP16, strides=(2, 2), pads=PAD3, end="relu")
 VGG = conv((32, 3, 224, 224), (64, 3, 3, 3), FP16, pads=PAD1, end="relu")
@@ -126,8 +146,9 @@ def test_emulated(task: Problem, tile: StemTile) -> None:
     assert relative_error(emulated(task, tile, inputs), expected) <= LIMIT[task.y.dtype.name]
 
 
-@pytest.mark.parametrize(("task", "tile"), BYTE_CASES, ids=str)
+@pytest.mark.parametrize(("task", "tile"), [*BYTE_CASES, *WORD_CASES], ids=str)
 def test_bytes_emulated(task: Problem, tile: StemTile) -> None:
+    assert _patch(task).words == ((task, tile) in WORD_CASES)
     device = replace(ARCHS["sm_80"], multiprocessors=1)
     assert refusal(ConvStem(), task, device) == ""
     assert_exact(KernelEmulator(device), ConvStem(), task, [tile])
@@ -169,7 +190,7 @@ def test_every_tile_is_right_on_gpu(task: Problem, cuda_runner: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("task", "tile"), BYTE_CASES, ids=str)
+@pytest.mark.parametrize(("task", "tile"), [*BYTE_CASES, *WORD_CASES], ids=str)
 def test_bytes_exact_on_gpu(task: Problem, tile: StemTile, cuda_runner: Any) -> None:
     assert_exact(cuda_runner, ConvStem(), task, [tile])
 
@@ -182,7 +203,7 @@ def test_every_tile_of_bytes_is_exact_on_gpu(task: Problem, cuda_runner: Any) ->
 
 @pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
 def test_compiles_without_spills(arch: str) -> None:
-    for task in (CASES[0][0], CASES[3][0], BYTE_CASES[1][0]):
+    for task in (CASES[0][0], CASES[3][0], BYTE_CASES[1][0], WORD_CASES[2][0]):
         assert all(c.spills == 0 for c in compiled(ConvStem(), task, arch))
 
 
