@@ -101,7 +101,7 @@ class ConvStem(Variant):
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         tiles = self._tiles(problem, device)
-        return sorted(tiles, key=lambda tile: self._seconds(problem, tile, device))[:5]
+        return sorted(tiles, key=lambda tile: self._seconds(problem, tile, device))[:6]
 
     def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:
         moved = problem.nbytes / device.bandwidth + 2e-6
@@ -152,13 +152,14 @@ class ConvStem(Variant):
         k, patch = ConvShape.of(problem).k, _patch(problem)
         found = []
         for th, tw, mi, wn, per_sm, per_sm_32 in _SHAPES:
-            tile = StemTile(th, tw, 32, mi, wn, per_sm_32)
-            if k > 32:
-                tile = StemTile(th, tw, 64, mi, wn, per_sm)
-            fits = patch.shared_bytes(tile) <= device.shared_per_block
-            share = min(255, 65536 // (tile.threads * max(1, tile.per_sm)))
-            if tile.per_sm and fits and patch.registers(tile) + _OTHER_REGISTERS <= share:
-                found.append(tile)
+            bn, most = (32, per_sm_32) if k <= 32 else (64, per_sm)
+            # Quads of pixels leave registers for another block.
+            for blocks in (most, most + 1) if most and patch.words else (most,):
+                tile = StemTile(th, tw, bn, mi, wn, blocks)
+                fits = patch.shared_bytes(tile) <= device.shared_per_block
+                share = min(255, 65536 // (tile.threads * max(1, blocks)))
+                if blocks and fits and patch.registers(tile) + _OTHER_REGISTERS <= share:
+                    found.append(tile)
         return found
 
     @staticmethod

@@ -30,6 +30,7 @@ and 64 channels, beside 920 of shared memory. Bytes take 7 steps there, not 11, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from numba import cuda
@@ -56,6 +57,16 @@ __all__ = ["NUMBERS"]
 u32 = types.uint32
 
 _MMA = {FP16: ptx.mma_f16, BF16: ptx.mma_bf16, INT8: ptx.mma_s8, UINT8: ptx.mma_u8}
+
+_ONE_AND_A_HALF = 0x4B400000
+"""The bits of 1.5 * 2^23: those of the float that is n more are n more, up to 2^22 either way."""
+
+
+@cuda.jit(device=True, inline="always")
+def _from_bits(total):
+    """A sum of integers that began at `_ONE_AND_A_HALF`: one addition, no conversion."""
+    return ptx.bits_float(u32(total)) - types.float32(12582912.0)
+
 
 NUMBERS = (
     "tiles", "per_image", "per_row", "K", "H", "W", "P", "Q", "pt", "pl",
@@ -154,35 +165,59 @@ def _product_text(patch: Patch, tile: StemTile) -> list[str]:
 
 
 def _store_text(tile: StemTile, width: int) -> list[str]:
-    """Lines that hand the accumulators of the tile (on, op, oq) to the epilogue."""
+    """Lines that hand the accumulators of the tile (on, op, oq) to the epilogue.
+
+    Of a tile that is whole they are one stretch without a branch: the epilogue's vectors are loaded
+    once for all its pixels.
+    """
     n8 = tile.bn // tile.wn // 8
-    text = [
+    return [
         f"q0 = u32(u32(oq * u32({tile.tw})) + my_col)",
         f"p0 = u32(u32(op * u32({tile.th})) + my_row)",
         "on_y = u32(on * yn)",
         "on_p = u32(on * P)",
-        f"for i in range({tile.mi}):",
-        "    p = u32(p0 + u32(i))",
-        "    for side in range(2):",
-        "        q = u32(q0 + u32(8 * side))",
-        "        if p < P and q < Q:",
-        "            m = u32(u32(u32(on_p + p) * Q) + q)",
-        "            pixel = u32(on_y + u32(p * yp) + u32(q * yq))",
-        f"            for b in range({n8 // 4}):",
-        "                k0 = u32(n0 + u32(b * 32))",
+        f"whole = (u32(op * u32({tile.th}) + u32({tile.th})) <= P)"
+        f" & (u32(oq * u32({tile.tw}) + u32({tile.tw})) <= Q) & last_k",
+        "if whole:",
+        *(f"    {line}" for line in _stores(n8, range(tile.mi), width)),
+        "else:",
+        f"    for i in range({tile.mi}):",
+        "        for side in range(2):",
+        "            if u32(p0 + u32(i)) < P and u32(q0 + u32(8 * side)) < Q:",
+        *(f"                {line}" for line in _stores(n8, None, width)),
     ]
-    for first in range(0, 8, width):
-        values = ", ".join(
-            f"final(acc[(i * {n8} + b * 4 + {e // 2}) * 4 + 2 * side + {e % 2}])"
-            for e in range(first, first + width)
-        )
-        offset = "k" if width > 1 else "u32(k * yk)"
+
+
+def _stores(n8: int, rows: Iterable[int] | None, width: int) -> list[str]:
+    """Lines for all channels of the lane's pixels in ``rows``.
+
+    None: of pixel ``i``, ``side``, as far as there are such channels.
+    """
+    pixels = [("i", "side")] if rows is None else [(str(i), str(s)) for i in rows for s in range(2)]
+    text = []
+    for i, side in pixels:
+        name = "" if rows is None else f"{i}_{side}"
         text += [
-            f"                k = u32(k0 + u32({first}))",
-            "                if k < K:",
-            f"                    store({values}, m, k, u32(pixel + {offset}), y, e0, e1, e2, e3)",
+            f"p = u32(p0 + u32({i}))",
+            f"q = u32(q0 + u32(8 * {side}))",
+            f"m{name} = u32(u32(u32(on_p + p) * Q) + q)",
+            f"pixel{name} = u32(on_y + u32(p * yp) + u32(q * yq))",
         ]
-    return text
+    loop = ["k0 = u32(n0 + u32(b * 32))"]
+    for first in range(0, 8, width):
+        loop.append(f"k = u32(k0 + u32({first}))")
+        if rows is None:
+            loop.append("if k < K:")
+        indent = "    " if rows is None else ""
+        for i, side in pixels:
+            name = "" if rows is None else f"{i}_{side}"
+            values = ", ".join(
+                f"final(acc[({i} * {n8} + b * 4 + {e // 2}) * 4 + 2 * {side} + {e % 2}])"
+                for e in range(first, first + width)
+            )
+            place = f"u32(pixel{name} + {'k' if width > 1 else 'u32(k * yk)'})"
+            loop.append(f"{indent}store({values}, m{name}, k, {place}, y, e0, e1, e2, e3)")
+    return [*text, f"for b in range({n8 // 4}):", *(f"    {line}" for line in loop)]
 
 
 def _kernel(
@@ -203,7 +238,8 @@ def _kernel(
     n8 = shape.bn // shape.wn // 8
     fetch = by_quad(layer, shape) if layer.words else by_element(layer, shape)
     weights, patches = layer.weight_bytes(shape), layer.patch_bytes(shape)
-    sums = acc_type(dtype)
+    sums, final = acc_type(dtype), result_type(dtype, out_dtype, program)
+    exact = dtype in BYTES and final is types.float32 and layer.largest_sum(dtype) < 2**22
     body = [
         "shared = ptx.shared_address(cuda.shared.array(0, u8))",
         "tid = u32(cuda.threadIdx.x)",
@@ -227,6 +263,7 @@ def _kernel(
         *fetch.setup,
         *_setup_text(layer, shape),
         f"n0 = u32(u32(u32(cuda.blockIdx.y) * u32({shape.bn})) + my_n + u32(t * u32(8)))",
+        f"last_k = u32(u32(u32(cuda.blockIdx.y) * u32({shape.bn})) + u32({shape.bn})) <= K",
         f"acc = cuda.local.array({shape.mi * n8 * 4}, sums)",
         "shift = u32(0)",
         "now = u32(cuda.blockIdx.x)",
@@ -265,8 +302,8 @@ def _kernel(
         "u8": types.uint8,
         "u32": u32,
         "sums": sums,
-        "zero": sums(0),
-        "final": result_type(dtype, out_dtype, program),
+        "zero": sums(_ONE_AND_A_HALF if exact else 0),
+        "final": _from_bits if exact else final,
         "mma": _MMA[dtype],
         "store": make_store(program, extras, out_dtype, width),
     }

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nrt.cuda_kernels.conv_common import ceil_div, rounded
+from nrt.dtypes import UINT8, DType
 from nrt.ir.op import Array
 
 __all__ = ["Fetch", "Patch", "StemTile", "packed_weights"]
@@ -99,6 +100,10 @@ class Patch(NamedTuple):
     def steps(self) -> int:
         """Steps of two pieces in a dot product."""
         return ceil_div(self.r * self.pieces, 2)
+
+    def largest_sum(self, dtype: DType) -> int:
+        """The largest sum of products of bytes of ``dtype`` with int8 in magnitude."""
+        return self.r * self.s * self.channels * (255 if dtype is UINT8 else 128) * 128
 
     def rows(self, tile: StemTile) -> int:
         """Input rows of a tile."""
