@@ -12,7 +12,8 @@
 Of five steps one FMA is left, and layers that differed in m alone share a kernel. Where the
 factor meets nothing known, such as the sums themselves, it is multiplied by there, if that saves an
 instruction: before an addition it is half of an FMA, before a clamp it may make that superfluous.
-Constants are multiplied in float64 and rounded once; those of less than fp32 become fp32.
+Constants are multiplied in float64 and rounded once; those of less than fp32 become fp32. Stores of
+fp8 saturate as those of int8 and uint8 do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nrt.dtypes import BYTES, FP32, FP64, DType
+from nrt.dtypes import BYTES, FP8E4M3, FP32, FP64, DType
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import AveragePool, Conv, ConvTranspose, MatMul, MaxPool
@@ -47,7 +48,7 @@ def _epilogue(node: Node) -> Program | None:
     """The program before a store that saturates."""
     op: Any = node.op
     program: Program | None = op.epilogue
-    return program if node.output.dtype in BYTES else None
+    return program if node.output.dtype in (*BYTES, FP8E4M3) else None
 
 
 def _has_implied_clamp(node: Node) -> bool:

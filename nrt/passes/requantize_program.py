@@ -1,7 +1,7 @@
 """Programs whose result is stored as bytes: a factor at the end moves in, implied clamps go.
 
-A store of int8 or uint8 rounds to a whole number and saturates to the range [lo, hi]; it never
-falls where its input rises, and of NaN it makes 0, as min and max let NaN through.
+A store of int8, uint8 or fp8 rounds and saturates to the range [lo, hi]; it never falls where its
+input rises. NaN it stores as 0 (fp8 as NaN), and min and max let NaN through to it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nrt.dtypes import DType
+from nrt.ir.ops.common import apply_epilogue
 from nrt.ir.pointwise import Builder, Instr, Program
 
 __all__ = ["Scaled", "final_factor", "machine_cost", "scaled", "without_implied_clamps"]
@@ -70,7 +71,6 @@ def without_implied_clamps(program: Program, dtype: DType) -> Program:
     A run of clamps is one clamp, g. Let c be a lower limit that is stored as lo. For v < c, g(v) is
     g(c), or g(c) <= c; then both are stored as lo, whatever the limits of g. The same from above.
     """
-    info = np.iinfo(dtype.numpy)
     kept: list[tuple[str, float]] = []
     dropped = False
     register = program.outputs[0]
@@ -78,9 +78,7 @@ def without_implied_clamps(program: Program, dtype: DType) -> Program:
         instr = _instr(program, register)
         assert instr is not None
         register, limit = found
-        # What is stored of the limit: NaN compares false, and stays.
-        whole = np.rint(limit)
-        if whole <= info.min if instr.opcode == "max" else whole >= info.max:
+        if _is_stored_as_end(limit, dtype, lower=instr.opcode == "max"):
             dropped = True
         else:
             kept.append((instr.opcode, limit))
@@ -91,6 +89,13 @@ def without_implied_clamps(program: Program, dtype: DType) -> Program:
     for opcode, limit in reversed(kept):
         register = b(opcode, register, b.const(limit))
     return b.build(register)
+
+
+def _is_stored_as_end(limit: float, dtype: DType, *, lower: bool) -> bool:
+    """Whether a store makes of ``limit`` what it makes of all that is lower, or higher."""
+    numbers = np.asarray([-np.inf if lower else np.inf, limit], np.float32)
+    end, stored = apply_epilogue(None, numbers, (), dtype)
+    return not np.isnan(limit) and bool(end == stored)
 
 
 @dataclass(frozen=True)

@@ -2,85 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nrt.dtypes import FP16, FP32, FP64, INT8, UINT8, DType
+from nrt.dtypes import FP8E4M3, FP16, FP32, FP64, INT8, UINT8, DType
 from nrt.ir.evaluate import evaluate
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import AveragePool, Conv, ConvTranspose, MatMul, MaxPool
 from nrt.ir.pointwise import Builder, Program
-from nrt.ir.value import Node, Value
+from nrt.ir.value import Node
 from nrt.ir.verify import verify
 from nrt.passes.base import PassResult, run_pipeline
 from nrt.passes.fold_requantize import FoldRequantize
 from nrt.passes.pipeline import PipelineOptions, pipeline
 
 from .quantized_nets import QuantizedNet, residual_block
+from .requantized_nets import (
+    biased,
+    bytes_feed,
+    conv_of_bytes,
+    conv_of_floats,
+    floats,
+    relu6,
+    residual,
+)
 from .support import refusals, sole
 
 FOLD = FoldRequantize()
-RANGES = {INT8: (-128, 127), UINT8: (0, 255)}
-
-
-def relu6(factor: float) -> Program:
-    b = Builder("fff")
-    value = b("max", b("add", b("mul", 0, 1), 2), b.const(0.0))
-    return b.build(b("mul", b("min", value, b.const(6.0)), b.const(factor)))
-
-
-def residual(factor: float) -> Program:
-    b = Builder("fffi")
-    other = b("mul", b("to_f", 3), b.const(0.05))
-    return b.build(b("mul", b("add", other, b("add", b("mul", 0, 1), 2)), b.const(factor)))
-
-
-def biased(factor: float) -> Program:
-    b = Builder("ff")
-    return b.build(b("mul", b("max", b("add", 0, 1), b.const(0.0)), b.const(factor)))
-
-
-def conv_of_bytes(net: QuantizedNet, program: Program, dtype: DType, **extra: Any) -> Node:
-    """A 3x3 Conv, int8, whose sums are scaled to some units; 13 channels."""
-    x, w = net.input(2, 5, 7, 6, dtype=INT8), net.integers(13, 5, 3, 3)
-    scales = net.const((1 + net.rng.random((13, 1, 1))).astype(np.float32) * 1e-4, "scales")
-    bias = net.const(net.random(13, 1, 1), "bias")
-    operands = [scales, bias]
-    if program.inputs[3:] == ("i",):
-        operands.append(net.input(2, 13, 7, 6, name="r", dtype=INT8))
-    op = Conv((1, 1), (1, 1, 1, 1), epilogue=program, out_dtype=dtype)
-    return net.node(op, x, w, *operands, name="conv")
-
-
-def conv_of_floats(net: QuantizedNet, program: Program, dtype: DType, *operands: Value) -> Node:
-    x, w = net.input(2, 5, 7, 6), net.weight(13, 5, 3, 3)
-    bias = operands or (net.const(net.random(13, 1, 1), "bias"),)
-    op = Conv((1, 1), (1, 1, 1, 1), epilogue=program, out_dtype=dtype)
-    return net.node(op, x, w, *bias, name="conv")
-
-
-def floats(graph: Graph, data: dict[str, Array]) -> Array:
-    """What the only node would store, as fp32, clipped to the range of the bytes."""
-    graph = graph.copy()
-    (node,) = graph.nodes
-    low, high = RANGES[node.output.dtype]
-    op: Any = node.op
-    graph.replace_node(node, replace(op, out_dtype=FP32), node.inputs)
-    return np.clip(evaluate(graph, data)["y"], low, high)
-
-
-def bytes_feed(net: QuantizedNet) -> dict[str, Array]:
-    data = {}
-    for value in net.graph.inputs:
-        if value.dtype.is_float:
-            data[value.name] = net.random(*value.shape).astype(value.dtype.numpy)
-        else:
-            data[value.name] = net.rng.integers(-127, 128, value.shape).astype(value.dtype.numpy)
-    return data
 
 
 def fold(net: QuantizedNet, node: Node) -> PassResult:
@@ -328,6 +279,22 @@ class TestLeftAlone:
     def test_an_epilogue_that_does_not_end_in_a_factor(self) -> None:
         b = Builder("ff")
         assert self.refused(b.build(b("add", 0, 1))) == []
+
+
+def test_fp8() -> None:
+    """A power of two, so that nothing is rounded otherwise; sums beyond 448 saturate."""
+    net = QuantizedNet()
+    b = Builder("ff")
+    value = b("min", b("max", b("add", 0, 1), b.const(-2.0)), b.const(4.0))
+    program = b.build(b("mul", value, b.const(128.0)))
+    net.out(conv_of_floats(net, program, FP8E4M3).output)
+    graph = FOLD.run(net.graph.copy()).graph
+    assert text(graph) == "mul(x0, 128.0); add(r3, x1); max(r4, -256.0)"
+    data = bytes_feed(net)
+    wanted, found = (evaluate(g, data)["y"].astype(np.float32) for g in (net.graph, graph))
+    np.testing.assert_array_equal(found, wanted)
+    assert wanted.min() == -256
+    assert len(np.unique(wanted)) > 40
 
 
 def test_a_constant_of_others_too_stays_theirs() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt.dtypes import FP32, FP64, INT8, UINT8, DType
+from nrt.dtypes import FP8E4M3, FP32, FP64, INT8, UINT8, DType
 from nrt.ir.op import Array
 from nrt.ir.ops.common import apply_epilogue
 from nrt.ir.pointwise import Builder, Program
@@ -21,11 +21,12 @@ from nrt.passes.requantize_program import (
 LIMITS = (
     *(-math.inf, -300.0, -128.51, -128.5, -128.0, -127.6, -127.5, -127.4, -3.0, -0.1, 0.0, 0.4),
     *(0.5, 0.51, 6.0, 126.5, 126.6, 127.0, 127.5, 200.0, 254.5, 254.51, 255.0, 255.5, math.inf),
-    math.nan,
+    *(-449.0, -433.0, -432.0, 431.0, 432.0, 433.0, 448.0, 464.0, math.nan),
 )
 SWEEP = np.concatenate(
     [
         np.arange(-140.0, 270.0, 0.25, dtype=np.float32),
+        np.arange(-500.0, 500.0, dtype=np.float32),
         np.asarray([*LIMITS, -3e38, 3e38, -2.2e9, 2.2e9, -0.0], np.float32),
     ]
 )
@@ -40,13 +41,13 @@ def chain(*clamps: tuple[str, float]) -> Program:
 
 
 def stored(program: Program, dtype: DType) -> Array:
-    return apply_epilogue(program, SWEEP.copy(), (), dtype)
+    return apply_epilogue(program, SWEEP.copy(), (), dtype).astype(np.float32)
 
 
 CLAMPS = st.tuples(st.sampled_from(("max", "min")), st.sampled_from(LIMITS))
 
 
-@given(st.lists(CLAMPS, max_size=5), st.sampled_from((INT8, UINT8)))
+@given(st.lists(CLAMPS, max_size=5), st.sampled_from((INT8, UINT8, FP8E4M3)))
 def test_what_is_stored_stays(clamps: list[tuple[str, float]], dtype: DType) -> None:
     program = chain(*clamps)
     found = without_implied_clamps(program, dtype)
@@ -70,6 +71,9 @@ def test_what_is_stored_stays(clamps: list[tuple[str, float]], dtype: DType) -> 
         ([("max", -1.0), ("min", -5.0)], UINT8, "min(x0, -5.0)"),
         ([("min", 256.0), ("max", 700.0)], UINT8, "max(x0, 700.0)"),
         ([("max", math.nan), ("min", math.nan)], UINT8, "max(x0, nan); min(r2, nan)"),
+        ([("max", -448.0), ("min", 448.0)], FP8E4M3, "identity"),
+        # Halfway between 416 and 448, which is even.
+        ([("max", -431.0), ("min", 432.0)], FP8E4M3, "max(x0, -431.0)"),
     ],
 )
 def test_which_clamps_go(clamps: list[tuple[str, float]], dtype: DType, text: str) -> None:
