@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 _LAYOUT = ("layout", "borders")
 """Phases that run on the tapped graph."""
 
-_LATER = ("choose", "siblings")
+_LATER = ("choose", "requantize", "siblings")
 """Phases that see what is quantized already: what they fuse has a range of its own."""
 
 

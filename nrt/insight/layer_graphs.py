@@ -43,7 +43,9 @@ __all__ = [
     "tapped",
 ]
 
-_LATER = ("quantize", "choose", "bindings", "precision", "layout", "borders", "siblings")
+_LATER = (
+    "quantize", "choose", "bindings", "precision", "layout", "borders", "requantize", "siblings",
+)  # fmt: skip
 """Phases that see precision, or come after those that do."""
 
 _LEFT_OUT = ("choose", "siblings")

@@ -22,6 +22,7 @@ from nrt.passes.fold_constants import FoldConstants
 from nrt.passes.fold_layout_into_weights import FoldLayoutIntoWeights
 from nrt.passes.fold_pad import FoldPad
 from nrt.passes.fold_quantization import FoldQuantization
+from nrt.passes.fold_requantize import FoldRequantize
 from nrt.passes.fuse_average_pool import FuseAveragePool
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.fuse_conv_prologue import FuseConvPrologue
@@ -78,6 +79,7 @@ PASSES: tuple[type[Pass], ...] = (
     AssignLayout,
     FoldLayoutIntoWeights,
     MergeReformats,
+    FoldRequantize,
     FuseSiblings,
     FusePoolConv,
     MergePointwise,
@@ -257,6 +259,12 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
             (BindIo(options.io), MergeReformats(), RemoveIdentities(), DeadCode()),
             "Cleans up what bindings, precision and layout put in, each without a look at the "
             "others; an output that the layout reordered is first bound again.",
+        ),
+        Phase(
+            "requantize",
+            (FoldRequantize(), DeadCode()),
+            "Once epilogues are complete and it is settled who stores bytes: precision caps some, "
+            "which saturation does too. Before siblings, whose constants become vectors.",
         ),
         Phase(
             "siblings",
