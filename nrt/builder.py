@@ -34,7 +34,7 @@ from nrt.plan_clock import plan_clock, timed_pair
 from nrt.precision.accuracy import AccuracyBudget, Run
 from nrt.precision.choice import Chosen, choose_precisions
 from nrt.precision.selection import Selection
-from nrt.precision.workshop import Workshop, permitted, runs
+from nrt.precision.workshop import Workshop, laid_out, permitted, runs
 from nrt.programmatic import decide
 from nrt.quantization import Calibration
 from nrt.quantization.digest import model_digest
@@ -412,6 +412,11 @@ def _settled(
             return runs(draft(workshop.with_kernels(settled)), runner)
         return runs(_on_cpu(request, assignment))
 
+    def plain(graph: Graph) -> Run:
+        target = request.target if here else "cpu"
+        found = build_graph(laid_out(graph), target=target, opt_level=0)
+        return runs(found.plan, runner if here else None)
+
     workshop = Workshop(
         graph=request.graph,
         options=request.pipeline_options,
@@ -420,6 +425,7 @@ def _settled(
         estimates=not on_cpu,
         run=run,
         reference=lambda: runs(_in_fp32(request, here=here), runner if here else None),
+        plain=plain,
         compare=compare,
         snapshots=request.snapshots,
         notes=(request.left_out,) if request.left_out else (),

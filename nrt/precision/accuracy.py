@@ -177,6 +177,11 @@ class Judge:
             )
         self.limit = budget.limit(self.reference)
 
+    @property
+    def sample(self) -> Item:
+        """The first batch."""
+        return self._batches[0]
+
     def score(self, run: Run) -> Score:
         """The accuracy of another network.
 

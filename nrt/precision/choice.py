@@ -3,8 +3,9 @@
 1. The network is built in every single precision, and all their tasks are tuned together.
 2. A minimum cut over layers' times and conversions gives the fastest assignment; it is built and
    timed in turn, and cut again with what that shows, until it stays.
-3. If it misses the budget, layers get more precision, those first that add most noise per
-   microsecond that they save; a few networks are built and judged to find how many.
+3. If it misses the budget, layers get more precision, those first that add most noise to the
+   results, as measured, per microsecond that they save; a few networks are built and judged to find
+   how many.
 4. Of all networks that meet the budget, single precisions included, the fastest is taken.
 """
 
@@ -24,10 +25,11 @@ from nrt.precision.costs import INT8, CostModel, Labels
 from nrt.precision.cut import cheapest
 from nrt.precision.frontier import Frontier, Point
 from nrt.precision.pricing import Meter, Pricing
+from nrt.precision.probes import insert_probes, noise_at_results
 from nrt.precision.reasons import reasons
 from nrt.precision.repair import least_that_holds
 from nrt.precision.selection import LayerChoice, Selection
-from nrt.precision.sensitivity import harms
+from nrt.precision.sensitivity import harms, probed_tensors
 from nrt.precision.survey import Survey, survey
 from nrt.precision.workshop import Workshop
 
@@ -227,7 +229,14 @@ class _Choice:
         least_that_holds(len(steps), holds)
 
     def _harms(self) -> Mapping[str, Mapping[str, float]]:
-        return harms(self.survey, self.shop.options.calibration)
+        """What layers add in noise, at the network's results where that can be measured."""
+        assert self.judge is not None
+        calibration, tensors = self.shop.options.calibration, probed_tensors(self.survey)
+        if calibration is None or not tensors:
+            return harms(self.survey, calibration)
+        probes = insert_probes(self.survey.graph, tensors, calibration)
+        run = self.shop.plain(probes.graph)
+        return harms(self.survey, calibration, noise_at_results(probes, run, self.judge.sample))
 
     # -- the end ---------------------------------------------------------------------------------
 

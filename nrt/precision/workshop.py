@@ -21,7 +21,7 @@ from nrt.runtime.engine import Engine
 if TYPE_CHECKING:
     from nrt.cuda_runner import CudaRunner
 
-__all__ = ["Workshop", "permitted", "runs"]
+__all__ = ["Workshop", "laid_out", "permitted", "runs"]
 
 _CHOICE = frozenset({"fp32", "fp16", "int8"})
 """Precisions that leave something to choose: what ``auto`` stands for."""
@@ -39,6 +39,7 @@ class Workshop:
         estimates: whether the target's estimates are times.
         run: makes a network that can be run of an outcome and its assignment, for judging.
         reference: makes the network in fp32.
+        plain: makes a network in fp32 of a graph that is fused, with kernels that nobody tuned.
         compare: seconds of two whole plans, measured in turns; None where nothing can be.
         snapshots: keep copies of the graph between passes.
         notes: for the report.
@@ -51,6 +52,7 @@ class Workshop:
     estimates: bool
     run: Callable[[Settled, Assignment], Run]
     reference: Callable[[], Run]
+    plain: Callable[[Graph], Run]
     compare: Callable[[Settled, Settled], tuple[float | None, float | None] | None]
     snapshots: bool = False
     notes: tuple[str, ...] = ()
@@ -75,6 +77,12 @@ class Workshop:
         phases = pipeline(self.options)
         first = next((k for k, p in enumerate(phases) if p.name == "quantize"), len(phases))
         return run_pipeline(self.graph, phases[:first]).graph
+
+
+def laid_out(graph: Graph) -> Graph:
+    """A fused graph in fp32 with what lies between passes and kernels: the order of its memory."""
+    phases = [p for p in pipeline() if p.name in ("layout", "borders")]
+    return run_pipeline(graph, phases).graph
 
 
 def permitted(given: str | Iterable[str], *, calibrated: bool) -> tuple[frozenset[str], bool, str]:

@@ -69,6 +69,7 @@ def workshop(
         estimates,
         lambda settled, _: lambda batch: evaluate(settled.rewritten.report.graph, batch),
         lambda: lambda batch: evaluate(net.graph, batch),
+        lambda graph: lambda batch: evaluate(graph, batch),
         compare,
     )
 

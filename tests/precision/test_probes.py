@@ -1,0 +1,129 @@
+"""Noise of single tensors, measured at the network's results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import nrt
+from nrt.builder import build_graph
+from nrt.ir.evaluate import evaluate
+from nrt.passes.base import run_pipeline
+from nrt.passes.pipeline import PipelineOptions, pipeline
+from nrt.precision.probes import insert_probes, noise_at_results
+from nrt.precision.sensitivity import harms, probed_tensors, source_of
+from nrt.precision.survey import Survey, survey
+from nrt.precision.workshop import laid_out, runs
+
+Array = np.ndarray
+
+
+def network(rng: np.random.Generator, loud: float) -> nrt.Network:
+    """Two branches of the same sizes, of which the second is ``loud`` times the first."""
+    net = nrt.Network("branches")
+    x = net.input("x", (8, 32))
+
+    def branch(name: str, scale: float) -> nrt.Value:
+        first = rng.standard_normal((48, 32)).astype(np.float32) / 6
+        second = rng.standard_normal((16, 48)).astype(np.float32) / 7 * np.float32(scale)
+        y = net.relu(net.linear(x, first, name=f"{name}.a"), name=f"{name}.relu")
+        return net.linear(y, second, name=f"{name}.b")
+
+    net.output(net.add(branch("quiet", 1.0), branch("loud", loud), name="sum"), "y")
+    return net
+
+
+def studied(net: nrt.Network, rng: np.random.Generator) -> tuple[Survey, nrt.Calibration]:
+    data = rng.standard_normal((256, 32)).astype(np.float32)
+    ranges = nrt.calibrate(net, data, target="cpu", method="minmax")
+    options = PipelineOptions(frozenset({"int8", "fp16", "fp32"}), calibration=ranges)
+    phases = pipeline(options)
+    first = [p.name for p in phases].index("quantize")
+    return survey(run_pipeline(net.graph, phases[:first]).graph, options), ranges
+
+
+def test_noise_is_that_of_the_tensor_alone(rng: np.random.Generator) -> None:
+    net = network(rng, 3.0)
+    _, ranges = studied(net, rng)
+    batch = {"x": rng.standard_normal((8, 32)).astype(np.float32)}
+    probes = insert_probes(net.graph, ["x", "quiet.relu", "loud.relu"], ranges)
+    found = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), batch)
+
+    constants = {n.name: n.inputs[-1].constant for n in net.graph.nodes}
+    weights = {name: a.astype(np.float64) for name, a in constants.items() if a is not None}
+
+    def forward(x: Array, rounded: str) -> Array:
+        total = np.zeros((8, 16))
+        for name in ("quiet", "loud"):
+            y = np.maximum(x @ weights[f"{name}.a"].T, 0)
+            if rounded == f"{name}.relu":
+                # It has no negatives: uint8.
+                scale = ranges[rounded].threshold / 255
+                y = np.clip(np.rint(y / scale), 0, 255) * scale
+            total += y @ weights[f"{name}.b"].T
+        return total
+
+    x = batch["x"].astype(np.float64)
+    wanted = forward(x, "")
+    scale = ranges["x"].threshold / 127
+    for name, result in {
+        "x": forward(np.clip(np.rint(x / scale), -127, 127) * scale, ""),
+        "quiet.relu": forward(x, "quiet.relu"),
+        "loud.relu": forward(x, "loud.relu"),
+    }.items():
+        expected = np.square(result - wanted).sum() / np.square(wanted).sum()
+        assert found[name] == pytest.approx(expected, rel=1e-2), name
+    assert found["loud.relu"] > 3 * found["quiet.relu"]
+
+
+def test_switches_that_are_off_change_nothing(rng: np.random.Generator) -> None:
+    net = network(rng, 1.0)
+    _, ranges = studied(net, rng)
+    before = net.graph.copy()
+    probes = insert_probes(net.graph, ["x", "loud.relu", "no.such.tensor", "sum"], ranges)
+    assert len(net.graph) == len(before)
+    # The result's own range is known, whoever reads it; what is not there has no probe.
+    assert set(probes.switches) == {"x", "loud.relu", "sum"}
+    batch = {"x": rng.standard_normal((8, 32)).astype(np.float32)}
+    off = {s: np.zeros((1, 1), np.float32) for s in probes.switches.values()}
+    plain = evaluate(net.graph, batch)["y"]
+    np.testing.assert_array_equal(evaluate(probes.graph, {**batch, **off})["y"], plain)
+    # It compiles as any network does.
+    run = runs(build_graph(laid_out(probes.graph), target="cpu", opt_level=0).plan)
+    found = np.asarray(run({**batch, **off})["y"])
+    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_harm_is_what_reaches_the_results(rng: np.random.Generator) -> None:
+    net = network(rng, 5.0)
+    found, ranges = studied(net, rng)
+    tensors = probed_tensors(found)
+    assert {"x", "quiet.relu", "loud.relu"} <= set(tensors)
+    assert source_of(found, "loud.b") == "loud.relu"
+    probes = insert_probes(found.graph, tensors, ranges)
+    batch = {"x": rng.standard_normal((8, 32)).astype(np.float32)}
+    reach = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), batch)
+    alone, measured = harms(found, ranges), harms(found, ranges, reach)
+    # By themselves both branches round as well; 25 times the noise power at the result is one's.
+    assert alone["loud.a"]["int8"] == pytest.approx(alone["quiet.a"]["int8"], rel=0.5)
+    rounded = reach["x"]
+    assert measured["loud.a"]["int8"] - rounded > 5 * (measured["quiet.a"]["int8"] - rounded) > 0
+    assert reach["loud.relu"] > 5 * reach["quiet.relu"]
+    assert measured["loud.b"]["int8"] > measured["quiet.b"]["int8"]
+    # Floats are a thousandth of that, and keep their order.
+    assert measured["loud.b"]["fp32"] < measured["loud.b"]["fp16"] < measured["loud.b"]["int8"]
+
+
+def test_results_that_are_no_numbers() -> None:
+    net = nrt.Network("huge")
+    x = net.input("x", (1, 4))
+    net.output(net.exp(net.mul(x, 1.0, name="same"), name="up"), "y")
+    ranges = nrt.calibrate(net, np.full((4, 4), 88.5, np.float32), target="cpu", method="minmax")
+    probes = insert_probes(net.graph, ["x"], ranges)
+
+    def run(feeds: dict[str, Array]) -> dict[str, Array]:
+        on = float(feeds[probes.switches["x"]].item())
+        return {"y": np.array([[1.0, np.inf if on else 1.0, np.inf, 2.0]])}
+
+    batch = {"x": np.zeros((1, 4), np.float32)}
+    assert noise_at_results(probes, run, batch) == {"x": float("inf")}
