@@ -19,6 +19,7 @@ from nrt.ir.ops import (
     MatMul,
 )
 from nrt.ir.ops.common import kind_of
+from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.ops.quantize import saturates
 from nrt.problem import Problem, TensorSpec
 
@@ -46,7 +47,7 @@ def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
     """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range.
 
     int8 factors of products take their whole range but -128, uint8 ones theirs, other integers are
-    below 8. Elements that share memory (a stride of 0) have one value. Dense arrays lie in memory
+    below 8; what scales the sums makes results of the size of bytes of them. Elements that share memory (a stride of 0) have one value. Dense arrays lie in memory
     as their specs say, so that an upload copies bytes; floats repeat with a period of `_PERIOD`
     elements.
     """
@@ -86,6 +87,8 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
             # Weights: keep sums of many products near 1, so that fp16 outputs stay in range. Those
             # of fp8 would lose their mantissa, and their sums stay in range as they are.
             scale = 1.0 / math.sqrt(max(1, spec.size // max(spec.shape)))
+        if slot > 1:
+            scale = _scale_of_sums(problem, slot)
         values = _normal(spec, rng, scale)
         if slot == 4 and isinstance(op, BatchNormalization):
             return np.abs(values)  # a variance: of a negative one there is no root to compare
@@ -100,6 +103,27 @@ def _random(problem: Problem, slot: int, rng: np.random.Generator) -> Array:
     if isinstance(op, Gather | GatherElements) and slot == 1:
         high = problem.inputs[0].shape[op.axis]
     return rng.integers(0, max(high, 1), spec.shape).astype(spec.dtype.numpy)
+
+
+_BYTES_SPREAD = 60.0
+"""Standard deviation of results: bytes use their range, and few saturate."""
+
+
+def _scale_of_sums(problem: Problem, slot: int) -> float:
+    """The size of the operand of an epilogue in input ``slot``.
+
+    1, but for what multiplies sums of bytes: there the results are to be of the size of bytes. If
+    they all saturated, only their signs would be compared.
+    """
+    op, (x, w) = problem.op, problem.inputs[:2]
+    if not isinstance(op, Conv | MatMul) or op.epilogue is None or x.dtype not in BYTES:
+        return 1.0
+    register = slot - epilogue_slot(op) + 1
+    if not any(i.opcode == "mul" and set(i.args) == {0, register} for i in op.epilogue.instrs):
+        return 1.0
+    length = w.size // w.shape[0] if isinstance(op, Conv) else x.shape[-1]
+    # Products of such bytes have a standard deviation of 5400, or 10800.
+    return _BYTES_SPREAD / ((10800 if x.dtype is UINT8 else 5400) * math.sqrt(max(1, length)))
 
 
 def relative_error(out: Array, ref: Array) -> float:

@@ -20,6 +20,7 @@ from nrt.ir.ops import (
     MatMul,
     Not,
 )
+from nrt.ir.pointwise import Builder
 from nrt.problem import Problem, TensorSpec
 from nrt.trial import random_inputs, relative_error
 
@@ -100,6 +101,24 @@ def test_int8_factors_take_their_whole_range() -> None:
             assert abs(float(factor.mean())) < 10
     (plain,) = random_inputs(problem(Cast(FP32), (INT8, (500,))), fresh())
     assert (plain.min(), plain.max()) == (0, 7)
+
+
+@pytest.mark.parametrize("dtype", [INT8, UINT8], ids=str)
+def test_results_of_requantized_sums_spread_over_bytes(dtype: DType) -> None:
+    b = Builder("fff")
+    end = b.build(b("add", b("mul", 1, 0), 2))
+    for op, shapes in (
+        (Conv(epilogue=end, out_dtype=INT8), ((2, 48, 9, 9), (32, 48, 3, 3), (32, 1, 1))),
+        (MatMul(epilogue=end, out_dtype=INT8), ((40, 300), (300, 64), (64,))),
+    ):
+        task = problem(op, *zip((dtype, INT8, FP32, FP32), (*shapes, shapes[2]), strict=True))
+        inputs = random_inputs(task, fresh())
+        exact = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in inputs]
+        (out,) = op.reference(*exact)
+        assert 20 < out.astype(np.float64).std() < 80
+        assert (np.abs(out.astype(np.int32)) >= 127).mean() < 0.25
+        # What is added is not scaled: without it results are others.
+        assert 0.5 < inputs[3].std() < 2
 
 
 def test_fp8_factors_are_normal_and_their_sums_fit_fp16() -> None:
