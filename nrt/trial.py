@@ -47,9 +47,9 @@ def random_inputs(problem: Problem, rng: np.random.Generator) -> list[Array]:
     """Fresh inputs of the problem's shapes and dtypes, logical order; indices are in range.
 
     int8 factors of products take their whole range but -128, uint8 ones theirs, other integers are
-    below 8; what scales the sums makes results of the size of bytes of them. Elements that share memory (a stride of 0) have one value. Dense arrays lie in memory
-    as their specs say, so that an upload copies bytes; floats repeat with a period of `_PERIOD`
-    elements.
+    below 8; what scales the sums makes results of the size of bytes of them. Elements that share
+    memory (a stride of 0) have one value. Dense arrays lie in memory as their specs say, so that an
+    upload copies bytes; floats repeat with a period of `_PERIOD` elements.
     """
     return [
         _repeated(spec, _random(problem, slot, rng)) for slot, spec in enumerate(problem.inputs)

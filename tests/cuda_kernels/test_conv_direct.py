@@ -29,7 +29,7 @@ LIMIT = {
     "fp64": 1e-12,
     "int8": 1e-2,
     "uint8": 1e-2,
-    "fp8e4m3": 6e-2,
+    "fp8e4m3": 2e-2,
 }
 
 PROBLEMS = [
@@ -91,7 +91,8 @@ def test_refusals() -> None:
     )
     for dtype in (INT8, UINT8, FP8E4M3):
         narrow = conv((1, 8, 8, 8), (8, 8, 3, 3), dtype, end="none", pads=(1, 1, 1, 1))
-        for other in (ConvSimt(), ConvDepthwise(), ConvStem()):
+        others = (ConvSimt(), ConvDepthwise(), *([ConvStem()] if dtype is FP8E4M3 else []))
+        for other in others:
             assert refusal(other, narrow).startswith(f"operands are {dtype}, expected fp")
         upwards = conv((1, 8, 8, 8), (8, 8, 3, 3), dtype, kind=ConvTranspose, end="none")
         for other in conv_transpose.VARIANTS:

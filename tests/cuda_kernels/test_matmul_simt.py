@@ -29,7 +29,7 @@ LIMIT = {
     "fp64": 1e-12,
     "int8": 1e-2,
     "uint8": 1e-2,
-    "fp8e4m3": 6e-2,
+    "fp8e4m3": 2e-2,
 }
 
 REFERENCE, TILED = MatMulSimtReference(), MatMulSimt()
