@@ -101,7 +101,7 @@ class ConvStem(Variant):
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[Config]:
         tiles = self._tiles(problem, device)
-        return sorted(tiles, key=lambda tile: self._seconds(problem, tile, device))[:6]
+        return sorted(tiles, key=lambda tile: self._seconds(problem, tile, device))[:5]
 
     def estimate(self, problem: Problem, config: Config, device: DeviceSpec) -> float:
         moved = problem.nbytes / device.bandwidth + 2e-6
