@@ -195,7 +195,9 @@ def test_an_assignment_in_a_request(rng: np.random.Generator) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("decibels", [None, 38.0])
-def test_on_the_gpu(decibels: float | None) -> None:
+def test_on_the_gpu(decibels: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Kernels of three precisions compile, each for seconds.
+    monkeypatch.setenv("NRT_WORKERS", "8")
     net, data = network(), images(8, seed=3)
     budget = None
     if decibels is not None:
