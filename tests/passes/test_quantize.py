@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import nrt
+from nrt.build_target import reads_few_channels
 from nrt.builder import build, build_graph, optimize
 from nrt.compiled import CompiledEngine
 from nrt.cuda_kernels.device import device_for_arch
@@ -17,6 +18,7 @@ from nrt.dtypes import FP16, FP32, INT8, UINT8
 from nrt.errors import BuildError, CalibrationError
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import Add, Concat, Conv, MaxPool, Pointwise, Relu
+from nrt.ir.value import NHWC
 from nrt.lowering import lower
 from nrt.passes.base import PipelineReport, run_pipeline
 from nrt.passes.pipeline import PipelineOptions, pipeline
@@ -173,6 +175,27 @@ def test_patterns_narrow(net: nrt.Network, ranges: nrt.Calibration) -> None:
     assert reasons["same.a"] == "fp16: asked for by pattern 'same.a'"
     # 24 features are no multiple of 16, whoever asks.
     assert reasons["head"].startswith("no int8: rows of (1, 24) times")
+
+
+@pytest.mark.parametrize(("arch", "channels"), [("sm_75", 16), ("sm_80", 3), ("sm_90", 3)])
+def test_the_first_layer_if_asked_for(
+    net: nrt.Network, ranges: nrt.Calibration, arch: str, channels: int
+) -> None:
+    options = PipelineOptions(
+        frozenset({"int8", "fp16"}),
+        {"stem": "int8"},
+        calibration=ranges,
+        few_channels=reads_few_channels(device_for_arch(arch)),
+    )
+    report = run_pipeline(net.graph, pipeline(options))
+    (stem,) = [n for n in report.graph.nodes if n.name == "stem"]
+    assert [v.dtype for v in stem.inputs[:2]] == [INT8, INT8]
+    assert stem.inputs[0].shape[1] == stem.inputs[1].shape[1] == channels
+    # Three channels are read in the order in which they come, sixteen channels last.
+    assert stem.inputs[0].layout == (NHWC if channels == 16 else None)
+    image = images(np.random.default_rng(3), 1)
+    wanted = evaluate(net.graph, {"image": image})["scores"]
+    assert sqnr(evaluate(report.graph, {"image": image})["scores"], wanted) >= LEAST_SQNR
 
 
 def test_the_last_layer_if_asked_for(rng: np.random.Generator) -> None:
