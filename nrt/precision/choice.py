@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ __all__ = ["Chosen", "choose_precisions"]
 
 _CUTS = 6
 """Assignments built and timed before the best of them must do."""
+
+_LOUDEST = 3
+"""Tensors that the report names."""
 
 
 @dataclass(frozen=True)
@@ -235,8 +239,12 @@ class _Choice:
         if calibration is None or not tensors:
             return harms(self.survey, calibration)
         probes = insert_probes(self.survey.graph, tensors, calibration)
-        run = self.shop.plain(probes.graph)
-        return harms(self.survey, calibration, noise_at_results(probes, run, self.judge.sample))
+        reach = noise_at_results(probes, self.shop.plain(probes.graph), self.judge.sample)
+        loudest = sorted(reach, key=lambda name: -reach[name])[:_LOUDEST]
+        text = ", ".join(f"'{n}' {-10 * math.log10(reach[n]):.1f} dB" for n in loudest if reach[n])
+        if text:
+            self.notes.append(f"most of the noise at the results, each alone in int8: {text}")
+        return harms(self.survey, calibration, reach)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -284,6 +284,15 @@ def test_what_is_raised_says_so() -> None:
     text = str(chosen.selection)
     assert f"above int8: {len(chosen.selection.above_int8)} of {len(PRODUCTS)}" in text
     assert "(beyond the budget)" in text
+    # Nothing was raised at first: no tensor's noise was looked at.
+    assert not loose.notes
+    (note,) = chosen.selection.notes
+    assert note in text
+    assert note.startswith("most of the noise at the results, each alone in int8: '")
+    found = [float(part.split()[-2]) for part in note.split(": ", 1)[1].split(", ")]
+    assert len(found) == 3
+    assert found == sorted(found)
+    assert found[0] > 15
 
 
 def test_nothing_meets_the_budget() -> None:
