@@ -177,10 +177,15 @@ class Judge:
             )
         self.limit = budget.limit(self.reference)
 
-    @property
-    def sample(self) -> Item:
-        """The first batch."""
-        return self._batches[0]
+    def sample(self, count: int) -> list[Item]:
+        """The first batches that hold ``count`` samples, or all there are."""
+        taken, found = 0, []
+        for batch in self._batches:
+            if taken >= count:
+                break
+            found.append(batch)
+            taken += max(1, *(np.shape(a)[0] if np.ndim(a) else 1 for a in batch.values()))
+        return found
 
     def score(self, run: Run) -> Score:
         """The accuracy of another network.

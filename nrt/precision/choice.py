@@ -39,6 +39,9 @@ __all__ = ["Chosen", "choose_precisions"]
 _CUTS = 6
 """Assignments built and timed before the best of them must do."""
 
+_SAMPLES = 8
+"""Of the budget's data, on which the noise of single tensors is measured."""
+
 _LOUDEST = 3
 """Tensors that the report names."""
 
@@ -239,7 +242,8 @@ class _Choice:
         if calibration is None or not tensors:
             return harms(self.survey, calibration)
         probes = insert_probes(self.survey.graph, tensors, calibration)
-        reach = noise_at_results(probes, self.shop.plain(probes.graph), self.judge.sample)
+        sample = self.judge.sample(_SAMPLES)
+        reach = noise_at_results(probes, self.shop.plain(probes.graph), sample)
         loudest = sorted(reach, key=lambda name: -reach[name])[:_LOUDEST]
         text = ", ".join(f"'{n}' {-10 * math.log10(reach[n]):.1f} dB" for n in loudest if reach[n])
         if text:

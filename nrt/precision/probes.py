@@ -12,7 +12,7 @@ network's holds as long as they are small; it is the order that is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def _program(scale: float, low: int, high: int) -> Program:
     return b.build(b("add", 0, b("mul", 1, noise)))
 
 
-def noise_at_results(probes: Probes, run: Run, batch: Item) -> dict[str, float]:
+def noise_at_results(probes: Probes, run: Run, batches: Sequence[Item]) -> dict[str, float]:
     """Tensor -> noise power over signal power of the results with it alone rounded.
 
     Of several results the powers are added up as shares of their own signal. Infinite where a
@@ -85,15 +85,15 @@ def noise_at_results(probes: Probes, run: Run, batch: Item) -> dict[str, float]:
     Args:
         probes: of the graph.
         run: the network of ``probes.graph``.
-        batch: one batch of the network's inputs, without the switches.
+        batches: inputs of the network, without the switches.
     """
     shapes = {v.name: v.shape for v in probes.graph.inputs}
     off = {switch: np.zeros(shapes[switch], np.float32) for switch in probes.switches.values()}
-    plain = _results(run, {**batch, **off})
+    plain = [_results(run, {**batch, **off}) for batch in batches]
     found = {}
     for name, switch in probes.switches.items():
-        on = {switch: np.ones(shapes[switch], np.float32)}
-        found[name] = _noise(_results(run, {**batch, **off, **on}), plain)
+        feeds = {**off, switch: np.ones(shapes[switch], np.float32)}
+        found[name] = _noise([_results(run, {**batch, **feeds}) for batch in batches], plain)
     return found
 
 
@@ -101,12 +101,14 @@ def _results(run: Run, feeds: Item) -> dict[str, Array]:
     return {name: np.array(a, np.float64) for name, a in run(feeds).items()}
 
 
-def _noise(found: Mapping[str, Array], plain: Mapping[str, Array]) -> float:
+def _noise(found: Sequence[Mapping[str, Array]], plain: Sequence[Mapping[str, Array]]) -> float:
     total = 0.0
-    for name, wanted in plain.items():
-        finite = np.isfinite(wanted)
-        noise = float(np.square(found[name][finite] - wanted[finite]).sum())
-        signal = float(np.square(wanted[finite]).sum())
+    for name in plain[0]:
+        noise = signal = 0.0
+        for results, wanted in zip(found, plain, strict=True):
+            finite = np.isfinite(wanted[name])
+            noise += float(np.square(results[name][finite] - wanted[name][finite]).sum())
+            signal += float(np.square(wanted[name][finite]).sum())
         if noise:
             total += noise / signal if signal else float("inf")
     return total if np.isfinite(total) else float("inf")

@@ -190,3 +190,13 @@ def test_texts(data: Array) -> None:
     assert str(AccuracyBudget(agreement, max_drop=0.1, data=data)) == (
         "agreement at most 0.1 below fp32"
     )
+
+
+def test_a_sample_is_of_whole_batches(data: Array) -> None:
+    one = judge(AccuracyBudget("sqnr", at_least=12, data=data))
+    assert [b["x"].tolist() for b in one.sample(3)] == [[row.tolist()] for row in data[:3]]
+    assert len(one.sample(100)) == 7
+    budget = AccuracyBudget("sqnr", at_least=12, data=list(data[:6].reshape(2, 3, 5)))
+    pairs = Judge(budget, {"x": (3, 5)}, lambda batch: {"y": batch["x"]})
+    assert [len(b["x"]) for b in pairs.sample(4)] == [3, 3]
+    assert [len(b["x"]) for b in pairs.sample(3)] == [3]

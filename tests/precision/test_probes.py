@@ -33,21 +33,22 @@ def network(rng: np.random.Generator, loud: float) -> nrt.Network:
     return net
 
 
-def studied(net: nrt.Network, rng: np.random.Generator) -> tuple[Survey, nrt.Calibration]:
+def studied(net: nrt.Network, rng: np.random.Generator) -> tuple[Survey, nrt.Calibration, Array]:
+    """The fused network, its ranges, and the data they are of: none of it is clipped."""
     data = rng.standard_normal((256, 32)).astype(np.float32)
     ranges = nrt.calibrate(net, data, target="cpu", method="minmax")
     options = PipelineOptions(frozenset({"int8", "fp16", "fp32"}), calibration=ranges)
     phases = pipeline(options)
     first = [p.name for p in phases].index("quantize")
-    return survey(run_pipeline(net.graph, phases[:first]).graph, options), ranges
+    return survey(run_pipeline(net.graph, phases[:first]).graph, options), ranges, data
 
 
 def test_noise_is_that_of_the_tensor_alone(rng: np.random.Generator) -> None:
     net = network(rng, 3.0)
-    _, ranges = studied(net, rng)
-    batch = {"x": rng.standard_normal((8, 32)).astype(np.float32)}
+    _, ranges, data = studied(net, rng)
+    batch = {"x": data[:8]}
     probes = insert_probes(net.graph, ["x", "quiet.relu", "loud.relu"], ranges)
-    found = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), batch)
+    found = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), [batch])
 
     constants = {n.name: n.inputs[-1].constant for n in net.graph.nodes}
     weights = {name: a.astype(np.float64) for name, a in constants.items() if a is not None}
@@ -76,15 +77,32 @@ def test_noise_is_that_of_the_tensor_alone(rng: np.random.Generator) -> None:
     assert found["loud.relu"] > 3 * found["quiet.relu"]
 
 
+def test_powers_of_several_batches_add_up(rng: np.random.Generator) -> None:
+    net = network(rng, 1.0)
+    _, ranges, data = studied(net, rng)
+    probes = insert_probes(net.graph, ["x"], ranges)
+    batches = [{"x": data[:8] / 4}, {"x": data[8:16]}]
+
+    def run(feeds: dict[str, Array]) -> dict[str, Array]:
+        return evaluate(probes.graph, feeds)
+
+    both = noise_at_results(probes, run, batches)["x"]
+    signals = [float(np.square(evaluate(net.graph, b)["y"].astype(float)).sum()) for b in batches]
+    each = [noise_at_results(probes, run, [b])["x"] for b in batches]
+    expected = sum(n * s for n, s in zip(each, signals, strict=True)) / sum(signals)
+    assert both == pytest.approx(expected, rel=1e-6)
+    assert each[0] > both > each[1]
+
+
 def test_switches_that_are_off_change_nothing(rng: np.random.Generator) -> None:
     net = network(rng, 1.0)
-    _, ranges = studied(net, rng)
+    _, ranges, data = studied(net, rng)
     before = net.graph.copy()
     probes = insert_probes(net.graph, ["x", "loud.relu", "no.such.tensor", "sum"], ranges)
     assert len(net.graph) == len(before)
     # The result's own range is known, whoever reads it; what is not there has no probe.
     assert set(probes.switches) == {"x", "loud.relu", "sum"}
-    batch = {"x": rng.standard_normal((8, 32)).astype(np.float32)}
+    batch = {"x": data[:8]}
     off = {s: np.zeros((1, 1), np.float32) for s in probes.switches.values()}
     plain = evaluate(net.graph, batch)["y"]
     np.testing.assert_array_equal(evaluate(probes.graph, {**batch, **off})["y"], plain)
@@ -96,13 +114,13 @@ def test_switches_that_are_off_change_nothing(rng: np.random.Generator) -> None:
 
 def test_harm_is_what_reaches_the_results(rng: np.random.Generator) -> None:
     net = network(rng, 5.0)
-    found, ranges = studied(net, rng)
+    found, ranges, data = studied(net, rng)
     tensors = probed_tensors(found)
     assert {"x", "quiet.relu", "loud.relu"} <= set(tensors)
     assert source_of(found, "loud.b") == "loud.relu"
     probes = insert_probes(found.graph, tensors, ranges)
-    batch = {"x": rng.standard_normal((8, 32)).astype(np.float32)}
-    reach = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), batch)
+    batch = {"x": data[:8]}
+    reach = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), [batch])
     alone, measured = harms(found, ranges), harms(found, ranges, reach)
     # By themselves both branches round as well; 25 times the noise power at the result is one's.
     assert alone["loud.a"]["int8"] == pytest.approx(alone["quiet.a"]["int8"], rel=0.5)
@@ -126,4 +144,4 @@ def test_results_that_are_no_numbers() -> None:
         return {"y": np.array([[1.0, np.inf if on else 1.0, np.inf, 2.0]])}
 
     batch = {"x": np.zeros((1, 4), np.float32)}
-    assert noise_at_results(probes, run, batch) == {"x": float("inf")}
+    assert noise_at_results(probes, run, [batch]) == {"x": float("inf")}
