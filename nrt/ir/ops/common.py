@@ -15,6 +15,7 @@ from nrt.ir.pointwise import Program
 __all__ = [
     "MANY",
     "apply_epilogue",
+    "apply_epilogues",
     "array_type",
     "broadcast",
     "cast",
@@ -33,6 +34,7 @@ __all__ = [
     "operand",
     "per_axis",
     "product_type",
+    "product_types",
 ]
 
 T = TypeVar("T")
@@ -136,6 +138,28 @@ def product_type(
     return found
 
 
+def product_types(
+    op: str,
+    operands: DType,
+    out_dtype: DType | None,
+    second_dtype: DType | None,
+    epilogue: Program | None,
+) -> tuple[DType, ...]:
+    """`product_type` of each result: of two where ``second_dtype`` says what the second is.
+
+    Raises:
+        ShapeError: as `product_type`; a second result without an epilogue that computes it.
+    """
+    first = product_type(op, operands, out_dtype, epilogue)
+    if second_dtype is None:
+        return (first,)
+    if epilogue is None:
+        raise ShapeError(
+            f"{op}: second_dtype is {second_dtype}, but there is no epilogue with a second result"
+        )
+    return (first, product_type(op, operands, second_dtype, epilogue))
+
+
 def check_float(op: str, dtype: DType) -> None:
     """ShapeError unless ``dtype`` is a floating-point type."""
     if not dtype.is_float:
@@ -208,21 +232,23 @@ def check_epilogue(
     shape: tuple[int, ...],
     extras: Sequence[TensorType],
     role: str = "epilogue",
+    results: int = 1,
 ) -> None:
     """Check that ``program`` fits an accumulator of ``shape`` and the ``extras``.
 
     A prologue is checked alike; its register 0 is an element of the input, and ``shape`` that of
-    the input.
+    the input. ``results`` is how many outputs the program has.
 
     Raises:
         ShapeError: the number or kinds of extras differ from the program's inputs, an extra does
-            not broadcast to ``shape``, or the program has several outputs or one that is no float.
+            not broadcast to ``shape``, or the program has more or fewer outputs, or as a prologue
+            one that is no float.
     """
     if not program.inputs or program.inputs[0] != "f":
         what = "the float accumulator" if role == "epilogue" else "the input's float element"
         raise ShapeError(f"{op}: {role} register 0 must be {what}")
-    if len(program.outputs) != 1:
-        raise ShapeError(f"{op}: {role} has {len(program.outputs)} outputs, expected 1")
+    if len(program.outputs) != results:
+        raise ShapeError(f"{op}: {role} has {len(program.outputs)} outputs, expected {results}")
     if role == "prologue" and program.kinds[program.outputs[0]] != "f":
         kind = program.kinds[program.outputs[0]]
         raise ShapeError(f"{op}: the prologue gives kind '{kind}', expected a float")
@@ -291,18 +317,34 @@ def check_prologue(
 def apply_epilogue(
     program: Program | None, accumulator: Array, extras: Sequence[Array], dtype: DType
 ) -> Array:
-    """``program`` on a freshly computed accumulator and the extras, as ``dtype``.
+    """The only result of `apply_epilogues`."""
+    (result,) = apply_epilogues(program, accumulator, extras, (dtype,))
+    return result
+
+
+def apply_epilogues(
+    program: Program | None, accumulator: Array, extras: Sequence[Array], dtypes: Sequence[DType]
+) -> tuple[Array, ...]:
+    """``program`` on a freshly computed accumulator and the extras, a result per ``dtypes``.
 
     int8 and uint8 results are rounded, to even where two are equally near, and saturate; NaN
     becomes 0.
     """
-    result = accumulator
+    results: Sequence[Array] = (accumulator,)
     if program is not None:
         if accumulator.dtype.kind != "f":
             accumulator = accumulator.astype(np.float64)
-        (result,) = program.evaluate(accumulator, *(compute(e) for e in extras))
-        if result.shape != accumulator.shape:
-            result = np.broadcast_to(result, accumulator.shape)
+        results = program.evaluate(accumulator, *(compute(e) for e in extras))
+    shape = accumulator.shape
+    whole = [r if r.shape == shape else np.broadcast_to(r, shape) for r in results]
+    return tuple(
+        _stored_result(r, dtype, own=len(dtypes) == 1)
+        for r, dtype in zip(whole, dtypes, strict=True)
+    )
+
+
+def _stored_result(result: Array, dtype: DType, own: bool) -> Array:
+    """As ``dtype``; ``own`` if no other result may be the same array."""
     if dtype in BYTES and result.dtype.kind == "f":
         result = np.rint(result)
-    return finish(result, dtype)
+    return finish(result if own else np.array(result), dtype)

@@ -13,7 +13,7 @@ from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
     MANY,
-    apply_epilogue,
+    apply_epilogues,
     array_type,
     check_epilogue,
     check_factors,
@@ -24,7 +24,7 @@ from nrt.ir.ops.common import (
     finish,
     operand,
     per_axis,
-    product_type,
+    product_types,
 )
 from nrt.ir.ops.window import Window, window
 from nrt.ir.pointwise import Program
@@ -63,13 +63,14 @@ def _check_extras(
     shape: tuple[int, ...],
     extras: tuple[TensorType, ...],
     first: int = 2,
+    results: int = 1,
 ) -> None:
     """Without an epilogue there is at most a bias ``[K]``; with one, the epilogue says.
 
-    ``first`` is the slot of the first of ``extras``.
+    ``first`` is the slot of the first of ``extras``; ``results`` counts the op's outputs.
     """
     if epilogue is not None:
-        check_epilogue(op, epilogue, shape, extras)
+        check_epilogue(op, epilogue, shape, extras, results=results)
         return
     if len(extras) > 1:
         raise ShapeError(
@@ -89,16 +90,21 @@ def _check_extras(
 
 
 def _finish(
-    op: Conv | ConvTranspose, sums: Array, x: Array, extras: tuple[Array, ...], dtype: DType
-) -> Array:
-    """Bias or epilogue on the ``sums``, as ``dtype``."""
+    op: Conv | ConvTranspose,
+    sums: Array,
+    x: Array,
+    extras: tuple[Array, ...],
+    types: tuple[TensorType, ...],
+) -> tuple[Array, ...]:
+    """Bias or epilogue on the ``sums``, a result for each of ``types``."""
+    dtypes = [t.dtype for t in types]
     if op.epilogue is None:
         if extras:
             sums = sums + compute(extras[0]).reshape(-1, *[1] * (sums.ndim - 2))
-        return apply_epilogue(None, sums, (), dtype)
+        return apply_epilogues(None, sums, (), dtypes)
     if dtype_from_numpy(x.dtype) in BYTES:
         sums = sums.astype(np.float32)
-    return apply_epilogue(op.epilogue, sums, extras, dtype)
+    return apply_epilogues(op.epilogue, sums, extras, dtypes)
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,8 @@ class Conv(Op):
         tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
             reference, and kernels that have no use for it, stay exact.
         prologue: pointwise program on the elements of ``x``.
+        second_dtype: element type of a second result, of the same shape: the epilogue's second
+            output. None, as a rule: the epilogue has one output.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -142,6 +150,10 @@ class Conv(Op):
     out_dtype: DType | None = None
     tf32: bool = False
     prologue: Program | None = None
+    second_dtype: DType | None = None
+
+    def output_count(self) -> int:
+        return 1 if self.second_dtype is None else 2
 
     def window(self, kernel: tuple[int, ...]) -> Window:
         """The sliding window for weights whose spatial shape is ``kernel``."""
@@ -149,9 +161,9 @@ class Conv(Op):
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         check_tf32(self.name, self.tf32, inputs[0].dtype)
-        return (self._result(*inputs),)
+        return self._results(*inputs)
 
-    def _result(self, *inputs: TensorType) -> TensorType:
+    def _results(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         """`infer` for the reference, which computes tf32 problems in any type."""
         x, w = inputs[:2]
         first = epilogue_slot(self)
@@ -169,11 +181,15 @@ class Conv(Op):
         shape = (x.shape[0], w.shape[0], *spatial)
         if self.prologue is not None:
             check_prologue(self.name, self.prologue, x, inputs[2:first])
-        _check_extras(self.name, self.epilogue, x.dtype, shape, inputs[first:], first)
-        return TensorType(shape, product_type(self.name, x.dtype, self.out_dtype, self.epilogue))
+        _check_extras(
+            self.name, self.epilogue, x.dtype, shape, inputs[first:], first, self.output_count()
+        )
+        dtypes = product_types(self.name, x.dtype, self.out_dtype, self.second_dtype, self.epilogue)
+        return tuple(TensorType(shape, dtype) for dtype in dtypes)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        type_ = self._result(*(array_type(i) for i in inputs))
+        types = self._results(*(array_type(i) for i in inputs))
+        shape = types[0].shape
         first = epilogue_slot(self)
         x, w = inputs[:2]
         if self.prologue is not None:
@@ -181,12 +197,12 @@ class Conv(Op):
             x = finish(np.broadcast_to(result, x.shape), dtype_from_numpy(x.dtype))
         left, right = operand(x), operand(w)
         win = self.window(w.shape[2:])
-        padded = win.padded(left, type_.shape[2:], 0)
+        padded = win.padded(left, shape[2:], 0)
         if w.shape[1] == 1 and self.groups > 1:
-            result = _depthwise(padded, right, win, type_.shape)
+            result = _depthwise(padded, right, win, shape)
         else:
-            result = _im2col(padded, right, win, type_.shape, self.groups)
-        return (_finish(self, result, x, inputs[first:], type_.dtype),)
+            result = _im2col(padded, right, win, shape, self.groups)
+        return _finish(self, result, x, inputs[first:], types)
 
 
 @dataclass(frozen=True)
@@ -204,6 +220,7 @@ class ConvTranspose(Op):
         output_padding: zeros of the sum added after each dimension before cutting.
         epilogue: pointwise program on the accumulator.
         out_dtype: element type of the output; as for `Conv`.
+        second_dtype: element type of a second result; as for `Conv`.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -214,6 +231,10 @@ class ConvTranspose(Op):
     output_padding: tuple[int, ...] = (0, 0)
     epilogue: Program | None = None
     out_dtype: DType | None = None
+    second_dtype: DType | None = None
+
+    def output_count(self) -> int:
+        return 1 if self.second_dtype is None else 2
 
     def window(self, kernel: tuple[int, ...]) -> Window:
         """The sliding window for weights whose spatial shape is ``kernel``."""
@@ -243,12 +264,15 @@ class ConvTranspose(Op):
                 )
             spatial.append(length)
         shape = (x.shape[0], w.shape[1] * self.groups, *spatial)
-        _check_extras(self.name, self.epilogue, x.dtype, shape, tuple(extras))
-        dtype = product_type(self.name, x.dtype, self.out_dtype, self.epilogue)
-        return (TensorType(shape, dtype),)
+        _check_extras(
+            self.name, self.epilogue, x.dtype, shape, tuple(extras), results=self.output_count()
+        )
+        dtypes = product_types(self.name, x.dtype, self.out_dtype, self.second_dtype, self.epilogue)
+        return tuple(TensorType(shape, dtype) for dtype in dtypes)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        (type_,) = self.infer(*(array_type(i) for i in inputs))
+        types = self.infer(*(array_type(i) for i in inputs))
+        shape = types[0].shape
         x, w, *extras = inputs
         left, right = operand(x), operand(w)
         win = self.window(w.shape[2:])
@@ -257,16 +281,16 @@ class ConvTranspose(Op):
         pixels = math.prod(spatial)
         taps = right.reshape(self.groups, channels // self.groups, -1).swapaxes(1, 2)
         columns = taps @ left.reshape(batch, self.groups, channels // self.groups, pixels)
-        columns = columns.reshape(batch, type_.shape[1], *win.kernel, *spatial)
+        columns = columns.reshape(batch, shape[1], *win.kernel, *spatial)
         low = win.begins
-        full = [n + a + b for n, a, b in zip(type_.shape[2:], low, win.ends, strict=True)]
-        total = np.zeros((*type_.shape[:2], *full), columns.dtype)
+        full = [n + a + b for n, a, b in zip(shape[2:], low, win.ends, strict=True)]
+        total = np.zeros((*shape[:2], *full), columns.dtype)
         for position, cut in win.slices(tuple(spatial)):
             source: tuple[Any, ...] = (slice(None), slice(None), *position)
             total[cut] += columns[source]
-        kept = [slice(a, a + n) for n, a in zip(type_.shape[2:], low, strict=True)]
+        kept = [slice(a, a + n) for n, a in zip(shape[2:], low, strict=True)]
         trimmed = total[(slice(None), slice(None), *kept)]
-        return (_finish(self, trimmed, x, tuple(extras), type_.dtype),)
+        return _finish(self, trimmed, x, tuple(extras), types)
 
 
 def _im2col(padded: Array, w: Array, win: Window, shape: tuple[int, ...], groups: int) -> Array:

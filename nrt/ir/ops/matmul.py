@@ -12,7 +12,7 @@ from nrt.errors import ShapeError
 from nrt.ir.op import Array, Op, TensorType
 from nrt.ir.ops.common import (
     MANY,
-    apply_epilogue,
+    apply_epilogues,
     array_type,
     broadcast,
     check_epilogue,
@@ -20,7 +20,7 @@ from nrt.ir.ops.common import (
     check_tf32,
     dims,
     operand,
-    product_type,
+    product_types,
 )
 from nrt.ir.pointwise import Program
 
@@ -46,6 +46,8 @@ class MatMul(Op):
             integer, half to even, and saturate to [-128, 127].
         tf32: fp32 operands may be rounded to tf32 (a mantissa of 10 bits) before products; the
             reference, and kernels that have no use for it, stay exact.
+        second_dtype: element type of a second result, of the same shape: the epilogue's second
+            output. None, as a rule: the epilogue has one output.
     """
 
     arity: ClassVar[tuple[int, int]] = (2, MANY)
@@ -54,12 +56,16 @@ class MatMul(Op):
     epilogue: Program | None = None
     out_dtype: DType | None = None
     tf32: bool = False
+    second_dtype: DType | None = None
+
+    def output_count(self) -> int:
+        return 1 if self.second_dtype is None else 2
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         check_tf32(self.name, self.tf32, inputs[0].dtype)
-        return (self._result(*inputs),)
+        return self._results(*inputs)
 
-    def _result(self, *inputs: TensorType) -> TensorType:
+    def _results(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         """`infer` for the reference, which computes tf32 problems in any type."""
         a, b, *extras = inputs
         check_factors(self.name, a=a, b=b)
@@ -81,18 +87,19 @@ class MatMul(Op):
                 f"{self.name}: got {len(inputs)} inputs, expected 2 without an epilogue"
             )
         if self.epilogue is not None:
-            check_epilogue(self.name, self.epilogue, shape, extras)
-        return TensorType(shape, product_type(self.name, a.dtype, self.out_dtype, self.epilogue))
+            check_epilogue(self.name, self.epilogue, shape, extras, results=self.output_count())
+        dtypes = product_types(self.name, a.dtype, self.out_dtype, self.second_dtype, self.epilogue)
+        return tuple(TensorType(shape, dtype) for dtype in dtypes)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
-        type_ = self._result(*(array_type(i) for i in inputs))
+        types = self._results(*(array_type(i) for i in inputs))
         a, b, *extras = inputs
         left = np.swapaxes(a, -1, -2) if self.trans_a and a.ndim > 1 else a
         right = np.swapaxes(b, -1, -2) if self.trans_b and b.ndim > 1 else b
         product = np.asarray(np.matmul(operand(left), operand(right)))
         if dtype_from_numpy(a.dtype) in BYTES and self.epilogue is not None:
             product = product.astype(np.float32)
-        return (apply_epilogue(self.epilogue, product, extras, type_.dtype),)
+        return apply_epilogues(self.epilogue, product, extras, [t.dtype for t in types])
 
 
 def _swap(shape: tuple[int, ...], swap: bool) -> tuple[int, ...]:
