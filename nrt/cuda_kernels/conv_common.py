@@ -14,7 +14,7 @@ from nrt.cuda_kernels import ptx
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras
-from nrt.cuda_kernels.variant import Arg, In, Null
+from nrt.cuda_kernels.variant import Arg, In, Null, Out
 from nrt.dtypes import BF16, BYTES, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.ir.ops import Conv, ConvTranspose
 from nrt.ir.ops.conv import epilogue_slot
@@ -105,7 +105,12 @@ def result_type(dtype: DType, out_dtype: DType, program: Program | None) -> Any:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The end of a kernel, as `epilogue.make_store` takes it: a program and its operands."""
+    """The end of a kernel, as `epilogue.make_store` takes it.
+
+    Attributes:
+        program: what is computed.
+        extras: its operands, and the place of a second result.
+    """
 
     program: Program | None
     extras: tuple[Extra, ...]
@@ -122,7 +127,8 @@ def conv_epilogue(problem: Problem) -> Epilogue:
     assert isinstance(op, Conv | ConvTranspose)
     specs = list(problem.inputs[epilogue_slot(op) :])
     if op.epilogue is not None:
-        return Epilogue(op.epilogue, epilogue_extras(specs, problem.y, 1))
+        extras = epilogue_extras(specs, problem.y, 1, problem.outputs[1:])
+        return Epilogue(op.epilogue, extras)
     if not specs:
         return Epilogue(None, ())
     (bias,) = specs
@@ -134,10 +140,15 @@ def conv_epilogue(problem: Problem) -> Epilogue:
 def extra_args(problem: Problem) -> tuple[Arg, ...]:
     """The launch arguments of the four operands of programs; unused ones are null.
 
-    Those of the epilogue come first, as they do in the parameters of `epilogue.make_store`.
+    Those of the epilogue come first, as they do in the parameters of `epilogue.make_store`, the
+    place of its second result behind them.
     """
     first = epilogue_slot(problem.op)
-    used: list[Arg] = [In(slot) for slot in (*range(first, len(problem.inputs)), *range(2, first))]
+    used: list[Arg] = [
+        *(In(slot) for slot in range(first, len(problem.inputs))),
+        *(Out(slot) for slot in range(1, len(problem.outputs))),
+        *(In(slot) for slot in range(2, first)),
+    ]
     return (*used, *[Null()] * (MAX_EXTRAS - len(used)))
 
 
@@ -193,10 +204,12 @@ def check_floats(problem: Problem, device: DeviceSpec, dtypes: Sequence[DType]) 
 
 def refuse_epilogue(problem: Problem) -> Refusal | None:
     """None, or why no kernel can run the problem's programs or index its tensors."""
+    seconds = len(problem.outputs) - 1
     count = len(problem.inputs) - 2
-    if count > MAX_EXTRAS:
+    if count + seconds > MAX_EXTRAS:
         programs = "epilogue reads" if epilogue_slot(problem.op) == 2 else "programs read"
-        return Refusal(f"the {programs} {count} operands, kernels have {MAX_EXTRAS}")
+        beside = " and there is a second result" if seconds else ""
+        return Refusal(f"the {programs} {count} operands{beside}, kernels have {MAX_EXTRAS}")
     if problem.y.size == 0:
         return Refusal("the output is empty")
     for spec in (*problem.inputs, *problem.outputs):

@@ -103,7 +103,8 @@ def joined(problem: Problem) -> Problem | Refusal:
     if s.m % pixels:
         return Refusal(f"{s.m} pixels are no multiple of {pixels}")
     x, y = problem.inputs[0], problem.y
-    if any(t.strides != TensorSpec.dense(t.shape, t.dtype, NHWC).strides for t in (x, y)):
+    whole = (x, *problem.outputs)
+    if any(t.strides != TensorSpec.dense(t.shape, t.dtype, NHWC).strides for t in whole):
         return Refusal("the image or the result is a piece of a wider one, or not channels last")
     inputs = [
         _row(s.c * pixels, s.m // pixels, x),
@@ -118,8 +119,8 @@ def joined(problem: Problem) -> Problem | Refusal:
             inputs.append(TensorSpec.dense((s.k * pixels, *spec.shape[1:]), spec.dtype))
         else:
             return Refusal(f"operand {slot} of the epilogue is no vector of constants: {spec}")
-    out = _row(s.k * pixels, s.m // pixels, y)
-    return replace(problem, inputs=tuple(inputs), outputs=(out,))
+    outs = tuple(_row(s.k * pixels, s.m // pixels, t) for t in problem.outputs)
+    return replace(problem, inputs=tuple(inputs), outputs=outs)
 
 
 def _row(channels: int, pixels: int, spec: TensorSpec) -> TensorSpec:

@@ -1,14 +1,15 @@
 """The end of a kernel: the pointwise program of an epilogue, and the store.
 
 `make_store` writes the one function that ends every kernel: it takes ``width`` neighbouring results
-of a row, runs the epilogue's program on each and stores them with the widest instruction.
+of a row, runs the epilogue's program on each and stores them with the widest instruction. A second
+result, of a program with two outputs, goes where an operand of its strides would be read from.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numba import cuda
@@ -26,7 +27,6 @@ __all__ = [
     "Extra",
     "epilogue_extras",
     "float_uses",
-    "held_operand",
     "make_store",
     "signed_byte",
     "unsigned_byte",
@@ -54,6 +54,7 @@ class Extra:
         stride: of the channel dimension, in elements.
         row_dims: sizes of the output's other dimensions, outermost first.
         row_strides: strides of the operand along them.
+        written: not an operand, but the program's second result, which goes there.
     """
 
     dtype: DType
@@ -61,14 +62,25 @@ class Extra:
     stride: int = 0
     row_dims: tuple[int, ...] = ()
     row_strides: tuple[int, ...] = ()
+    written: bool = False
 
 
-def epilogue_extras(extras: Sequence[TensorSpec], y: TensorSpec, channel: int) -> tuple[Extra, ...]:
+def epilogue_extras(
+    extras: Sequence[TensorSpec],
+    y: TensorSpec,
+    channel: int,
+    seconds: Sequence[TensorSpec] = (),
+) -> tuple[Extra, ...]:
     """Classify epilogue operands against the output ``y`` whose channel dimension is ``channel``.
 
     Operands broadcast NumPy-style against the output; rows count the output's other dimensions in
-    order.
+    order. ``seconds``, of the output's shape, are a second result or nothing; they come last.
     """
+    read = _classified(extras, y, channel)
+    return (*read, *(replace(e, written=True) for e in _classified(seconds, y, channel)))
+
+
+def _classified(extras: Sequence[TensorSpec], y: TensorSpec, channel: int) -> list[Extra]:
     rows = [d for d in range(len(y.shape)) if d != channel]
     result = []
     for spec in extras:
@@ -96,7 +108,7 @@ def epilogue_extras(extras: Sequence[TensorSpec], y: TensorSpec, channel: int) -
                     tuple(live[d] for d in rows),
                 )
             )
-    return tuple(result)
+    return result
 
 
 def _pitch(y: TensorSpec, rows: Sequence[int], strides: Sequence[int]) -> int:
@@ -144,16 +156,7 @@ def _load_extra(index: int, extra: Extra, width: int, floats: bool, lines: list[
     if extra.mode == "scalar":
         lines.append(f"v{index}_0 = load{index}({name}, u32(0))")
         return [f"v{index}_0"] * width
-    if extra.mode == "same":
-        base, step = "u32(o)", 1
-    elif extra.mode == "channel":
-        base, step = f"u32(u32(k) * u32({extra.stride}))", extra.stride
-    elif extra.mode == "rows":
-        lines.append(f"g{index} = u32(u32(u32(m) * u32({extra.row_strides[0]})) + u32(k))")
-        base, step = f"g{index}", 1
-    else:
-        lines.append(f"g{index} = u32({_general_index(extra)})")
-        base, step = f"g{index}", extra.stride
+    base, step = _address(index, extra, lines)
     if step == 1 and extra.mode != "general" and _has_words(extra.dtype, width):
         lines += _word_loads(index, f"{base}", extra.dtype, width)
         if floats and extra.dtype in BYTES:
@@ -169,6 +172,23 @@ def _load_extra(index: int, extra: Extra, width: int, floats: bool, lines: list[
     for j, variable in enumerate(variables):
         lines.append(f"{variable} = load{index}({name}, u32({base} + u32({j * step})))")
     return variables
+
+
+def _address(index: int, extra: Extra, lines: list[str]) -> tuple[str, int]:
+    """Append lines that find operand ``index``: offset of the first channel, and from one to the
+    next.
+    """
+    if extra.mode == "scalar":
+        return "u32(0)", 0
+    if extra.mode == "same":
+        return "u32(o)", 1
+    if extra.mode == "channel":
+        return f"u32(u32(k) * u32({extra.stride}))", extra.stride
+    if extra.mode == "rows":
+        lines.append(f"g{index} = u32(u32(u32(m) * u32({extra.row_strides[0]})) + u32(k))")
+        return f"g{index}", 1
+    lines.append(f"g{index} = u32({_general_index(extra)})")
+    return f"g{index}", extra.stride
 
 
 def _has_words(dtype: DType, width: int) -> bool:
@@ -200,24 +220,6 @@ def _element(dtype: DType, word: str, j: int) -> str:
     return _BYTE[dtype.name].format(word=f"{word}{j // 4}", part=j % 4, shift=j % 4 * 8)
 
 
-def _held_values(index: int, extra: Extra, width: int, lines: list[str]) -> list[str]:
-    """Append lines that unpack the words ``h0 … h3``; returns a variable per channel."""
-    variables = [f"v{index}_{j}" for j in range(width)]
-    lines += [f"{v} = {_element(extra.dtype, 'h', j)}" for j, v in enumerate(variables)]
-    return variables
-
-
-def held_operand(extras: Sequence[Extra], width: int) -> int | None:
-    """The operand that a kernel may load ahead of the epilogue: 16 bytes at the output's offset.
-
-    The residual of a network, as a rule; None if there is none.
-    """
-    for index, extra in enumerate(extras):
-        if extra.mode == "same" and width == 8 and extra.dtype.name in _UNPACK:
-            return index
-    return None
-
-
 _PACK = {
     "fp16": "pack_f16", "bf16": "pack_bf16", "fp32": "bits", "int32": "int_bits",
     "int8": "pack_s8", "uint8": "pack_u8", "fp8e4m3": "pack_e4m3",
@@ -227,18 +229,41 @@ _PACK = {
 
 def _stores(results: Sequence[str], dtype: DType) -> list[str]:
     """Lines that store neighbouring ``results``: by words, at most four at a time, if there are."""
+    return _stores_at("y", "u32(o)", results, dtype) or [
+        f"store(y, u32(u32(o) + u32({j})), {r})" for j, r in enumerate(results)
+    ]
+
+
+def _stores_at(pointer: str, base: str, results: Sequence[str], dtype: DType) -> list[str]:
+    """Lines that store ``results`` by words from element ``base`` on; none if they make none."""
     width, per_word = len(results), 4 // dtype.itemsize if dtype.itemsize <= 4 else 0
     if width == 1 or dtype.name not in _PACK or width % per_word:
-        return [f"store(y, u32(u32(o) + u32({j})), {r})" for j, r in enumerate(results)]
+        return []
     words = [
         f"{_PACK[dtype.name]}({', '.join(results[i : i + per_word])})"
         for i in range(0, width, per_word)
     ]
     return [
-        f"st{len(words[i : i + 4])}(at(y, u32(u32(o) + u32({i * per_word}))), "
+        f"st{len(words[i : i + 4])}(at({pointer}, u32({base} + u32({i * per_word}))), "
         f"{', '.join(words[i : i + 4])})"
         for i in range(0, len(words), 4)
     ]
+
+
+def _second_stores(index: int, extra: Extra, results: Sequence[str]) -> list[str]:
+    """Lines that store the second results of neighbouring channels."""
+    lines: list[str] = []
+    base, step = _address(index, extra, lines)
+    wide: list[str] = []
+    if step == 1 and extra.mode != "general":
+        wide = _stores_at(f"e{index}", base, results, extra.dtype)
+    return lines + (
+        wide
+        or [
+            f"store{index}(e{index}, u32({base} + u32({j * step})), {r})"
+            for j, r in enumerate(results)
+        ]
+    )
 
 
 def make_store(
@@ -246,7 +271,6 @@ def make_store(
     extras: tuple[Extra, ...],
     dtype: DType,
     width: int,
-    held: int | None = None,
     *,
     add: bool = False,
 ) -> Any:
@@ -261,11 +285,10 @@ def make_store(
 
     Args:
         program: epilogue; None stores the accumulators.
-        extras: operands of its registers 1…
+        extras: operands of its registers 1…; behind them, where the program has two outputs, the
+            place of the second one's results.
         dtype: output element type; int8 and uint8 round to nearest even, they and fp8 saturate.
         width: 1, 2, 4, 8 or 16.
-        held: operand whose 16 bytes the kernel has loaded already (see `held_operand`); they follow
-            the other parameters as four words ``h0 … h3``.
         add: store nothing; ``y`` is a local float32 array, to whose first elements the results are
             added.
     """
@@ -273,14 +296,12 @@ def make_store(
     params = [*accs, "m", "k", "o", "y", *(f"e{i}" for i in range(MAX_EXTRAS))]
     lines: list[str] = []
     operands = [
-        _held_values(i, e, width, lines)
-        if i == held
-        else _load_extra(i, e, width, float_uses(program, i + 1), lines)
+        _load_extra(i, e, width, float_uses(program, i + 1), lines)
         for i, e in enumerate(extras)
+        if not e.written
     ]
-    if held is not None:
-        params += ["h0", "h1", "h2", "h3"]
-    results = []
+    results: list[str] = []
+    seconds: list[str] = []
     for j in range(width):
         if program is None:
             results.append(accs[j])
@@ -288,10 +309,14 @@ def make_store(
         body, out = program.statements([accs[j], *(v[j] for v in operands)], prefix=f"t{j}_")
         lines += body
         results.append(out[0])
+        seconds += out[1:]
     if add:
         lines += [f"y[{j}] = f32(y[{j}] + {r})" for j, r in enumerate(results)]
     else:
         lines += _stores(results, dtype)
+    for i, e in enumerate(extras):
+        if e.written:
+            lines += _second_stores(i, e, seconds)
     text = f"def epilogue({', '.join(params)}):\n" + "".join(f"    {line}\n" for line in lines)
     namespace = program_namespace() | {
         "at": ptx.at,
@@ -319,8 +344,9 @@ def make_store(
         "unpack_int8": ptx.f32x4_from_s8x4,
         "unpack_uint8": ptx.f32x4_from_u8x4,
         "fp8_byte": f32_from_e4m3,
-        "store": _BYTE_STORERS.get(dtype) or storer(dtype),
+        "store": _storer(dtype),
         **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
+        **{f"store{i}": _storer(e.dtype) for i, e in enumerate(extras) if e.written},
     }
     return device_function(text, "epilogue", namespace)
 
@@ -345,6 +371,11 @@ def _store_u8(p, i, value):
 
 
 _BYTE_STORERS = {INT8: _store_s8, UINT8: _store_u8}
+
+
+def _storer(dtype: DType) -> Any:
+    """Device function ``(pointer, index, value)`` that stores an element."""
+    return _BYTE_STORERS.get(dtype) or storer(dtype)
 
 
 @cuda.jit(device=True, inline="always")

@@ -47,15 +47,23 @@ def boxed_operand(extras: Sequence[Extra], dtype: DType) -> int | None:
     """
     kinds = tuple(_HALVES) if dtype.name in _HALVES else _BYTES
     found = [
-        i for i, e in enumerate(extras) if e.mode in ("same", "rows") and e.dtype.name in kinds
+        i
+        for i, e in enumerate(extras)
+        if e.mode in ("same", "rows") and e.dtype.name in kinds and not e.written
     ]
     return found[0] if found else None
 
 
 def refuse_boxes(extras: Sequence[Extra], dtype: DType) -> bool:
-    """Whether an epilogue or its output needs another form than cells of 8 or 16 bits."""
+    """Whether an epilogue or an output needs another form than cells of 8 or 16 bits.
+
+    A second result would need cells and boxes of its own.
+    """
     held = boxed_operand(extras, dtype)
-    plain = all(i == held or e.mode in ("scalar", "channel") for i, e in enumerate(extras))
+    plain = all(
+        i == held or (e.mode in ("scalar", "channel") and not e.written)
+        for i, e in enumerate(extras)
+    )
     return dtype.name not in (*_HALVES, *_BYTES) or not plain
 
 

@@ -153,7 +153,7 @@ def matmul_epilogue(problem: Problem) -> Epilogue:
     y = matrix_output(problem)
     a_rank, b_rank = (len(t.shape) for t in problem.inputs[:2])
     specs = []
-    for spec in problem.inputs[2:]:
+    for spec in (*problem.inputs[2:], *problem.outputs[1:]):
         shape, strides = list(spec.shape), list(spec.strides)
         if b_rank == 1:
             shape.append(1)
@@ -162,7 +162,9 @@ def matmul_epilogue(problem: Problem) -> Epilogue:
             shape.insert(len(shape) - 1, 1)
             strides.insert(len(strides) - 1, 0)
         specs.append(TensorSpec(tuple(shape), spec.dtype, tuple(strides)))
-    return Epilogue(op.epilogue, epilogue_extras(specs, y, len(y.shape) - 1))
+    count = len(problem.inputs) - 2
+    extras = epilogue_extras(specs[:count], y, len(y.shape) - 1, specs[count:])
+    return Epilogue(op.epilogue, extras)
 
 
 def refuse_matmul(

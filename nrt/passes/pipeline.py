@@ -32,6 +32,7 @@ from nrt.passes.fuse_pool_classifier import FusePoolClassifier
 from nrt.passes.fuse_pool_conv import FusePoolConv
 from nrt.passes.fuse_pool_epilogue import FusePoolEpilogue
 from nrt.passes.fuse_reduce import FuseReduce
+from nrt.passes.fuse_second_output import FuseSecondOutput
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.gather_to_slice import GatherToSlice
 from nrt.passes.merge_pointwise import MergePointwise
@@ -82,6 +83,7 @@ PASSES: tuple[type[Pass], ...] = (
     FoldRequantize,
     FuseSiblings,
     FusePoolConv,
+    FuseSecondOutput,
     MergePointwise,
 )
 """Every pass, in the order of the pipeline."""
@@ -268,10 +270,10 @@ def _phases(options: PipelineOptions) -> tuple[Phase, ...]:
         ),
         Phase(
             "siblings",
-            (FuseSiblings(), FusePoolConv(), MergePointwise(), DeadCode()),
+            (FuseSiblings(), FusePoolConv(), FuseSecondOutput(), MergePointwise(), DeadCode()),
             "Last: siblings have one type and layout, and what reads their results is settled, on "
             "which it depends whether a piece is read where it lies. Poolings and pointwise nodes "
-            "after products, whose pieces they then read.",
+            "after products, whose pieces they then read, or whose second results they become.",
         ),
     )
 

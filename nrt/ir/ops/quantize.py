@@ -129,15 +129,15 @@ def byte_rounding(program: Program, dtype: DType) -> Program:
 
 def saturates(program: Program, dtype: DType) -> bool:
     """Whether ``program`` ends as `Quantize` does: in a whole number within ``dtype``'s range."""
-    return _before_saturation(program, dtype) is not None
+    return len(program.outputs) == 1 and _before_saturation(program, dtype, 0) is not None
 
 
-def _before_saturation(program: Program, dtype: DType) -> int | None:
-    """The register that a program's end clips to the range of ``dtype``."""
-    if dtype.kind != "int" or len(program.outputs) != 1:
+def _before_saturation(program: Program, dtype: DType, result: int) -> int | None:
+    """The register that the end of a result clips to the range of ``dtype``."""
+    if dtype.kind != "int":
         return None
     info = np.iinfo(dtype.numpy)
-    register = program.outputs[0]
+    register = program.outputs[result]
     for opcode, bound in (("to_i", None), ("min", info.max), ("max", info.min)):
         instr = _instr(program, register)
         if instr is None or instr.opcode != opcode:
@@ -155,19 +155,20 @@ def _instr(program: Program, register: int) -> Instr | None:
     return program.instrs[index] if index >= 0 else None
 
 
-def without_byte_rounding(program: Program, dtype: DType) -> Program | None:
-    """The float of which storing as ``dtype`` makes what ``program`` computes, or None.
+def without_byte_rounding(program: Program, dtype: DType, result: int = 0) -> Program | None:
+    """``program`` with the float of which storing as ``dtype`` makes its ``result``, or None.
 
     Epilogues give floats; their stores round, halves to even, and saturate.
     """
-    register = _before_saturation(program, dtype)
+    register = _before_saturation(program, dtype, result)
     if register is None or program.kinds[register] != "f":
         return None
     last = _instr(program, register)
     # Without a zero point the rounding is the last step; with one the sum is whole, and stays so.
     if last is not None and last.opcode == "round":
         register = last.args[0]
-    return Program(program.inputs, program.instrs, (register,)).simplified()
+    outputs = (*program.outputs[:result], register, *program.outputs[result + 1 :])
+    return Program(program.inputs, program.instrs, outputs).simplified()
 
 
 _KEEP_WHOLE = ("round", "floor", "ceil", "min", "max", "add", "sub", "neg", "abs")
