@@ -244,6 +244,10 @@ def _factory(spec: KernelSpec) -> Any:
         ) from error
 
 
+# A cache operator stands before the .nc, other hints behind it; ordinary loads have them too.
+_READ_ONLY = re.compile(r"(ld\.global(?:\.c[ags])?)\.nc\b")
+
+
 def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
     """The PTX of ``spec`` and the name of its entry."""
     from numba import cuda
@@ -269,7 +273,7 @@ def _ptx(spec: KernelSpec, device: DeviceSpec) -> tuple[str, str]:
     entry = f"nrt_{re.sub(r'[^0-9A-Za-z_]', '_', function).lstrip('_')}"
     text = _stable_names(ptx if isinstance(ptx, str) else ptx.decode(), entry)
     if spec.coherent:
-        text = text.replace("ld.global.nc.", "ld.global.")
+        text = _READ_ONLY.sub(r"\1", text)
     return (with_dependent_launch(text) if device.cc >= MINIMUM_CC else text), entry
 
 

@@ -82,7 +82,9 @@ class CopyVector(Copy):
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
         found = walk(problem)
         program = identity(kind_of(found.source))
-        return vector_configs(program, found.geometry, (found.source,), (found.target,), device)
+        return vector_configs(
+            program, found.geometry, (found.source,), (found.target,), problem.nbytes, device
+        )
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         found = walk(problem)

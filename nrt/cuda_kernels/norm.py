@@ -192,7 +192,7 @@ class BatchNormVector(Variant):
         assert isinstance(problem.op, BatchNormalization)
         program = _batch_norm_program(problem.op.epsilon)
         geometry = _batch_norm_geometry(problem)
-        return vector_configs(program, geometry, dtypes, (problem.y.dtype,), device)
+        return vector_configs(program, geometry, dtypes, (problem.y.dtype,), problem.nbytes, device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         assert isinstance(problem.op, BatchNormalization)

@@ -145,6 +145,7 @@ class PointwiseVector(_Pointwise):
             program_geometry(problem),
             _dtypes(problem.inputs),
             _dtypes(problem.outputs),
+            problem.nbytes,
             device,
         )
 

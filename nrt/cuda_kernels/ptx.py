@@ -46,6 +46,10 @@ __all__ = [
     "further_1",
     "further_2",
     "further_4",
+    "ld_global_cs_nc_u32",
+    "ld_global_cs_nc_v2",
+    "ld_global_cs_nc_v4",
+    "ld_global_nc_no_allocate_v4",
     "ld_global_nc_u16",
     "ld_global_nc_u16_if",
     "ld_global_nc_u32",
@@ -61,7 +65,10 @@ __all__ = [
     "ld_shared_v2_f32",
     "ld_shared_v4",
     "ld_shared_v4_f32",
+    "ldmatrix_x1",
+    "ldmatrix_x1_trans",
     "ldmatrix_x2",
+    "ldmatrix_x2_trans",
     "ldmatrix_x4",
     "ldmatrix_x4_trans",
     "lg2",
@@ -82,6 +89,9 @@ __all__ = [
     "s8x4_from_f32",
     "select_below",
     "shared_address",
+    "st_global_cs_u32",
+    "st_global_cs_v2",
+    "st_global_cs_v4",
     "st_global_u16",
     "st_global_u32",
     "st_global_v2",
@@ -179,6 +189,27 @@ ld_global_nc_u16 = asm(
     "ld_global_nc_u16", "ld.global.nc.u16 $0, [$1];", [u16], [i64], pure=True,
     doc="``ld.global.nc.u16``: 2 bytes of read-only data.",
 )  # fmt: skip
+ld_global_nc_no_allocate_v4 = asm(
+    "ld_global_nc_no_allocate_v4",
+    "ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];",
+    [u32] * 4, [i64], pure=True,
+    doc="``ld.global.nc.L1::no_allocate.v4.u32``: 16 bytes of read-only data, not kept in the L1 "
+    "(sm_70).",
+)  # fmt: skip
+ld_global_cs_nc_v4 = asm(
+    "ld_global_cs_nc_v4", "ld.global.cs.nc.v4.u32 {$0, $1, $2, $3}, [$4];",
+    [u32] * 4, [i64], pure=True,
+    doc="``ld.global.cs.nc.v4.u32``: 16 bytes of read-only data that is read once: first to be "
+    "evicted, from L1 and L2.",
+)  # fmt: skip
+ld_global_cs_nc_v2 = asm(
+    "ld_global_cs_nc_v2", "ld.global.cs.nc.v2.u32 {$0, $1}, [$2];", [u32] * 2, [i64], pure=True,
+    doc="``ld.global.cs.nc.v2.u32``: 8 bytes, as `ld_global_cs_nc_v4`.",
+)  # fmt: skip
+ld_global_cs_nc_u32 = asm(
+    "ld_global_cs_nc_u32", "ld.global.cs.nc.u32 $0, [$1];", [u32], [i64], pure=True,
+    doc="``ld.global.cs.nc.u32``: 4 bytes, as `ld_global_cs_nc_v4`.",
+)  # fmt: skip
 ld_global_nc_u16_if = asm(
     "ld_global_nc_u16_if",
     "{ .reg .pred p; setp.ne.u32 p, $2, 0; mov.u16 $0, 0; @p ld.global.nc.u16 $0, [$1]; }",
@@ -224,6 +255,19 @@ st_global_u32 = asm(
 st_global_u16 = asm(
     "st_global_u16", "st.global.u16 [$0], $1;", [], [i64, u16], doc="``st.global.u16``: 2 bytes."
 )
+st_global_cs_v4 = asm(
+    "st_global_cs_v4", "st.global.cs.v4.u32 [$0], {$1, $2, $3, $4};",
+    [], [i64, u32, u32, u32, u32],
+    doc="``st.global.cs.v4.u32``: 16 bytes that are not read soon: first to be evicted.",
+)  # fmt: skip
+st_global_cs_v2 = asm(
+    "st_global_cs_v2", "st.global.cs.v2.u32 [$0], {$1, $2};", [], [i64, u32, u32],
+    doc="``st.global.cs.v2.u32``: 8 bytes, as `st_global_cs_v4`.",
+)  # fmt: skip
+st_global_cs_u32 = asm(
+    "st_global_cs_u32", "st.global.cs.u32 [$0], $1;", [], [i64, u32],
+    doc="``st.global.cs.u32``: 4 bytes, as `st_global_cs_v4`.",
+)  # fmt: skip
 red_global_add_u64 = asm(
     "red_global_add_u64", "red.global.add.u64 [$0], $1;", [], [i64, i64],
     doc="``red.global.add.u64``: adds an integer to 8 bytes, in one step for all threads.",
@@ -315,7 +359,22 @@ ldmatrix_x4_trans = asm(
 )  # fmt: skip
 ldmatrix_x2 = asm(
     "ldmatrix_x2", "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {$0, $1}, [$2];", [u32] * 2, [u32],
-    doc="``ldmatrix.x2``: two 8x8 matrices of 16-bit elements.",
+    doc="``ldmatrix.x2``: two 8x8 matrices of 16-bit elements; lanes 0 to 15 give rows. On sm_75 "
+    "the other lanes' addresses must be valid too.",
+)  # fmt: skip
+ldmatrix_x2_trans = asm(
+    "ldmatrix_x2_trans", "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {$0, $1}, [$2];",
+    [u32] * 2, [u32],
+    doc="``ldmatrix.x2.trans``: as `ldmatrix_x2`, each matrix transposed.",
+)  # fmt: skip
+ldmatrix_x1 = asm(
+    "ldmatrix_x1", "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {$0}, [$1];", [u32], [u32],
+    doc="``ldmatrix.x1``: an 8x8 matrix of 16-bit elements; lanes 0 to 7 give rows, as of "
+    "`ldmatrix_x2`.",
+)  # fmt: skip
+ldmatrix_x1_trans = asm(
+    "ldmatrix_x1_trans", "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {$0}, [$1];", [u32], [u32],
+    doc="``ldmatrix.x1.trans``: as `ldmatrix_x1`, transposed.",
 )  # fmt: skip
 
 

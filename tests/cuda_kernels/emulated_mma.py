@@ -23,9 +23,9 @@ _LEFT: dict[str, Any] = _ELEMENTS | {"u8": np.uint8}
 
 
 def ldmatrix(rows: Sequence[np.ndarray], trans: bool = False) -> list[tuple[int, ...]]:
-    """What each lane receives of four 8x8 matrices; ``rows`` are their 32 rows, 16 bytes each."""
+    """What each lane receives of 8x8 matrices; ``rows`` are theirs in turn, 16 bytes each."""
     halves = [row.view(np.uint16) for row in rows]
-    matrices = [np.stack(halves[8 * i : 8 * i + 8]) for i in range(4)]
+    matrices = [np.stack(halves[i : i + 8]) for i in range(0, len(rows), 8)]
     if trans:
         matrices = [m.T for m in matrices]
     words = [np.ascontiguousarray(m).view(np.uint32).ravel().tolist() for m in matrices]

@@ -146,6 +146,8 @@ class _Cuda:
             "shared_address": self.shared_address,
             "ld_global_nc_v4": loads(4), "ld_global_v4": loads(4), "ld_global_nc_v2": loads(2),
             "ld_global_nc_u32": loads(1), "ld_global_nc_u16": loads(1, np.uint16),
+            "ld_global_nc_no_allocate_v4": loads(4), "ld_global_cs_nc_v4": loads(4),
+            "ld_global_cs_nc_v2": loads(2), "ld_global_cs_nc_u32": loads(1),
             "ld_global_nc_v4_if": lambda a, live: loads(4)(a) if live else (0, 0, 0, 0),
             "ld_global_nc_u16_if": lambda a, live: loads(1, np.uint16)(a) if live else 0,
             "ld_global_nc_u8_if": lambda a, live: loads(1, np.uint8)(a) if live else 0,
@@ -153,6 +155,7 @@ class _Cuda:
             "funnel": lambda a, b, n: (b << 32 | a) >> n % 32 & 0xFFFFFFFF,
             "st_global_v4": stores(), "st_global_v2": stores(), "st_global_u32": stores(),
             "st_global_u16": stores(np.uint16),
+            "st_global_cs_v4": stores(), "st_global_cs_v2": stores(), "st_global_cs_u32": stores(),
             "ld_shared_v4": shared(loads(4)), "ld_shared_v4_f32": shared(loads(4, np.float32)),
             "ld_shared_v2_f32": shared(loads(2, np.float32)),
             "ld_shared_u32": shared(loads(1)), "ld_shared_u16": shared(loads(1, np.uint16)),
@@ -199,6 +202,13 @@ _FP8 = {
 """Conversions of fp8."""
 
 
+_LDMATRIX = {
+    f"ldmatrix_x{count}{'_trans' * trans}": (count, trans)
+    for count in (1, 2, 4)
+    for trans in (False, True)
+}
+"""How many matrices each form loads, and whether it transposes them."""
+
 _BLOCKS = ("fragments_a", "fragments_b", "products")
 """What kernels call the warp-wide intrinsics of `nrt.cuda_kernels.mma_block`."""
 
@@ -218,7 +228,7 @@ class _Barriers(ast.NodeTransformer):
             if function.attr.startswith("shfl_"):
                 parts: list[ast.expr] = [ast.Constant(function.attr), *node.args[1:]]
                 return ast.Yield(ast.Tuple(parts, ast.Load()))
-            if function.attr in ("ldmatrix_x4", "ldmatrix_x4_trans", "stmatrix_x4"):
+            if function.attr in _LDMATRIX or function.attr == "stmatrix_x4":
                 return ast.Yield(ast.Tuple([ast.Constant(function.attr), *node.args], ast.Load()))
         if isinstance(function, ast.Name) and function.id == "mma":
             return ast.Yield(ast.Tuple([ast.Constant("mma"), function, *node.args], ast.Load()))
@@ -364,7 +374,7 @@ class KernelEmulator:
             raise RuntimeError(f"threads wait at different barriers: {set(asked.values())}")
         if names == {"block"}:
             return self._warp_blocks(asked)
-        if names and names <= {"ldmatrix_x4", "ldmatrix_x4_trans", "stmatrix_x4", "mma"}:
+        if names and names <= {*_LDMATRIX, "stmatrix_x4", "mma"}:
             return self._matrices(asked)
         for t, (name, *parts) in asked.items():
             if name == "barrier":
@@ -393,7 +403,10 @@ class KernelEmulator:
             if name == "mma":
                 found: Sequence[Any] = mma(requests[0][1], [r[2:] for r in requests])
             else:
-                found = ldmatrix(self._rows([r[1] for r in requests]), name.endswith("trans"))
+                count, trans = _LDMATRIX[name]
+                found = ldmatrix(self._rows([r[1] for r in requests[: 8 * count]]), trans)
+                if count == 1:
+                    found = [word for (word,) in found]
             reply |= {first + lane: value for lane, value in enumerate(found)}
         return reply
 

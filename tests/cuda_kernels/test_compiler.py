@@ -39,17 +39,19 @@ def files(cache: Path) -> list[Path]:
 # -- compiling -------------------------------------------------------------------------------------
 
 
-def test_a_coherent_kernel_takes_no_path_for_read_only_memory() -> None:
-    """A vector kernel that may write over its input."""
+@pytest.mark.parametrize(("streams", "hint"), [(False, ""), (True, "cs.")])
+def test_a_coherent_kernel_takes_no_path_for_read_only_memory(streams: bool, hint: str) -> None:
+    """A vector kernel that may write over its input; the loads keep their cache operator."""
     b = Builder("f")
     program = b.build(b("max", 0, b.const(0.0)))
-    params = (program, (FP16,), (FP16,), ("v",), 1, 8, 1, True, False)
+    params = (program, (FP16,), (FP16,), ("v",), 1, 8, 1, True, False, (streams, streams))
     plain = KernelSpec("nrt.cuda_kernels.pointwise_kernels:_vector_kernel", params, 256)
     coherent = replace(plain, coherent=True)
     before, after = (compiler._ptx(spec_, SM80)[0] for spec_ in (plain, coherent))
-    assert before.count("ld.global.nc.v4.u32") == 1
-    assert after.count("ld.global.v4.u32") == 1
-    assert "ld.global.nc" not in after
+    assert before.count(f"ld.global.{hint}nc.v4.u32") == 1
+    assert after.count(f"ld.global.{hint}v4.u32") == 1
+    assert ".nc" in before
+    assert ".nc" not in after
     assert kernel_key(plain, SM80) != kernel_key(coherent, SM80)
     assert compile_kernel(coherent, SM80).code != compile_kernel(plain, SM80).code
 
