@@ -145,6 +145,21 @@ def test_every_output_is_checked() -> None:
     assert CpuBench().measure(Fake(whole), p, ()).seconds is not None
 
 
+def test_both_results_of_a_product_are_checked() -> None:
+    b = Builder("f")
+    program = b.build(0, b("mul", 0, b.const(40.0)))
+    p = problem(MatMul(epilogue=program, second_dtype=INT8), (40, 7), (7, 50), gap=2)
+    assert [tuner_cpu.tolerance(p, y) for y in p.outputs] == [1e-4, 1e-2]
+    variant = variant_by_name("cpu_matmul_panels")
+    for config in variant.configs(p):
+        assert CpuBench().measure(variant, p, config).seconds is not None
+
+    def first(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
+        outputs[0][...] = inputs[0] @ inputs[1]
+
+    assert CpuBench().measure(Fake(first), p, ()).note.endswith("limit 1e-02")
+
+
 def test_half_floats_have_their_own_limit() -> None:
     p = problem(Relu(), (50, 9), dtype=FP16)
 

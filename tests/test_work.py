@@ -101,6 +101,11 @@ def norm_relu() -> Program:
         ),
         (problem(Pointwise(bias_relu(), FP16), (3, 5), (5,)), 30),
         (problem(MultiPointwise(sum_and_relu(), (FP16, FP32)), (3, 5), (5,)), 30),
+        # Two results of a product share the bias: 4x7 sums of 5, each with 2 operations behind it.
+        (
+            problem(MatMul(epilogue=sum_and_relu(), second_dtype=FP16), (4, 5), (5, 7), (7,)),
+            28 * (10 + 2),
+        ),
         (problem(Softmax(), (3, 5)), 180),
         (problem(Reduce("mean", (1,)), (3, 5)), 15),
         (problem(Reformat(FP16), (3, 5)), 15),

@@ -28,7 +28,14 @@ from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Builder, Program
 from nrt.problem import Problem, Refusal, TensorSpec
 
-__all__ = ["ConvIndirect", "ConvStaged", "extra_operands", "pack_filters", "refuse_conv"]
+__all__ = [
+    "ConvIndirect",
+    "ConvStaged",
+    "extra_operands",
+    "pack_filters",
+    "refuse_conv",
+    "result_operands",
+]
 
 
 def refuse_conv(
@@ -52,8 +59,9 @@ def refuse_conv(
     extras = problem.inputs[epilogue_slot(problem.op) :]
     op: Any = problem.op
     sums = sums_type(x.dtype)
-    program = epilogue_of(op.epilogue, bool(extras), problem.y.dtype, sums)
-    return refuse_types(program, [problem.y.dtype, sums, *(t.dtype for t in extras)])
+    stored = [t.dtype for t in problem.outputs]
+    program = epilogue_of(op.epilogue, bool(extras), stored, sums)
+    return refuse_types(program, [*stored, sums, *(t.dtype for t in extras)])
 
 
 def _prologue(problem: Problem) -> Program | None:
@@ -87,6 +95,15 @@ def is_depthwise(problem: Problem) -> bool:
 _DEPTHWISE = Refusal("one channel per group: products of depth 1, use cpu_conv_depthwise")
 
 
+def result_operands(problem: Problem) -> list[Operand]:
+    """The outputs as operands over ``[N, K, P, Q]``."""
+    operands = []
+    for spec in problem.outputs:
+        n, k, p, q = spec.strides
+        operands.append(Operand(spec.dtype, n, p, q, k))
+    return operands
+
+
 def extra_operands(problem: Problem) -> list[Operand]:
     """The extras (or the plain bias) as operands over ``[N, K, P, Q]``."""
     op: Any = problem.op
@@ -112,11 +129,6 @@ def pack_filters(w: Array, groups: int, columns: int) -> Array:
     packed[:, :each] = w.reshape(groups, each, c, r, s).transpose(0, 1, 3, 4, 2)
     packed = packed.reshape(groups, panels, columns, r, s, c).transpose(0, 1, 3, 4, 5, 2)
     return np.ascontiguousarray(packed)
-
-
-def _output(y: TensorSpec) -> Operand:
-    n, k, p, q = y.strides
-    return Operand(y.dtype, n, p, q, k)
 
 
 class ConvIndirect(HostVariant):
@@ -157,7 +169,7 @@ class ConvIndirect(HostVariant):
         def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
             del workspace
             x, w, *extras = inputs
-            run([address_of(a) for a in (x, w, outputs[0], *extras)])
+            run([address_of(a) for a in (x, w, *outputs, *extras)])
 
         return call
 
@@ -218,7 +230,7 @@ class ConvStaged(HostVariant):
             image[:, top : top + h, left + w :] = 0
             at = address_of(workspace)
             copy([at + shift, address_of(source), *(address_of(a) for a in inputs[2:first])])
-            run([at, *(address_of(a) for a in (weights, outputs[0], *inputs[first:]))])
+            run([at, *(address_of(a) for a in (weights, *outputs, *inputs[first:]))])
 
         return call
 
@@ -233,9 +245,8 @@ def _staging(problem: Problem) -> TensorSpec:
 
 def _bind(problem: Problem, config: Config, x: TensorSpec, *, staged: bool) -> Any:
     op: Any = problem.op
-    w, y = problem.inputs[1], problem.y
-    k, c, r, s = w.shape
-    n, _, p, q = y.shape
+    k, c, r, s = problem.inputs[1].shape
+    n, _, p, q = problem.y.shape
     groups = op.groups
     xn, xc, xh, xw = (4 * v for v in x.strides)
     taps_w, run_length = s, c
@@ -249,16 +260,15 @@ def _bind(problem: Problem, config: Config, x: TensorSpec, *, staged: bool) -> A
         n, p, q, r, taps_w, run_length, x.shape[2], width, xn, xh, xw,
         tuple(op.strides), tuple(pads), tuple(op.dilations),
     )  # fmt: skip
-    extras = extra_operands(problem)
-    out = _output(y)
+    outs, extras = result_operands(problem), extra_operands(problem)
     tile = Tiling(*config)
     each = k // groups
     columns = panel_columns(tile.shape)
     weights = -(-each // columns) * columns * r * s * c * 4
     shifts = [
-        [g * c * xc, g * weights, *(g * each * o.col * o.dtype.itemsize for o in (out, *extras))]
+        [g * c * xc, g * weights, *(g * each * o.col * o.dtype.itemsize for o in (*outs, *extras))]
         for g in range(groups)
     ]
     sums = sums_type(problem.inputs[0].dtype)
-    program = epilogue_of(op.epilogue, bool(extras), y.dtype, sums)
-    return bind_product(gather, each, tile, program, out, extras, shifts, sums)
+    program = epilogue_of(op.epilogue, bool(extras), [o.dtype for o in outs], sums)
+    return bind_product(gather, each, tile, program, outs, extras, shifts, sums)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels.conv import extra_operands, pack_filters
+from nrt.cpu_kernels.conv import extra_operands, pack_filters, result_operands
 from nrt.cpu_kernels.launch import (
     Gather,
     Operand,
@@ -83,8 +83,9 @@ class ConvTransposePhases(HostVariant):
         if 0 in problem.y.shape or 0 in x.shape:
             return Refusal("an empty tensor")
         extras = problem.inputs[2:]
-        program = epilogue_of(op.epilogue, bool(extras), problem.y.dtype)
-        return refuse_types(program, [problem.y.dtype, FP32, *(t.dtype for t in extras)])
+        stored = [t.dtype for t in problem.outputs]
+        program = epilogue_of(op.epilogue, bool(extras), stored)
+        return refuse_types(program, [*stored, FP32, *(t.dtype for t in extras)])
 
     def configs(self, problem: Problem) -> Sequence[Config]:
         op: Any = problem.op
@@ -145,7 +146,7 @@ class ConvTransposePhases(HostVariant):
             if stage is not None:
                 stage([address_of(workspace), x_at])
                 x_at = address_of(workspace)
-            rest = [address_of(t) for t in (outputs[0], *extras)]
+            rest = [address_of(t) for t in (*outputs, *extras)]
             for run, offset in runs:
                 run([x_at, w_at + offset, *rest])
 
@@ -158,9 +159,8 @@ class ConvTransposePhases(HostVariant):
         g = op.groups
         each, c = problem.inputs[1].shape[1], x.shape[1] // g
         xn, xc, xh, xw = (4 * v for v in x.strides)
-        yn, yk, yp, yq = problem.y.strides
-        extras = extra_operands(problem)
-        full = [Operand(problem.y.dtype, yn, yp, yq, yk), *extras]
+        outs, extras = result_operands(problem), extra_operands(problem)
+        full = [*outs, *extras]
         phase = [
             Operand(o.dtype, o.n, o.p * op.strides[0], o.q * op.strides[1], o.col) for o in full
         ]
@@ -182,6 +182,7 @@ class ConvTransposePhases(HostVariant):
             ]
             for i in range(g)
         ]
-        program = epilogue_of(op.epilogue, bool(extras), problem.y.dtype)
-        run = bind_product(gather, each, tile, program, phase[0], phase[1:], shifts)
+        program = epilogue_of(op.epilogue, bool(extras), [o.dtype for o in outs])
+        results = len(outs)
+        run = bind_product(gather, each, tile, program, phase[:results], phase[results:], shifts)
         return run, g * weights

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels.codegen import column_class, rows_function
-from nrt.cpu_kernels.conv import extra_operands, refuse_conv
-from nrt.cpu_kernels.launch import Operand, epilogue_of
+from nrt.cpu_kernels.conv import extra_operands, refuse_conv, result_operands
+from nrt.cpu_kernels.launch import epilogue_function, epilogue_of
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
-from nrt.dtypes import FP32
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, Refusal
@@ -59,21 +57,12 @@ class ConvDepthwise(HostVariant):
         x, w = problem.inputs[:2]
         n, k, p, q = problem.y.shape
         r, s = w.shape[2:]
-        yn, yk, yp, yq = problem.y.strides
-        extras = extra_operands(problem)
-        operands = [
-            Operand(problem.y.dtype, yn, yp, yq, yk),
-            Operand(FP32, 0, 0, 0, 1),
-            *extras,
-        ]
-        function = rows_function(
-            epilogue_of(op.epilogue, bool(extras), problem.y.dtype),
-            tuple(o.dtype for o in operands),
-            tuple(column_class(o.col, k) for o in operands),
-        )
+        outs, extras = result_operands(problem), extra_operands(problem)
+        program = epilogue_of(op.epilogue, bool(extras), [o.dtype for o in outs])
+        operands, function = epilogue_function(program, k, outs, extras)
         fields = [
             k, p, q, r, s, *op.strides, *op.pads[:2], *op.dilations, *x.shape[2:],
-            4 * x.strides[0], 4 * x.strides[2], 4 * x.strides[3], len(operands),
+            4 * x.strides[0], 4 * x.strides[2], 4 * x.strides[3], len(operands), len(outs),
         ]  # fmt: skip
         for o in operands:
             size = o.dtype.itemsize
@@ -87,7 +76,7 @@ class ConvDepthwise(HostVariant):
         def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
             del workspace
             source, weights, *rest = inputs
-            arrays = (source, weights, outputs[0], *rest)
+            arrays = (source, weights, *outputs, *rest)
             addresses = np.array([address_of(a) for a in arrays], np.int64)
             at = addresses.ctypes.data
 

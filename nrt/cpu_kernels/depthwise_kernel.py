@@ -16,6 +16,8 @@ from nrt.cpu_kernels.simd import (
 
 __all__ = ["depthwise"]
 
+_OPERANDS_AT = 18
+"""Parameters before those of the operands."""
 _HIGH = 6
 """Positions at once: with two vectors each, 12 sums hide the latency of a multiply-add."""
 
@@ -77,8 +79,9 @@ def depthwise(function, params, addresses, first, last):
     """Output lines ``first <= n * P + p < last``.
 
     ``params``: channels, P, Q, R, S, strides, pads, dilations, H, W, byte strides of the input's
-    image, line and pixel, number of operands; then per operand byte strides of image, line and
-    position, and the channel step in elements. ``addresses``: x, w, output, extras.
+    image, line and pixel, number of operands, and of results among them, which come first, before
+    the accumulator; then per operand byte strides of image, line and position, and the channel
+    step in elements. ``addresses``: x, w, outputs, extras.
     """
     channels, lines = load_i64(params, 0), load_i64(params, 1)
     width_out = load_i64(params, 2)
@@ -88,14 +91,14 @@ def depthwise(function, params, addresses, first, last):
     dilation_h, dilation_w = load_i64(params, 9), load_i64(params, 10)
     height, width = load_i64(params, 11), load_i64(params, 12)
     x_n, x_h, x_w = load_i64(params, 13), load_i64(params, 14), load_i64(params, 15)
-    operands = load_i64(params, 16)
+    operands, results = load_i64(params, 16), load_i64(params, 17)
     x, w = load_i64(addresses, 0), load_i64(addresses, 1)
     sums = np.empty(width_out * channels + LANES, np.float32)
     acc = sums.ctypes.data
     table = np.empty(operands * width_out, np.int64)
     steps = np.zeros(2 * operands, np.int64)
     for k in range(operands):
-        steps[k] = load_i64(params, 17 + 4 * k + 3)
+        steps[k] = load_i64(params, _OPERANDS_AT + 4 * k + 3)
     for unit in range(first, last):
         n = unit // lines
         p = unit - n * lines
@@ -133,11 +136,11 @@ def depthwise(function, params, addresses, first, last):
         for k in range(operands):
             at = acc
             step_n, step_p, step_q = 0, 0, channels * 4
-            if k != 1:
-                at = load_i64(addresses, 2 + k - (k > 1))
-                step_n = load_i64(params, 17 + 4 * k)
-                step_p = load_i64(params, 17 + 4 * k + 1)
-                step_q = load_i64(params, 17 + 4 * k + 2)
+            if k != results:
+                at = load_i64(addresses, 2 + k - (k > results))
+                step_n = load_i64(params, _OPERANDS_AT + 4 * k)
+                step_p = load_i64(params, _OPERANDS_AT + 4 * k + 1)
+                step_q = load_i64(params, _OPERANDS_AT + 4 * k + 2)
             for i in range(width_out):
                 table[k * width_out + i] = at + n * step_n + p * step_p + i * step_q
         call_rows(function, width_out, channels, table.ctypes.data, width_out, steps.ctypes.data)

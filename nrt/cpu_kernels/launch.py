@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels.codegen import column_class, rows_function
+from nrt.cpu_kernels.codegen import RowsFunction, column_class, rows_function
 from nrt.dtypes import BYTES, FP8E4M3, FP16, FP32, INT32, DType
 from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import Builder, Program, identity
@@ -19,6 +19,7 @@ __all__ = [
     "Operand",
     "Tiling",
     "bind_product",
+    "epilogue_function",
     "epilogue_of",
     "panel_columns",
     "sums_type",
@@ -84,7 +85,9 @@ class Gather:
 
 @dataclass(frozen=True)
 class Operand:
-    """An operand of the epilogue: strides in elements of image, line, position and column."""
+    """A result or an operand of the epilogue: strides in elements of image, line, position and
+    column.
+    """
 
     dtype: DType
     n: int
@@ -132,25 +135,58 @@ def tiling(rows: int, cols: int, groups: int) -> list[Tiling]:
 
 
 def epilogue_of(
-    program: Program | None, bias: bool, out: DType = FP32, sums: DType = FP32
+    program: Program | None, bias: bool, outs: Sequence[DType], sums: DType = FP32
 ) -> Program:
     """The program that follows the sum: an op's epilogue, a plain bias, or nothing.
 
     Args:
         program: the op's epilogue, which reads a float.
         bias: whether a plain bias follows the operands instead.
-        out: element type of the output; what is stored as int8 or uint8 is rounded and saturated.
+        outs: element type of each result; floats that are stored as int8 or uint8 are rounded and
+            saturated.
         sums: fp32, or int32 of products of bytes.
     """
     whole = sums is INT32
-    if program is None and whole and out is INT32:
+    if program is None and whole and outs[0] is INT32:
         return identity("i")
     b = Builder("ff")
     found = program or (b.build(b("add", 0, 1)) if bias else identity("f"))
     if whole:
         b = Builder(["i", *found.inputs[1:]])
         found = b.build(*b.inline(found, [b("to_f", 0), *range(1, len(found.inputs))]))
-    return byte_rounding(found, out) if out in BYTES else found
+    b = Builder(found.inputs)
+    results: list[int] = []
+    for register, out in zip(found.outputs, outs, strict=True):
+        one = replace(found, outputs=(register,))
+        rounds = out in BYTES and found.kinds[register] == "f"
+        one = byte_rounding(one, out) if rounds else one
+        results += b.inline(one, range(len(found.inputs)))
+    return b.build(*results)
+
+
+def epilogue_function(
+    epilogue: Program,
+    cols: int,
+    outs: Sequence[Operand],
+    extras: Sequence[Operand],
+    sums: DType = FP32,
+) -> tuple[list[Operand], RowsFunction]:
+    """The rows function of an epilogue, and its operands: results, the accumulator, extras.
+
+    Args:
+        epilogue: program of the accumulator and the extras, see `epilogue_of`.
+        cols: columns of a row.
+        outs: where each of its results goes.
+        extras: the epilogue's other inputs.
+        sums: element type of the accumulator, whose columns lie side by side.
+    """
+    operands = [*outs, Operand(sums, 0, 0, 0, 1), *extras]
+    function = rows_function(
+        epilogue,
+        tuple(o.dtype for o in operands),
+        tuple(column_class(o.col, cols) for o in operands),
+    )
+    return operands, function
 
 
 def bind_product(
@@ -158,19 +194,20 @@ def bind_product(
     cols: int,
     tile: Tiling,
     epilogue: Program,
-    out: Operand,
+    outs: Sequence[Operand],
     extras: Sequence[Operand],
     shifts: Sequence[Sequence[int]],
     sums: DType = FP32,
 ) -> Callable[[Sequence[int]], None]:
-    """Compile a grouped product; the result takes the addresses of A, packed B, output and extras.
+    """Compile a grouped product; the result takes the addresses of A, packed B, outputs and
+    extras.
 
     Args:
         gather: the rows of A of one group.
         cols: columns of B of one group.
         tile: how to cut it; B is packed for ``tile.shape`` as ``[panel][tap][run][column]``.
         epilogue: program of the accumulator and the extras.
-        out: where results go.
+        outs: where each result of the epilogue goes.
         extras: the epilogue's other inputs.
         shifts: per group, bytes to add to each address.
         sums: int32 where A and B hold bytes: blocks of the depth are exact in fp32 and are added as
@@ -185,12 +222,7 @@ def bind_product(
     blocks = -(-gather.rows // tile.block_rows)
     units = len(shifts) * panels * blocks
     depth = gather.taps * gather.run
-    operands = [out, Operand(sums, 0, 0, 0, 1), *extras]
-    function = rows_function(
-        epilogue,
-        tuple(o.dtype for o in operands),
-        tuple(column_class(o.col, cols) for o in operands),
-    )
+    operands, function = epilogue_function(epilogue, cols, outs, extras, sums)
     zeros = np.zeros(gather.run + 1, np.float32)
     block_run = min(gather.run, _BLOCK_DEPTH)
     fields = [
@@ -198,7 +230,8 @@ def bind_product(
         gather.run, *gather.stride, *gather.pad, *gather.dilation, gather.height, gather.width,
         gather.x_n, gather.x_h, gather.x_w, tile.block_rows, blocks, cols, panels, int(panels *
         depth * nr * 4 <= _L2_WEIGHTS), max(1, _BLOCK_DEPTH // gather.run) if block_run ==
-        gather.run else 1, block_run, zeros.ctypes.data, len(operands), int(sums is INT32),
+        gather.run else 1, block_run, zeros.ctypes.data, len(operands), len(outs),
+        int(sums is INT32),
     ]  # fmt: skip
     for o in operands:
         size = o.dtype.itemsize

@@ -103,8 +103,9 @@ class MatMulPanels(HostVariant):
         if 0 in problem.y.shape or 0 in a.shape:
             return Refusal("an empty tensor")
         sums, extras = sums_type(a.dtype), problem.inputs[2:]
-        program = epilogue_of(op.epilogue, False, problem.y.dtype, sums)
-        return refuse_types(program, [problem.y.dtype, sums, *(t.dtype for t in extras)])
+        stored = [t.dtype for t in problem.outputs]
+        program = epilogue_of(op.epilogue, False, stored, sums)
+        return refuse_types(program, [*stored, sums, *(t.dtype for t in extras)])
 
     def configs(self, problem: Problem) -> Sequence[Config]:
         view = _view(problem)
@@ -176,7 +177,7 @@ class MatMulPanels(HostVariant):
                 a_at = scratch
             if pack is not None:
                 b_at = pack(scratch + size_a, b_at)
-            run([a_at, b_at, *(address_of(t) for t in (outputs[0], *extras))])
+            run([a_at, b_at, *(address_of(t) for t in (*outputs, *extras))])
 
         return call
 
@@ -238,7 +239,7 @@ def _bind_pack(view: _View, b: TensorSpec, config: Config) -> Any:
 
 def _bind(problem: Problem, config: Config, view: _View, a: tuple[int, ...]) -> Any:
     op: Any = problem.op
-    specs = [problem.y, *problem.inputs[2:]]
+    specs = [*problem.outputs, *problem.inputs[2:]]
     strides = [_over_output(problem, view, s) for s in specs]
     tile = Tiling(*config)
     nr = panel_columns(tile.shape)
@@ -285,5 +286,7 @@ def _bind(problem: Problem, config: Config, view: _View, a: tuple[int, ...]) -> 
     x_n, x_h, x_w = (4 * s for s in spread[-1])
     gather = Gather(images, count, line, 1, 1, view.k, count, line, x_n, x_h, x_w)
     sums = sums_type(problem.inputs[0].dtype)
-    program = epilogue_of(op.epilogue, False, problem.y.dtype, sums)
-    return bind_product(gather, view.n, tile, program, operands[0], operands[1:], shifts, sums)
+    results = len(problem.outputs)
+    outs, extras = operands[:results], operands[results:]
+    program = epilogue_of(op.epilogue, False, [o.dtype for o in outs], sums)
+    return bind_product(gather, view.n, tile, program, outs, extras, shifts, sums)

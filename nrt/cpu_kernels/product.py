@@ -41,11 +41,13 @@ FIELDS: tuple[str, ...] = (
     "rows", "rows_n", "rows_p", "taps_w", "taps", "run", "stride_h", "stride_w", "pad_h", "pad_w",
     "dilation_h", "dilation_w", "height", "width", "x_n", "x_h", "x_w", "block_rows", "blocks",
     "cols", "panels", "panel_fastest", "block_taps", "block_run", "zeros", "operands",
-    "whole",
+    "results", "whole",
 )  # fmt: skip
 """Parameters of the kernel, one int64 each, in order. ``rows`` is the number of output positions,
 ``rows_n`` those of an image, ``rows_p`` those of a line; ``x_*`` are byte strides; ``zeros`` is the
-address of at least ``run`` zeros; ``whole`` says that A and B hold bytes, whose sums are int32."""
+address of at least ``run`` zeros; of the epilogue's ``operands`` the first ``results`` are its
+outputs, and the next is the accumulator; ``whole`` says that A and B hold bytes, whose sums are
+int32."""
 
 OPERAND_FIELDS = 5
 """After `FIELDS`, for each operand of the rows function: byte strides of image, line, position and
@@ -61,7 +63,7 @@ _BLOCK_ROWS, _BLOCKS, _COLS, _PANELS = (_AT[n] for n in ("block_rows", "blocks",
 _PANEL_FASTEST, _BLOCK_TAPS, _BLOCK_RUN = (
     _AT[n] for n in ("panel_fastest", "block_taps", "block_run")
 )
-_ZEROS, _OPERANDS, _WHOLE = _AT["zeros"], _AT["operands"], _AT["whole"]
+_ZEROS, _OPERANDS, _RESULTS, _WHOLE = (_AT[n] for n in ("zeros", "operands", "results", "whole"))
 _OPERAND_BASE = len(FIELDS)
 
 
@@ -76,6 +78,7 @@ def _row_tables(params, addresses, shifts, row, count, taps_at, rows_at, ld):
     width = load_i64(params, _WIDTH)
     zeros = load_i64(params, _ZEROS)
     operands = load_i64(params, _OPERANDS)
+    results = load_i64(params, _RESULTS)
     x = load_i64(addresses, 0) + load_i64(shifts, 0)
     x_n, x_h, x_w = load_i64(params, _X_N), load_i64(params, _X_H), load_i64(params, _X_W)
     n = row // rows_n
@@ -96,11 +99,11 @@ def _row_tables(params, addresses, shifts, row, count, taps_at, rows_at, ld):
                 s = 0
                 r += 1
         for k in range(operands):
-            if k == 1:
+            if k == results:
                 continue
             at = _OPERAND_BASE + k * OPERAND_FIELDS
-            # Operand 1 is the accumulator; the addresses are A, B, output, extras.
-            slot = 2 + k - (k > 1)
+            # That was the accumulator; the addresses are A, B, outputs, extras.
+            slot = 2 + k - (k > results)
             rows_at[k * ld + i] = (
                 load_i64(addresses, slot)
                 + load_i64(shifts, slot)
@@ -141,7 +144,7 @@ def product_kernel(shape: int) -> Any:
         Args:
             function: address of the epilogue's rows function.
             params: see `FIELDS`.
-            addresses: of A, packed B, the output and the extras.
+            addresses: of A, packed B, the outputs and the extras.
             shifts: per group, bytes added to each of the addresses (``shift_count`` of them).
         """
         block_rows = load_i64(params, _BLOCK_ROWS)
@@ -151,6 +154,7 @@ def product_kernel(shape: int) -> Any:
         run = load_i64(params, _RUN)
         cols = load_i64(params, _COLS)
         operands = load_i64(params, _OPERANDS)
+        results = load_i64(params, _RESULTS)
         block_taps = load_i64(params, _BLOCK_TAPS)
         block_run = load_i64(params, _BLOCK_RUN)
         taps_table = np.empty(taps * block_rows, np.int64)
@@ -163,7 +167,7 @@ def product_kernel(shape: int) -> Any:
         integers = np.empty(block_rows * nr + 16 if whole else 1, np.int32)
         total = (integers.ctypes.data + 63) // 64 * 64 if whole else acc
         for i in range(block_rows):
-            rows_table[block_rows + i] = total + i * nr * 4
+            rows_table[results * block_rows + i] = total + i * nr * 4
         for k in range(operands):
             steps[k] = load_i64(params, _OPERAND_BASE + k * OPERAND_FIELDS + 4)
         known = -1
@@ -221,7 +225,7 @@ def product_kernel(shape: int) -> Any:
                         more = 1
             for k in range(operands):
                 column = load_i64(params, _OPERAND_BASE + k * OPERAND_FIELDS + 3)
-                steps[operands + k] = panel * nr * column if k != 1 else 0
+                steps[operands + k] = panel * nr * column if k != results else 0
             width = min(nr, cols - panel * nr)
             call_rows(function, count, width, rows_table.ctypes.data, block_rows, steps.ctypes.data)
 

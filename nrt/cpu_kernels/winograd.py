@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from nrt.cpu_kernels.codegen import column_class, rows_function
-from nrt.cpu_kernels.conv import extra_operands, refuse_conv
-from nrt.cpu_kernels.launch import Operand, epilogue_of, panel_columns
+from nrt.cpu_kernels.conv import extra_operands, refuse_conv, result_operands
+from nrt.cpu_kernels.launch import epilogue_function, epilogue_of, panel_columns
 from nrt.cpu_kernels.variant import Config, HostCall, HostVariant
 from nrt.cpu_kernels.winograd_matrices import FILTER
-from nrt.dtypes import FP32
 from nrt.ir.op import Array
 from nrt.ir.ops import Conv
 from nrt.problem import Problem, Refusal
@@ -96,24 +94,15 @@ class ConvWinograd(HostVariant):
         m, block = config
         x = problem.inputs[0]
         n, k, p, q = problem.y.shape
-        yn, yk, yp, yq = problem.y.strides
-        extras = extra_operands(problem)
-        operands = [
-            Operand(problem.y.dtype, yn, yp, yq, yk),
-            Operand(FP32, 0, 0, 0, 1),
-            *extras,
-        ]
-        function = rows_function(
-            epilogue_of(op.epilogue, bool(extras), problem.y.dtype),
-            tuple(o.dtype for o in operands),
-            tuple(column_class(o.col, k) for o in operands),
-        )
+        outs, extras = result_operands(problem), extra_operands(problem)
+        program = epilogue_of(op.epilogue, bool(extras), [o.dtype for o in outs])
+        operands, function = epilogue_function(program, k, outs, extras)
         down, across = -(-p // m), -(-q // m)
         tiles = n * down * across
         fields = [
             tiles, down, across, block, x.shape[1], k, -(-k // panel_columns(0)), *x.shape[2:],
             *op.pads[:2], 4 * x.strides[0], 4 * x.strides[2], 4 * x.strides[3], p, q,
-            len(operands),
+            len(operands), len(outs),
         ]  # fmt: skip
         for o in operands:
             size = o.dtype.itemsize
@@ -127,7 +116,7 @@ class ConvWinograd(HostVariant):
         def call(inputs: Sequence[Array], outputs: Sequence[Array], workspace: Array) -> None:
             del workspace
             source, weights, *rest = inputs
-            arrays = (source, weights, outputs[0], *rest)
+            arrays = (source, weights, *outputs, *rest)
             addresses = np.array([address_of(a) for a in arrays], np.int64)
             at = addresses.ctypes.data
 

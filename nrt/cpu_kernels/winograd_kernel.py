@@ -24,10 +24,13 @@ _I64 = ir.IntType(64)
 
 FIELDS: tuple[str, ...] = (
     "tiles", "tiles_h", "tiles_w", "block", "channels", "cols", "panels", "height", "width",
-    "pad_h", "pad_w", "x_n", "x_h", "x_w", "out_h", "out_w", "operands",
+    "pad_h", "pad_w", "x_n", "x_h", "x_w", "out_h", "out_w", "operands", "results",
 )  # fmt: skip
 """Parameters, one int64 each; then per operand of the rows function byte strides of image, line and
-position, and the column step in elements. ``tiles`` counts those of all images."""
+position, and the column step in elements. ``tiles`` counts those of all images; of the ``operands``
+the first ``results`` are the epilogue's outputs, and the next is the accumulator."""
+
+_OPERANDS_AT = len(FIELDS)
 
 
 @intrinsic(prefer_literal=True)
@@ -102,7 +105,7 @@ def winograd_kernel(m: int) -> Any:
     def winograd(function, params, addresses, first, last):
         """Blocks of tiles ``first <= b < last``: transform, multiply, transform back, epilogue.
 
-        ``addresses``: input, transformed weights, output, extras of the epilogue.
+        ``addresses``: input, transformed weights, outputs, extras of the epilogue.
         """
         tiles, tiles_h, tiles_w = load_i64(params, 0), load_i64(params, 1), load_i64(params, 2)
         block, channels = load_i64(params, 3), load_i64(params, 4)
@@ -111,7 +114,7 @@ def winograd_kernel(m: int) -> Any:
         pad_h, pad_w = load_i64(params, 9), load_i64(params, 10)
         x_n, x_h, x_w = load_i64(params, 11), load_i64(params, 12), load_i64(params, 13)
         out_h, out_w = load_i64(params, 14), load_i64(params, 15)
-        operands = load_i64(params, 16)
+        operands, results = load_i64(params, 16), load_i64(params, 17)
         x, u = load_i64(addresses, 0), load_i64(addresses, 1)
         padded = panels * nr
         inputs = np.empty(n * n * block * channels, np.float32)
@@ -123,7 +126,7 @@ def winograd_kernel(m: int) -> Any:
         rows = np.empty(operands * m * m, np.int64)
         steps = np.zeros(2 * operands, np.int64)
         for k in range(operands):
-            steps[k] = load_i64(params, 17 + 4 * k + 3)
+            steps[k] = load_i64(params, _OPERANDS_AT + 4 * k + 3)
         v = inputs.ctypes.data
         for t in range(block):
             table[t] = v + t * channels * 4
@@ -208,14 +211,14 @@ def winograd_kernel(m: int) -> Any:
                 for i in range(min(m, out_h - top)):
                     for j in range(min(m, out_w - left)):
                         for k in range(operands):
-                            if k == 1:
+                            if k == results:
                                 at = result.ctypes.data + (i * m + j) * padded * 4
                             else:
                                 at = (
-                                    load_i64(addresses, 2 + k - (k > 1))
-                                    + image * load_i64(params, 17 + 4 * k)
-                                    + (top + i) * load_i64(params, 17 + 4 * k + 1)
-                                    + (left + j) * load_i64(params, 17 + 4 * k + 2)
+                                    load_i64(addresses, 2 + k - (k > results))
+                                    + image * load_i64(params, _OPERANDS_AT + 4 * k)
+                                    + (top + i) * load_i64(params, _OPERANDS_AT + 4 * k + 1)
+                                    + (left + j) * load_i64(params, _OPERANDS_AT + 4 * k + 2)
                                 )
                             rows[k * m * m + filled] = at
                         filled += 1
