@@ -345,7 +345,7 @@ def make_store(
         "unpack_uint8": ptx.f32x4_from_u8x4,
         "fp8_byte": f32_from_e4m3,
         "store": _storer(dtype),
-        **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
+        **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras) if not e.written},
         **{f"store{i}": _storer(e.dtype) for i, e in enumerate(extras) if e.written},
     }
     return device_function(text, "epilogue", namespace)

@@ -23,10 +23,18 @@ from nrt.dtypes import BYTES, FP32, DType
 from nrt.ir.op import Array
 from nrt.ir.pointwise import Program
 
-__all__ = ["boxed_operand", "fragment_order", "make_cell", "refuse_boxes"]
+__all__ = ["boxed_operand", "boxed_second", "fragment_order", "make_cell", "refuse_boxes"]
 
 _HALVES = {"fp16": ("f16_lo", "f16_hi"), "bf16": ("bf16_lo", "bf16_hi")}
 _BYTES = ("int8", "uint8", "fp8e4m3")
+_PACK: dict[str, Any] = {
+    "fp16": ptx.f16x2_from_f32,
+    "bf16": ptx.bf16x2_from_f32,
+    "int8": ptx.s8x4_from_f32,
+    "uint8": ptx.u8x4_from_f32,
+    "fp8e4m3": e4m3x4_from_f32,
+}
+"""By output type: the function that makes a word of its elements."""
 
 
 def fragment_order(count: int) -> Array:
@@ -54,17 +62,27 @@ def boxed_operand(extras: Sequence[Extra], dtype: DType) -> int | None:
     return found[0] if found else None
 
 
+def boxed_second(extras: Sequence[Extra]) -> int | None:
+    """Where among ``extras`` the second result is; None if there is none."""
+    return next((i for i, e in enumerate(extras) if e.written), None)
+
+
 def refuse_boxes(extras: Sequence[Extra], dtype: DType) -> bool:
     """Whether an epilogue or an output needs another form than cells of 8 or 16 bits.
 
-    A second result would need cells and boxes of its own.
+    A second result takes the cells of the first one after it: its elements are as wide.
     """
     held = boxed_operand(extras, dtype)
     plain = all(
-        i == held or (e.mode in ("scalar", "channel") and not e.written)
+        _boxable(e, dtype) if e.written else i == held or e.mode in ("scalar", "channel")
         for i, e in enumerate(extras)
     )
     return dtype.name not in (*_HALVES, *_BYTES) or not plain
+
+
+def _boxable(extra: Extra, dtype: DType) -> bool:
+    same = extra.dtype.itemsize == dtype.itemsize and extra.dtype.name in (*_HALVES, *_BYTES)
+    return same and extra.mode in ("same", "rows")
 
 
 def _held(index: int, extra: Extra, integers: bool, lines: list[str]) -> list[list[str]]:
@@ -110,12 +128,13 @@ def _channels(index: int, extra: Extra, count: int, lines: list[str]) -> list[st
 
 
 def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) -> Any:
-    """The device function ``(acc, i, k, e0, e1, e2, e3, h0, h1) -> (word, word)``.
+    """The device function ``(acc, i, k, e0, e1, e2, e3, h0, h1) -> (word, word, word, word)``.
 
     A word holds neighbouring channels from ``k`` on, of ``dtype``: two of 16 bits, made of
     ``acc[i], acc[i + 1]`` in one row and the next two accumulators in another; or four of 8 bits,
     the last two of which are made of ``acc[i + 4], acc[i + 5]`` and the next two. ``e0 … e3`` point
-    to the operands; of `boxed_operand`, ``h0`` and ``h1`` hold both rows' words already.
+    to the operands; of `boxed_operand`, ``h0`` and ``h1`` hold both rows' words already. The third
+    and fourth words are those of the second result, of its own type; zero where there is none.
 
     Args:
         program: epilogue.
@@ -126,16 +145,20 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
     count = 4 // dtype.itemsize
     params = ["acc", "i", "k", *(f"e{i}" for i in range(MAX_EXTRAS)), "h0", "h1"]
     lines: list[str] = []
+    second = boxed_second(extras)
     operands = []
     for i, e in enumerate(extras):
+        if i == second:
+            continue
         if i == held:
             integers = e.dtype in BYTES and not float_uses(program, i + 1)
             operands.append(_held(i, e, integers, lines))
         else:
             operands.append([_channels(i, e, count, lines)] * 2)
-    words = []
+    words, seconds = [], []
     for row in range(2):
-        results = []
+        results: list[str] = []
+        others: list[str] = []
         for j in range(count):
             name = f"a{row}_{j}"
             lines.append(f"{name} = f32(acc[i + {j // 2 * 4 + 2 * row + j % 2}])")
@@ -144,25 +167,22 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
                 body, out = program.statements([name, *values], prefix=f"t{row}{j}_")
                 lines += body
                 name = out[0]
+                others += out[1:]
             results.append(name)
         words.append(f"pack({', '.join(results)})")
-    lines.append(f"return {', '.join(words)}")
+        seconds.append("u32(0)" if second is None else f"pack_second({', '.join(others)})")
+    lines.append(f"return {', '.join([*words, *seconds])}")
     text = f"def cell({', '.join(params)}):\n" + "".join(f"    {line}\n" for line in lines)
-    pack = {
-        "fp16": ptx.f16x2_from_f32,
-        "bf16": ptx.bf16x2_from_f32,
-        "int8": ptx.s8x4_from_f32,
-        "uint8": ptx.u8x4_from_f32,
-        "fp8e4m3": e4m3x4_from_f32,
-    }[dtype.name]
     namespace = (
         program_namespace()
         | NAN_EXTREMA
         | {
             "at": ptx.at,
             "as_float": ptx.bits_float,
-            "pack": pack,
+            "pack": _PACK[dtype.name],
+            "pack_second": _PACK[dtype.name if second is None else extras[second].dtype.name],
             "f32": types.float32,
+            "u32": types.uint32,
             "f16_lo": ptx.f32_from_f16_lo,
             "f16_hi": ptx.f32_from_f16_hi,
             "bf16_lo": ptx.f32_from_bf16_lo,
@@ -175,7 +195,7 @@ def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) 
             "unpack_int8": ptx.f32x4_from_s8x4,
             "unpack_uint8": ptx.f32x4_from_u8x4,
             "unpack_fp8e4m3": ptx_hopper.f32x4_from_e4m3x4,
-            **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras)},
+            **{f"load{i}": loader(e.dtype) for i, e in enumerate(extras) if not e.written},
         }
     )
     return device_function(text, "cell", namespace)

@@ -418,7 +418,7 @@ def vector_configs(
     geometry: Geometry,
     inputs: Sequence[DType],
     outputs: Sequence[DType],
-    nbytes: int,
+    written: int,
     device: DeviceSpec,
 ) -> list[VectorConfig]:
     """Configurations of `_vector_kernel`, the one expected to be fastest first.
@@ -426,8 +426,8 @@ def vector_configs(
     Args:
         program, inputs, outputs: what is computed, on which element types.
         geometry: strides of each output, then of each input.
-        nbytes: read and written. They stream only if they exceed the L2: what fits is found there
-            by the next layer.
+        written: bytes. They stream only if they exceed the L2: what fits is found there by the next
+            layer.
         device: gives the sizes of the grid and of the L2.
     """
     configs = []
@@ -444,7 +444,7 @@ def vector_configs(
         full = [u for u in fitting if count >= _THREADS * u * device.multiprocessors * 4]
         best = max(full, default=1)
         configs += [VectorConfig(width, u) for u in (best, *(u for u in fitting if u != best))]
-    if nbytes <= device.l2_bytes:
+    if written <= device.l2_bytes:
         return configs
     streaming = [
         config._replace(stream=True)

@@ -12,8 +12,9 @@ from numba import cuda
 from numba.cuda import types
 
 from nrt.cuda_kernels import ptx, ptx_hopper
-from nrt.cuda_kernels.epilogue import Extra, make_store
-from nrt.cuda_kernels.epilogue_box import make_cell
+from nrt.cuda_kernels.codegen import device_function
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
+from nrt.cuda_kernels.epilogue_box import boxed_second, make_cell
 from nrt.cuda_kernels.wgmma_layout import (
     DRAIN_COLUMNS,
     HopperTile,
@@ -25,7 +26,14 @@ from nrt.cuda_kernels.wgmma_layout import (
 from nrt.dtypes import INT32, DType
 from nrt.ir.pointwise import Program
 
-__all__ = ["box_drains", "cluster_reduce", "cluster_scatters", "cluster_send", "row_drains"]
+__all__ = [
+    "box_drains",
+    "cluster_reduce",
+    "cluster_scatters",
+    "cluster_send",
+    "row_drains",
+    "second_map",
+]
 
 u32 = types.uint32
 i32 = types.int32
@@ -50,6 +58,9 @@ def box_drains(
     passes that the banks of shared memory take for as many: 8 rows of one place in their rows of
     128, 64 or 32 bytes lie, swizzled, in 8 different sixteens of bytes. So 16 rows of 128 columns
     of int8 leave in 4 such instructions and one box, where rows of 128 halves take twice each.
+
+    Of a second result the words wait in registers, which the accumulators have left, until the
+    copy engine has read the first one's cells; then they take the same way (`second_map`).
     """
     size = dtype.itemsize
     chunk = chunk_columns(bn, size)
@@ -62,9 +73,12 @@ def box_drains(
     cell_words = make_cell(program, extras, dtype)
     per_drain = max(1, DRAIN_COLUMNS // chunk)
     staged = staged_columns(bn, size, held) // chunk
+    twice = boxed_second(extras) is not None
+    map_second = second_map(extras)
 
     def drain_of(base: int, count: int) -> Any:
         place = base % staged
+        words = 2 * count * cells if twice else 1
 
         def drain(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3):
             row = u32(lane & u32(15))
@@ -73,6 +87,7 @@ def box_drains(
             line = u32(staging + u32(row * u32(row_bytes)))
             first = u32(n0 + u32((lane & u32(3)) * u32(own)))
             last = u32(k_count - u32(own))
+            later = cuda.local.array(words, u32)
             for c in range(count):
                 for g in range(0, cells, 2):
                     cell = u32(
@@ -89,26 +104,68 @@ def box_drains(
                         h0, h1, h2, h3 = ptx.ldmatrix_x4(cell)
                     else:
                         h0, h1, h2, h3 = u32(0), u32(0), u32(0), u32(0)
-                    w0, w1 = cell_words(acc, i, k0, e0, e1, e2, e3, h0, h1)
-                    w2, w3 = cell_words(acc, i + sums, k1, e0, e1, e2, e3, h2, h3)
+                    w0, w1, z0, z1 = cell_words(acc, i, k0, e0, e1, e2, e3, h0, h1)
+                    w2, w3, z2, z3 = cell_words(acc, i + sums, k1, e0, e1, e2, e3, h2, h3)
                     ptx_hopper.stmatrix_x4(cell, w0, w1, w2, w3)
+                    if twice:
+                        j = 2 * (c * cells + g)
+                        later[j], later[j + 1], later[j + 2], later[j + 3] = z0, z1, z2, z3
             ptx_hopper.fence_async_shared()
             cuda.syncwarp()
             if lane == u32(0):
+                leave(ptx.at(map_y, u32(0)), staging, n0, m, k_count)
+            if twice:
+                if lane == u32(0):
+                    ptx_hopper.bulk_commit()
+                    ptx_hopper.bulk_wait_read()
+                cuda.syncwarp()
                 for c in range(count):
-                    k = u32(n0 + u32((base + c) * chunk))
-                    if k < k_count:
-                        ptx_hopper.tma_store_2d(
-                            ptx.at(map_y, u32(0)),
-                            u32(staging + u32((place + c) * 16 * row_bytes)),
-                            i32(k),
-                            i32(m),
+                    for g in range(0, cells, 2):
+                        cell = u32(
+                            line
+                            + u32((place + c) * 16 * row_bytes)
+                            + u32((u32(half + u32(g)) ^ turn) << u32(4))
                         )
+                        j = 2 * (c * cells + g)
+                        ptx_hopper.stmatrix_x4(
+                            cell, later[j], later[j + 1], later[j + 2], later[j + 3]
+                        )
+                ptx_hopper.fence_async_shared()
+                cuda.syncwarp()
+                if lane == u32(0):
+                    leave(map_second(e0, e1, e2, e3), staging, n0, m, k_count)
+
+        @_inline
+        def leave(tensor_map, staging, n0, m, k_count):
+            for c in range(count):
+                k = u32(n0 + u32((base + c) * chunk))
+                if k < k_count:
+                    ptx_hopper.tma_store_2d(
+                        tensor_map,
+                        u32(staging + u32((place + c) * 16 * row_bytes)),
+                        i32(k),
+                        i32(m),
+                    )
 
         return _inline(drain)
 
     chunks = bn // chunk
     return [drain_of(base, min(per_drain, chunks - base)) for base in range(0, chunks, per_drain)]
+
+
+def second_map(extras: tuple[Extra, ...]) -> Any:
+    """Device function ``(e0, e1, e2, e3) -> address`` of the tensor map of a second result.
+
+    Where boxes carry it, the map stands for it among the operands. 0 if there is none.
+    """
+    second = boxed_second(extras)
+    value = "zero" if second is None else f"at(e{second}, u32(0))"
+    params = ", ".join(f"e{i}" for i in range(MAX_EXTRAS))
+    return device_function(
+        f"def second_map({params}):\n    return {value}\n",
+        "second_map",
+        {"at": ptx.at, "u32": u32, "zero": types.int64(0)},
+    )
 
 
 def row_drains(

@@ -35,7 +35,7 @@ from nrt.cuda_kernels import ptx, ptx_hopper
 from nrt.cuda_kernels.codegen import pointer
 from nrt.cuda_kernels.conv_common import extra_types
 from nrt.cuda_kernels.epilogue import Extra
-from nrt.cuda_kernels.epilogue_box import boxed_operand
+from nrt.cuda_kernels.epilogue_box import boxed_operand, boxed_second
 from nrt.cuda_kernels.prologue import Prologue, fill_tables
 from nrt.cuda_kernels.tile_order import tile_position
 from nrt.cuda_kernels.wgmma_epilogue import (
@@ -44,6 +44,7 @@ from nrt.cuda_kernels.wgmma_epilogue import (
     cluster_scatters,
     cluster_send,
     row_drains,
+    second_map,
 )
 from nrt.cuda_kernels.wgmma_layout import (
     HopperTile,
@@ -129,6 +130,8 @@ def _hopper_kernel(
     consumers, bn, stages, _, split, cluster, resident, row_bytes = tile
     size = out_dtype.itemsize
     held = boxed and boxed_operand(extras, out_dtype) is not None
+    twice = boxed and boxed_second(extras) is not None
+    map_second = second_map(extras)
     layout = Layout.of(tile, size if boxed else 0, held)
     bm, bk = consumers * 64, depth(tile, dtype)
     whole = dtype in BYTES
@@ -202,6 +205,8 @@ def _hopper_kernel(
                 ptx_hopper.prefetch_tensor_map(ptx.at(map_y, u32(0)))
             if held:
                 ptx_hopper.prefetch_tensor_map(ptx.at(map_r, u32(0)))
+            if twice:
+                ptx_hopper.prefetch_tensor_map(map_second(extra0, extra1, extra2, extra3))
             for s in range(stages):
                 ptx_hopper.mbarrier_init(u32(full + u32(s * 8)), u32(1))
                 ptx_hopper.mbarrier_init(u32(empty + u32(s * 8)), u32(arrivals))

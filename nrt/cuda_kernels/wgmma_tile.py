@@ -11,7 +11,12 @@ import numpy as np
 from nrt.cuda_kernels.conv_common import Epilogue, ceil_div, weights_type
 from nrt.cuda_kernels.device import DeviceSpec
 from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra
-from nrt.cuda_kernels.epilogue_box import boxed_operand, fragment_order, refuse_boxes
+from nrt.cuda_kernels.epilogue_box import (
+    boxed_operand,
+    boxed_second,
+    fragment_order,
+    refuse_boxes,
+)
 from nrt.cuda_kernels.prologue import Prologue
 from nrt.cuda_kernels.variant import Arg, Emission, In, KernelSpec, Launch, Null, Scalar, TensorMap
 from nrt.cuda_kernels.wgmma_layout import (
@@ -375,9 +380,11 @@ def emission(
     boxed = _boxed(gemm, tile)
     epilogue = gemm.epilogue
     held = boxed_operand(epilogue.extras, gemm.out_dtype) if boxed else None
-    # What the copy engine fetches has its pitch in the map: one binary for all.
+    second = boxed_second(epilogue.extras) if boxed else None
+    # What the copy engine fetches and stores has its pitch in the map: one binary for all.
     operands = tuple(
-        Extra(e.dtype, "same") if i == held else e for i, e in enumerate(epilogue.extras)
+        Extra(e.dtype, "same", written=e.written) if i in (held, second) else e
+        for i, e in enumerate(epilogue.extras)
     )
     spec = KernelSpec(
         "nrt.cuda_kernels.wgmma_kernel:_hopper_kernel",
@@ -401,9 +408,10 @@ def emission(
     if boxed:
         y_map = _output_map(gemm, tile, out, gemm.out_dtype, gemm.y_row)
         if held is not None:
-            extra = epilogue.extras[held]
-            pitch = extra.row_strides[0] if extra.mode == "rows" else gemm.y_row
-            r_map = _output_map(gemm, tile, extras[held], extra.dtype, pitch)
+            r_map = _extra_map(gemm, tile, extras[held], epilogue.extras[held])
+        if second is not None:
+            z_map = _extra_map(gemm, tile, extras[second], epilogue.extras[second])
+            extras = (*extras[:second], z_map, *extras[second + 1 :])
     rows, columns = _tiles(gemm, tile)
     numbers = (
         gemm.m, gemm.k, rows * columns, columns, blocks, _part(gemm, tile),
@@ -441,6 +449,12 @@ def _output_map(gemm: HopperGemm, tile: HopperTile, of: Arg, dtype: DType, pitch
         of, dtype.name, (gemm.k, gemm.m), (pitch * size,), (columns, 16), (1, 1),
         swizzle=columns * size,
     )  # fmt: skip
+
+
+def _extra_map(gemm: HopperGemm, tile: HopperTile, of: Arg, extra: Extra) -> TensorMap:
+    """`_output_map` of a residual or a second result."""
+    pitch = extra.row_strides[0] if extra.mode == "rows" else gemm.y_row
+    return _output_map(gemm, tile, of, extra.dtype, pitch)
 
 
 def _group(tiles_n: int, cluster: int) -> int:

@@ -20,6 +20,7 @@ import random
 import textwrap
 import types as pytypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -55,7 +56,7 @@ from .emulated_numbers import (
     u32,
 )
 
-__all__ = ["KernelEmulator"]
+__all__ = ["Box", "KernelEmulator"]
 
 _GUARD = 64  # elements of poison after each tensor
 _ZEROS = np.zeros(16, np.uint8)
@@ -79,6 +80,24 @@ class _Shared:
             self.arrays.append((Pointer(view, f"shared array {index}"), self.used))
             self.used = -(-stop // 128) * 128
         return self.arrays[index][0]
+
+
+@dataclass
+class Box:
+    """A box that leaves shared memory through the copy engine.
+
+    Attributes:
+        of: the address of its tensor map.
+        address: where it begins.
+        x, y: its place in the tensor.
+        memory: the shared memory as the engine read it.
+    """
+
+    of: Address
+    address: int
+    x: int
+    y: int
+    memory: np.ndarray | None = None
 
 
 class _Dim:
@@ -257,10 +276,12 @@ class KernelEmulator:
         self.by_id |= {
             id(codegen.NAN_EXTREMA["min_"]): _minimum, id(codegen.NAN_EXTREMA["max_"]): _maximum
         }  # fmt: skip
-        self.stores: list[tuple[int, int, int]] = []
+        self.stores: list[Box] = []
         hopper: dict[str, Callable[..., Any]] = {
             "fence_async_shared": lambda: None,
-            "tma_store_2d": lambda _, address, x, y: self.stores.append((address, x, y)),
+            "tma_store_2d": lambda *box: self.stores.append(Box(*box)),
+            "bulk_commit": lambda: None,
+            "bulk_wait_read": self._read_boxes,
             "f32x4_from_e4m3x4": from_bytes(ml_dtypes.float8_e4m3fn),
         }
         self.hopper = pytypes.SimpleNamespace(**hopper)
@@ -338,7 +359,7 @@ class KernelEmulator:
 
         Returns:
             The shared memory after. Boxes that the function stores through the copy engine are in
-            ``stores``: address, x and y of each.
+            ``stores``.
         """
         self.cuda.block = _Shared(len(memory))
         self.cuda.block.memory.data[:] = memory
@@ -346,7 +367,14 @@ class KernelEmulator:
         kernel = self._kernel(function)
         lanes = [_Dim(t, 0, 0) for t in range(32)]
         self._turns({t: kernel(*arguments(t)) for t in range(32)}, lanes)
+        self._read_boxes()
         return self.cuda.block.memory.data
+
+    def _read_boxes(self) -> None:
+        """The copy engine reads as late as it may: where somebody waits for it."""
+        for box in self.stores:
+            if box.memory is None:
+                box.memory = self.cuda.block.memory.data.copy()
 
     def _turns(self, live: dict[int, Any], indices: Sequence[_Dim]) -> None:
         """Run a block's threads from barrier to barrier until all have ended."""

@@ -22,7 +22,7 @@ from nrt.cuda_kernels import epilogue
 from nrt.cuda_kernels.codegen import loader, pointer, program_function, storer
 from nrt.cuda_kernels.compiler import Cubin, compile_kernel
 from nrt.cuda_kernels.device import ARCHS
-from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras, held_operand, make_store
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, epilogue_extras, make_store
 from nrt.cuda_kernels.variant import KernelSpec
 from nrt.dtypes import BF16, BOOL, DTYPES, FP8E4M3, FP16, FP32, FP64, INT8, INT32, UINT8, DType
 from nrt.ir import ops as ir
@@ -77,13 +77,12 @@ def test_classes_of_operands(extra: TensorSpec, wanted: Extra) -> None:
     assert epilogue_extras([extra], Y, 1) == (wanted,)
 
 
-def test_only_a_residual_of_16_bytes_is_loaded_ahead() -> None:
-    bias, residual = Extra(FP32, "channel", 1), Extra(FP16, "same")
-    assert held_operand((bias, residual), 8) == 1
-    assert held_operand((bias, residual), 4) is None
-    assert held_operand((bias, Extra(FP32, "same")), 8) is None
-    assert held_operand((Extra(BF16, "channel", 1),), 8) is None
-    assert held_operand((), 8) is None
+def test_a_second_result_is_placed_like_an_operand_and_comes_last() -> None:
+    bias, second = spec((8, 1, 1), (1, 1, 1)), spec((2, 8, 3, 5), (240, 1, 80, 16), FP16)
+    assert epilogue_extras([bias], Y, 1, [second]) == (
+        Extra(FP32, "channel", 1),
+        Extra(FP16, "rows", 1, (), (16,), written=True),
+    )
 
 
 def test_dimensions_of_size_1_in_the_output_do_not_count() -> None:
@@ -115,7 +114,6 @@ def _store_text(
     extras: tuple[Extra, ...],
     dtype: DType,
     width: int,
-    held: int | None,
 ) -> Any:
     """The epilogue as a Python function on lists."""
     texts: list[str] = []
@@ -126,7 +124,7 @@ def _store_text(
 
     with monkeypatch.context() as patch:
         patch.setattr(epilogue, "device_function", keep)
-        make_store(program, extras, dtype, width, held)
+        make_store(program, extras, dtype, width)
 
     def words(count: int, address: tuple[Memory, int]) -> tuple[Any, ...]:
         memory, at = address
@@ -162,6 +160,7 @@ def _store_text(
         **{f"ld{n}": lambda address, n=n: words(n, address) for n in (1, 2, 4)},
         **{f"st{n}": put for n in (1, 2, 4)},
         **{f"load{i}": lambda memory, i: memory[i] for i in range(MAX_EXTRAS)},
+        **{f"store{i}": lambda memory, i, v: memory.__setitem__(i, v) for i in range(MAX_EXTRAS)},
     }  # fmt: skip
     note(texts[0])
     exec(texts[0], scope)
@@ -169,8 +168,12 @@ def _store_text(
 
 
 @st.composite
-def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
-    """An output, operands that broadcast to it, its channel dimension, and a store's width."""
+def epilogues(
+    draw: st.DrawFn,
+) -> tuple[TensorSpec, list[TensorSpec], list[TensorSpec], int, int]:
+    """An output, operands that broadcast to it, a second output or none, the channel dimension, and
+    a store's width.
+    """
     width = draw(st.sampled_from([1, 2, 4, 8, 16]))
     rank = draw(st.integers(1, 4))
     shape = [draw(st.integers(1, 3)) for _ in range(rank)]
@@ -191,8 +194,13 @@ def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
         return TensorSpec(dims, kind, tuple(strides))
 
     y = strided(tuple(shape), order, dtype)
+    seconds = []
+    if draw(st.booleans()):
+        kind = draw(st.sampled_from([FP32, FP16, BF16, INT8, UINT8, FP8E4M3]))
+        anywhere = strided(y.shape, list(draw(st.permutations(range(rank)))), kind)
+        seconds = [draw(st.sampled_from([TensorSpec(y.shape, kind, y.strides), anywhere]))]
     extras = []
-    for _ in range(draw(st.integers(0, MAX_EXTRAS))):
+    for _ in range(draw(st.integers(0, MAX_EXTRAS - len(seconds)))):
         kind = draw(st.sampled_from([FP32, FP16, BF16, INT8, UINT8, FP8E4M3]))
         mode = draw(st.integers(0, 3))
         if mode == 0:
@@ -204,34 +212,37 @@ def epilogues(draw: st.DrawFn) -> tuple[TensorSpec, list[TensorSpec], int, int]:
         dims = dims[draw(st.integers(0, rank)) if mode > 1 else 0 :]
         memory = list(draw(st.permutations(range(len(dims)))))
         extras.append(strided(dims, memory, kind))
-    return y, extras, channel, width
+    return y, extras, seconds, channel, width
 
 
 @settings(max_examples=300, deadline=None)
 @given(epilogues())
 def test_stores_read_and_write_where_numpy_does(
-    case: tuple[TensorSpec, list[TensorSpec], int, int],
+    case: tuple[TensorSpec, list[TensorSpec], list[TensorSpec], int, int],
 ) -> None:
-    y, extras, channel, width = case
+    y, extras, seconds, channel, width = case
     note(f"y {y} {y.strides}; {[(e.shape, e.strides) for e in extras]}; width {width}")
+    note(f"second results: {[(e.dtype, e.strides) for e in seconds]}")
     rng = np.random.default_rng(secrets.randbits(32))
-    classes = epilogue_extras(extras, y, channel)
+    classes = epilogue_extras(extras, y, channel, seconds)
     b = Builder("f" * (1 + len(extras)))
     total = 0
     for register in range(1, 1 + len(extras)):
         total = b("add", total, register)
-    program = b.build(b("max", total, b.const(-0.5))) if extras else None
+    active = b("max", total, b.const(-0.5))
+    results = [active, total][: 1 + len(seconds)]
+    program = b.build(*results) if extras or seconds else None
     with pytest.MonkeyPatch.context() as patch:
-        held = held_operand(classes, width)
-        store = _store_text(patch, program, classes, y.dtype, width, held)
+        store = _store_text(patch, program, classes, y.dtype, width)
     memories = [Memory.of(rng.standard_normal(e.span).tolist(), e.dtype) for e in extras]
     views = [
         np.lib.stride_tricks.as_strided(np.array(m), e.shape, [8 * s for s in e.strides])
         for m, e in zip(memories, extras, strict=True)
     ]
     accumulator = rng.standard_normal(y.shape)
-    out = Memory([np.nan] * y.span)
-    pointers: list[Any] = [*memories, *[None] * (MAX_EXTRAS - len(memories))]
+    outs = [Memory([np.nan] * spec.span) for spec in (y, *seconds)]
+    pointers: list[Any] = [*memories, *outs[1:]]
+    pointers += [None] * (MAX_EXTRAS - len(pointers))
     rows = [d for d in range(len(y.shape)) if d != channel]
     for m, row in enumerate(np.ndindex(*(y.shape[d] for d in rows))):
         for k in range(0, y.shape[channel], width):
@@ -244,19 +255,16 @@ def test_stores_read_and_write_where_numpy_does(
             for j in range(width):
                 index[channel] = k + j
                 values.append(accumulator[tuple(index)])
-            words = []
-            if held is not None:  # what the kernel loads ahead: 16 bytes at the output's offset
-                ahead = memories[held][o : o + width]
-                words = list(zip(ahead[::2], ahead[1::2], strict=True))
-            store(*values, m, k, o, out, *pointers, *words)
+            store(*values, m, k, o, outs[0], *pointers)
     wanted = accumulator
     for view in views:
         wanted = wanted + view
-    if program is not None:
-        wanted = np.maximum(wanted, -0.5)
-    found = np.lib.stride_tricks.as_strided(np.array(out), y.shape, [8 * s for s in y.strides])
-    np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    assert np.count_nonzero(~np.isnan(out)) == y.size, "wrote between the output's elements"
+    expected = [wanted if program is None else np.maximum(wanted, -0.5), wanted]
+    for out, spec, result in zip(outs, (y, *seconds), expected, strict=False):
+        steps = [8 * s for s in spec.strides]
+        found = np.lib.stride_tricks.as_strided(np.array(out), spec.shape, steps)
+        np.testing.assert_allclose(found, result, rtol=1e-12)
+        assert np.count_nonzero(~np.isnan(out)) == spec.size, "wrote between the output's elements"
 
 
 # -- compiling -------------------------------------------------------------------------------------

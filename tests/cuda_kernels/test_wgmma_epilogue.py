@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nrt.cuda_kernels.epilogue import Extra
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra
 from nrt.cuda_kernels.epilogue_box import boxed_operand, fragment_order, refuse_boxes
 from nrt.cuda_kernels.wgmma_epilogue import box_drains
 from nrt.cuda_kernels.wgmma_layout import DRAIN_COLUMNS, chunk_columns, staged_columns
@@ -20,14 +20,20 @@ STEP = 0.5
 """Of the residual: exact in float32, as all that the programs here compute."""
 
 
-def program(residual: str = "") -> Program:
-    """``relu(acc * scale + bias + residual * STEP)``; the residual of kind f or i."""
+def program(residual: str = "", twice: bool = False) -> Program:
+    """``max(acc * scale + bias + residual * STEP, -100)``; the residual of kind f or i.
+
+    ``twice``: and of that, ``x * -0.25 + 60``.
+    """
     b = Builder(["f", "f", "f", *residual])
     value = b("add", b("mul", 0, 1), 2)
     if residual:
         addend = b("to_f", 3) if residual == "i" else 3
         value = b("add", value, b("mul", addend, b.const(STEP)))
-    return b.build(b("max", value, b.const(-100.0)))
+    value = b("max", value, b.const(-100.0))
+    if not twice:
+        return b.build(value)
+    return b.build(value, b("add", b("mul", value, b.const(-0.25)), b.const(60.0)))
 
 
 def swizzled(memory: np.ndarray, address: int, row_bytes: int) -> np.ndarray:
@@ -72,6 +78,35 @@ def stored(values: np.ndarray, dtype: DType) -> np.ndarray:
 def test_boxes_hold_the_results(
     bn: int, dtype: DType, residual: DType | None, columns: int
 ) -> None:
+    assert_boxes(bn, dtype, residual, columns)
+
+
+@pytest.mark.parametrize(
+    ("bn", "dtype", "residual", "columns", "second"),
+    [
+        (64, FP16, FP16, 56, FP16),
+        (96, BF16, None, 96, FP16),
+        (192, FP16, FP16, 192, FP16),
+        (256, FP16, None, 232, BF16),
+        (256, INT8, INT8, 208, UINT8),
+        (96, INT8, None, 80, FP8E4M3),
+    ],
+)
+def test_boxes_hold_second_results(
+    bn: int, dtype: DType, residual: DType | None, columns: int, second: DType
+) -> None:
+    assert_boxes(bn, dtype, residual, columns, second)
+
+
+def assert_boxes(
+    bn: int, dtype: DType, residual: DType | None, columns: int, second: DType | None = None
+) -> None:
+    """A warp's boxes hold the epilogue of fresh sums.
+
+    Args:
+        bn: columns of the tile, of which ``columns`` are the output's.
+        dtype, residual, second: element types.
+    """
     rng = np.random.default_rng()
     n0, m, size = 32, 48, dtype.itemsize
     k_count = n0 + columns
@@ -102,29 +137,43 @@ def test_boxes_hold_the_results(
         lane // 4 + element % 4 // 2 * 8, element // 4 * 8 + lane % 4 * 2 + element % 2
     ]
     emulator = KernelEmulator()
-    pointers = [Pointer(a.astype(np.float32), "operand") for a in (scale, bias)]
+    pointers: list[Pointer | None] = [
+        Pointer(a.astype(np.float32), "operand") for a in (scale, bias)
+    ]
     held = residual is not None
-    drains = box_drains(bn, program(kind), tuple(extras), dtype, held)
+    first_map, second_map = (Pointer(np.zeros(128, np.uint8), "map") for _ in range(2))
+    kinds = [dtype]
+    if second is not None:
+        pointers += [None] * held + [second_map]
+        extras.append(Extra(second, "rows", 1, (), (999,), written=True))
+        kinds.append(second)
+    pointers += [None] * (MAX_EXTRAS - len(pointers))
+    drains = box_drains(bn, program(kind, second is not None), tuple(extras), dtype, held)
     assert len(drains) == -(-bn // DRAIN_COLUMNS)
-    found: dict[int, np.ndarray] = {}
+    found: dict[tuple[bool, int], np.ndarray] = {}
     reals = added[:, :columns] * STEP
     exact = sums[:, :columns] * scale[n0:] + bias[n0:] + reals
-    where = Pointer(np.zeros(128, np.uint8), "map")
-    rest = (n0, m, k_count, where, *pointers, None, None)
+    rest = (n0, m, k_count, first_map, *pointers)
     for drain in drains:
         memory = emulator.warp(
             drain.py_func, lambda t: (accumulators[t].tolist(), 0, t, *rest), memory
         )
-        for address, x, y in emulator.stores:
-            assert y == m
-            found[x - n0] = swizzled(memory, address, row_bytes)
-    assert sorted(found) == list(range(0, columns, row_bytes // size))
-    rows = np.concatenate([found[x] for x in sorted(found)], axis=1).view(dtype.numpy)
-    expected = stored(np.maximum(exact, -100.0), dtype)
-    assert rows.dtype == expected.dtype
-    assert np.array_equal(rows[:, :columns], expected)
-    if dtype is UINT8:
-        assert {0, 255} <= set(expected.flat)
+        for box in emulator.stores:
+            assert box.y == m
+            assert box.memory is not None
+            again = box.of.pointer is second_map
+            assert again or box.of.pointer is first_map
+            found[again, box.x - n0] = swizzled(box.memory, box.address, row_bytes)
+    for result, stored_as in enumerate(kinds):
+        mine = sorted(x for again, x in found if again == bool(result))
+        assert mine == list(range(0, columns, row_bytes // size))
+        rows = np.concatenate([found[bool(result), x] for x in mine], axis=1)
+        value = np.maximum(exact, -100.0)
+        expected = stored(value if result == 0 else value * -0.25 + 60.0, stored_as)
+        assert np.array_equal(rows.view(stored_as.numpy)[:, :columns], expected)
+        if stored_as is UINT8:
+            assert {0, 255} <= set(expected.flat) or result
+    assert len(found) == len(kinds) * len(mine)
 
 
 def test_staging_is_what_leaves_at_a_time() -> None:
@@ -154,3 +203,16 @@ def test_operands_of_boxes_are_as_wide_as_the_output() -> None:
     assert not refuse_boxes([column, byte], UINT8)
     assert refuse_boxes([half], INT8)
     assert refuse_boxes([column], FP32)
+
+
+def test_second_results_of_boxes_are_as_wide_as_the_first() -> None:
+    for extra, dtype, boxes in [
+        (Extra(FP16, "same", written=True), FP16, True),
+        (Extra(BF16, "rows", 1, (), (48,), written=True), FP16, True),
+        (Extra(UINT8, "same", written=True), FP8E4M3, True),
+        (Extra(INT8, "same", written=True), FP16, False),
+        (Extra(FP32, "same", written=True), FP16, False),
+        (Extra(FP16, "general", 1, (3,), (70,), written=True), FP16, False),
+    ]:
+        assert refuse_boxes([Extra(FP32, "channel", 1), extra], dtype) != boxes
+        assert boxed_operand([extra], dtype) is None
