@@ -272,7 +272,8 @@ class _Rewriter:
         for slot in slots:
             self.feed(node, slot, dtype)
         op: Any = node.op
-        if len(node.outputs) > 1 and self.narrows(node.outputs[1], dtype):
+        second = getattr(op, "second_dtype", None)
+        if second is not None and self.narrows(node.outputs[1], dtype):
             op = replace(op, second_dtype=dtype)
             node = self.replace(node, op)
         if isinstance(op, Conv | MatMul | PooledConv) and op.tf32 != tf32:
