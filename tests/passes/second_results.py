@@ -68,7 +68,7 @@ def with_second_result(graph: Graph, node: Node) -> Node:
     made = graph.add_node(
         replace(op, epilogue=double, second_dtype=old.dtype),
         inputs,
-        name=f"{node.name}.two",
+        name=node.name,
         origin=node.origin,
         output_names=[f"{old.name}.first", f"{old.name}.second"],
     )
@@ -76,6 +76,7 @@ def with_second_result(graph: Graph, node: Node) -> Node:
         graph.set_layout(value, old.layout)
     graph.replace_value(old, made.outputs[0])
     graph.remove_node(node)
+    graph.rename(made, node.name)
     return made
 
 

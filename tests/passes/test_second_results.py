@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_graphs import run_tasks, worst_error
 
+import nrt
 from nrt.dtypes import FP16, FP32, INT8, UINT8
 from nrt.ir.evaluate import evaluate
 from nrt.ir.op import Op
@@ -41,6 +42,7 @@ from nrt.passes.fuse_pool_conv import FusePoolConv
 from nrt.passes.fuse_siblings import FuseSiblings
 from nrt.passes.merge_reformats import MergeReformats
 from nrt.passes.pipeline import PipelineOptions, pass_names, pipeline
+from nrt.passes.quantize import QuantizeLayers
 from nrt.passes.sink_scale import SinkScale
 
 from .second_results import SecondResults, with_second_result
@@ -185,6 +187,24 @@ def test_siblings_with_a_second_result_stay_apart(count: int) -> None:
     result = apply(net, FuseSiblings())
     assert ops(result.graph).count("Split") == count - 2
     assert result.graph.node(twofold.name).op == twofold.op
+
+
+def test_no_layer_with_a_second_result_is_quantized() -> None:
+    net = nrt.Network("pair")
+    x = net.input("x", (2, 16, 6, 5))
+    y = net.conv2d(x, np.ones((16, 16, 1, 1), np.float32), name="first")
+    z = net.conv2d(net.relu(y), np.ones((16, 16, 1, 1), np.float32), name="second")
+    net.output(net.conv2d(z, np.ones((16, 16, 1, 1), np.float32), name="third"))
+    shape = (2, 16, 6, 5)
+    ranges = nrt.calibrate(net, [np.random.default_rng().random(shape, np.float32)], target="cpu")
+    twofold = with_second_result(net.graph, net.graph.node("second"))
+    step = QuantizeLayers(ranges, frozenset({"int8"}))
+    result = step.run(net.graph)
+    notes = {n.node: n.text for n in result.notes if n.kind == "refused"}
+    assert notes["second"] == (
+        f"no int8: {twofold} has a second result, which a node in its place would not have"
+    )
+    assert net.graph.node("second") is twofold
 
 
 def test_both_results_have_the_precision_and_layout_of_their_layer() -> None:
