@@ -1,7 +1,7 @@
-"""Networks whose products have two results, from the passes to every instrument, on the CPU.
+"""Networks whose products have two results, from the passes to every instrument.
 
-What the kernels make of them is tested with the kernels: here each product is computed by its
-reference.
+What host kernels make of them is tested with the kernels: on the CPU each product is computed by
+its reference here.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ def image() -> Array:
     return RNG.standard_normal((2, 16, 7, 5)).astype(np.float32)
 
 
-def built(precision: str) -> tuple[CompiledEngine, dict[str, Array], Array]:
+def built(precision: str, target: str = "cpu") -> tuple[CompiledEngine, dict[str, Array], Array]:
     """A network, what it is to give, and the input."""
     net, x = network(), image()
     wanted = evaluate(net.graph, {"image": x})
     calibration = None
     if precision == "int8":
-        calibration = nrt.calibrate(twofold(net), [x], target="cpu", method="minmax")
+        calibration = nrt.calibrate(twofold(net), [x], target=target, method="minmax")
         assert {"first.first", "first.second", "head.second"} <= set(calibration)
     engine = nrt.compile(
         twofold(net) if calibration is None else net,
         precision={"fp32", precision},
         calibration=calibration,
-        target="cpu",
+        target=target,
         opt_level=0,
         snapshots=True,
     )
@@ -103,6 +103,16 @@ def test_what_is_built_loaded_and_exported_computes_the_network(
         if prop.key == "nrt.variant" and node.name.startswith("first")
     }
     assert chosen == {"cpu_reference"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_gpu_computes_the_network(precision: str) -> None:
+    engine, wanted, x = built(precision, "cuda")
+    assert any(len(layer.outputs) == 2 for layer in engine.plan.layers)
+    found = engine.run({"image": x})
+    for name, array in wanted.items():
+        assert relative_error(np.asarray(found[name]), array) < TOLERANCE[precision]
 
 
 def test_instruments_show_both_results() -> None:
