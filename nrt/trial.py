@@ -21,6 +21,7 @@ from nrt.ir.ops import (
 from nrt.ir.ops.common import kind_of
 from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.ops.quantize import saturates
+from nrt.ir.pointwise import Program
 from nrt.problem import Problem, TensorSpec
 
 __all__ = ["BYTES_TOLERANCE", "random_inputs", "relative_error", "rounds_to_bytes"]
@@ -113,17 +114,52 @@ def _scale_of_sums(problem: Problem, slot: int) -> float:
     """The size of the operand of an epilogue in input ``slot``.
 
     1, but for what multiplies sums of bytes: there the results are to be of the size of bytes. If
-    they all saturated, only their signs would be compared.
+    they all saturated, only their signs would be compared. Where the epilogue goes on to scale what
+    it stores as bytes, that is of their size (of two such results the larger), and what is added
+    before is as much smaller.
     """
     op, (x, w) = problem.op, problem.inputs[:2]
     if not isinstance(op, Conv | MatMul) or op.epilogue is None or x.dtype not in BYTES:
         return 1.0
-    register = slot - epilogue_slot(op) + 1
-    if not any(i.opcode == "mul" and set(i.args) == {0, register} for i in op.epilogue.instrs):
+    program, register = op.epilogue, slot - epilogue_slot(op) + 1
+    steps = list(enumerate(program.instrs, len(program.inputs)))
+    factors = [r for r, i in steps if i.opcode == "mul" and set(i.args) == {0, register}]
+    terms = [r for r, i in steps if i.opcode in ("add", "sub") and register in i.args]
+    if not factors and not terms:
         return 1.0
+    gains = _gains(program, (factors or terms)[0])
+    stored = [
+        gains[result]
+        for result, spec in zip(program.outputs, problem.outputs, strict=True)
+        if spec.dtype in BYTES and result in gains
+    ]
+    gain = max(stored, default=1.0)
+    if not factors:
+        return 1.0 / gain
     length = w.size // w.shape[0] if isinstance(op, Conv) else x.shape[-1]
     # Products of such bytes have a standard deviation of 5400, or 10800.
-    return _BYTES_SPREAD / ((10800 if x.dtype is UINT8 else 5400) * math.sqrt(max(1, length)))
+    spread = (10800 if x.dtype is UINT8 else 5400) * math.sqrt(max(1, length))
+    return _BYTES_SPREAD / (spread * gain)
+
+
+def _gains(program: Program, source: int) -> dict[int, float]:
+    """Register -> by which numbers it multiplies ``source``; without those that do not read it."""
+    numbers: dict[int, float] = {}
+    found = {source: 1.0}
+    for register, instr in enumerate(program.instrs, len(program.inputs)):
+        if instr.opcode == "const" and isinstance(instr.imm, float):
+            numbers[register] = abs(instr.imm)
+        read = [found[a] for a in instr.args if a in found]
+        if not read or register == source:
+            continue
+        factor = next((numbers[a] for a in instr.args if a in numbers), 1.0)
+        gain = max(read)
+        if instr.opcode == "mul":
+            gain *= factor
+        elif instr.opcode == "div" and instr.args[1] in numbers:
+            gain /= factor or 1.0
+        found[register] = gain if 0.0 < gain < math.inf else 1.0
+    return found
 
 
 def relative_error(out: Array, ref: Array) -> float:

@@ -121,6 +121,29 @@ def test_results_of_requantized_sums_spread_over_bytes(dtype: DType) -> None:
         assert 0.5 < inputs[3].std() < 2
 
 
+def test_both_results_of_requantized_sums_spread_over_bytes() -> None:
+    """Each in its own scale, which the epilogue multiplies by."""
+    shapes = ((2, 48, 9, 9), (32, 48, 3, 3), (32, 1, 1), (32, 1, 1), (2, 32, 7, 7))
+    for types in ((INT8, UINT8), (FP16, UINT8), (INT8, FP16)):
+        for first, second in ((1.0, 2.0), (37.5, 80.0), (0.02, 0.03)):
+            b = Builder("fffi")
+            y = b("add", b("add", b("mul", 0, 1), 2), b("mul", b("to_f", 3), b.const(0.1)))
+            relu = b("max", y, b.const(0.0))
+            end = b.build(
+                b("mul", y, b.const(first)) if types[0] is INT8 else y,
+                b("mul", relu, b.const(second)) if types[1] is UINT8 else relu,
+            )
+            op = Conv(epilogue=end, out_dtype=types[0], second_dtype=types[1])
+            task = problem(op, *zip((UINT8, INT8, FP32, FP32, INT8), shapes, strict=True))
+            for dtype, out in zip(types, op.reference(*random_inputs(task, fresh())), strict=True):
+                assert np.isfinite(out.astype(np.float32)).all()
+                if dtype is FP16:
+                    continue
+                info = np.iinfo(out.dtype)
+                assert out.astype(np.float64).std() > 15
+                assert ((out == info.max) | (out == info.min) & (info.min < 0)).mean() < 0.25
+
+
 def test_fp8_factors_are_normal_and_their_sums_fit_fp16() -> None:
     p = problem(MatMul(), (FP8E4M3, (7, 4096)), (FP8E4M3, (4096, 33)))
     x, w = (v.astype(np.float32) for v in random_inputs(p, fresh()))

@@ -90,6 +90,11 @@ def norm_relu() -> Program:
         (problem(MatMul(trans_a=True), (5,), (5, 7)), 7 * 5 * 2),
         (problem(MatMul(), (5,), (5,)), 5 * 2),
         (problem(MatMul(epilogue=bias_relu()), (4, 5), (5, 7), (7,)), 4 * 7 * (5 * 2 + 2)),
+        # of two results: the steps of both
+        (
+            problem(MatMul(epilogue=sum_and_relu(), second_dtype=FP16), (4, 5), (5, 7), (7,)),
+            4 * 7 * (5 * 2 + 2),
+        ),
         (problem(MaxPool((3, 2), (1, 1), (0, 0, 0, 0)), (1, 2, 5, 7)), 2 * 3 * 6 * 6),
         (problem(AveragePool((2, 2), (2, 2), (0, 0, 0, 0)), (1, 2, 4, 4)), 2 * 4 * 4),
         (problem(Add(), (3, 5), (5,)), 15),
@@ -139,3 +144,12 @@ def test_flops(p: Problem, flops: int) -> None:
 )
 def test_precision_is_that_of_factors_or_the_first_float(p: Problem, precision: str) -> None:
     assert precision_of(p) == precision
+
+
+def test_each_result_moves_its_own_bytes() -> None:
+    both = MatMul(epilogue=sum_and_relu(), second_dtype=FP16)
+    single = MatMul(epilogue=bias_relu())
+    shapes = ((4, 5), (5, 7), (7,))
+    read = 4 * (20 + 35 + 7)
+    assert problem(single, *shapes).nbytes == read + 4 * 28
+    assert problem(both, *shapes).nbytes == read + 4 * 28 + 2 * 28

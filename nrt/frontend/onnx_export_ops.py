@@ -16,7 +16,12 @@ import numpy as np
 from nrt.dtypes import BYTES, FP32, FP64, INT32, INT64, UINT8, DType
 from nrt.frontend import onnx_export_rows as rows
 from nrt.frontend.onnx_export_node import Inexpressible, Tensor, Writer, takes, wide
-from nrt.frontend.onnx_export_pointwise import elementwise, multi_pointwise, write_program
+from nrt.frontend.onnx_export_pointwise import (
+    elementwise,
+    finish_all,
+    multi_pointwise,
+    write_program,
+)
 from nrt.frontend.onnx_export_registered import write_registered
 from nrt.ir import ops
 from nrt.ir.op import Op, TensorType
@@ -143,11 +148,14 @@ def _resize(w: Writer, node: Node) -> None:
 
 
 def _products(w: Writer, node: Node, op_type: str, depth: int, **attributes: Any) -> None:
-    """A product with its prologue before it, its bias or epilogue and the rounding behind it."""
+    """A product with its prologue before it, its bias or epilogue and the rounding behind it.
+
+    With a second result, what both have in common is written once.
+    """
     op: Any = node.op
     tensors = [w.tensor(v) for v in node.inputs]
     (x, factor), extras = tensors[:2], tensors[epilogue_slot(op) :]
-    result = w.tensor(node.output)
+    results = [w.tensor(v) for v in node.outputs]
     if isinstance(op, ops.Conv) and op.prologue is not None:
         before = tensors[2 : epilogue_slot(op)]
         (value,) = write_program(w, op.prologue, [x, *before])
@@ -160,14 +168,17 @@ def _products(w: Writer, node: Node, op_type: str, depth: int, **attributes: Any
     args = [w.cast(x, dtype), w.cast(factor, dtype)]
     if op.epilogue is None:
         args += [w.cast(extra, dtype) for extra in extras]
-    total = w.emit(op_type, args, TensorType(result.shape, dtype), **attributes)
+    total = w.emit(op_type, args, TensorType(results[0].shape, dtype), **attributes)
+    values: tuple[Tensor, ...] = (total,)
     if op.epilogue is not None:
         if x.dtype in BYTES:
             total = w.cast(total, FP32)
-        (total,) = write_program(w, op.epilogue, [total, *extras])
-    if result.dtype in BYTES:
-        total = _quantized(w, total, result.dtype)
-    w.finish(total, result)
+        values = write_program(w, op.epilogue, [total, *extras])
+    stored = [
+        _quantized(w, value, result.dtype) if result.dtype in BYTES else value
+        for value, result in zip(values, results, strict=True)
+    ]
+    finish_all(w, stored, results)
 
 
 def _factors(op: Any, dtype: DType, depth: int) -> DType:

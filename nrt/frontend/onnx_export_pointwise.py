@@ -20,7 +20,7 @@ from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Program
 from nrt.ir.value import Node
 
-__all__ = ["elementwise", "multi_pointwise", "write_program"]
+__all__ = ["elementwise", "finish_all", "multi_pointwise", "write_program"]
 
 _INSTRUCTIONS = {
     "add": "Add",
@@ -95,10 +95,15 @@ def multi_pointwise(w: Writer, node: Node) -> None:
     """A program of several results."""
     op: Any = node.op
     values = write_program(w, op.body, [w.tensor(v) for v in node.inputs])
-    for value, result in zip(values, node.outputs, strict=True):
+    finish_all(w, values, [w.tensor(v) for v in node.outputs])
+
+
+def finish_all(w: Writer, values: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+    """Let each of ``results``, the outputs of the node, be one of ``values``."""
+    for value, result in zip(values, results, strict=True):
         # Only what is one result alone may get that result's name.
         shared = values.count(value) > 1
-        w.finish(w.emit("Identity", [value], value.type) if shared else value, w.tensor(result))
+        w.finish(w.emit("Identity", [value], value.type) if shared else value, result)
 
 
 def _quantization(w: Writer, node: Node) -> bool:

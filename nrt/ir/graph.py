@@ -238,27 +238,35 @@ class Graph(Drawable):
         also: Iterable[Node] = (),
         name: str | None = None,
     ) -> Node:
-        """Put a new single-output node in the place of ``node``, whose output's users move to it.
+        """Put a new node in the place of ``node``, whose outputs' users move to it.
 
         Args:
-            node: the node whose output is replaced; removed, as are dead nodes before it.
-            op: the new operation.
+            node: the node whose outputs are replaced; removed, as are dead nodes before it.
+            op: the new operation, of as many outputs.
             inputs: its inputs.
             also: further nodes whose origins the new one takes over.
             name: the new node's name; the old one's by default.
+
+        Raises:
+            GraphError: ``op`` has more or fewer outputs.
         """
+        if op.output_count() != len(node.outputs):
+            raise GraphError(
+                f"{node}: has {len(node.outputs)} outputs, {op.name} in its place "
+                f"{op.output_count()}; expected as many"
+            )
         origin = [o for n in (*also, node) for o in n.origin]
         label = name or node.name
-        old = node.output
-        new = self.add_node(
-            op, inputs, name=f"{label}~", origin=origin, output_names=[f"{old.name}~"]
-        )
-        new.output.layout = old.layout
-        self.replace_value(old, new.output)
+        names = [f"{value.name}~" for value in node.outputs]
+        new = self.add_node(op, inputs, name=f"{label}~", origin=origin, output_names=names)
+        for old, value in zip(node.outputs, new.outputs, strict=True):
+            value.layout = old.layout
+            self.replace_value(old, value)
         self.remove_dead(node)
         self._rename(new, label)
-        if not self.has_value(old.name):
-            self._rename_value(new.output, old.name)
+        for old, value in zip(node.outputs, new.outputs, strict=True):
+            if not self.has_value(old.name):
+                self._rename_value(value, old.name)
         return new
 
     def remove_node(self, node: Node) -> None:

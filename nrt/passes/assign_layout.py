@@ -168,7 +168,8 @@ class _Walk:
         for slot in range(1, len(node.inputs)):
             # Weights stay as they are: kernels pack them. Extras have the output's layout.
             self.feed(node, slot, NHWC if _is_image(node.inputs[slot]) else None)
-        self.set_layout(node.output, NHWC)
+        for value in node.outputs:
+            self.set_layout(value, NHWC)
 
     def follow(self, node: Node) -> None:
         images = [v for v in node.inputs if _is_image(v)]
@@ -189,7 +190,11 @@ class _Walk:
         for slot, value in enumerate(node.inputs):
             if slot > 1 or not _is_matrix_layout(value.shape, value.layout):
                 self.feed(node, slot, None)
-        self.set_layout(node.output, self.transposed_by_all(node.output))
+        # Two results of one product lie in memory alike.
+        wanted = {self.transposed_by_all(value) for value in node.outputs}
+        layout = wanted.pop() if len(wanted) == 1 else None
+        for value in node.outputs:
+            self.set_layout(value, layout)
 
     def pooled_product(self, node: Node) -> None:
         for slot, value in enumerate(node.inputs):

@@ -48,12 +48,14 @@ def _epilogue(node: Node) -> Program | None:
     """The program before a store that saturates."""
     op: Any = node.op
     program: Program | None = op.epilogue
-    return program if node.output.dtype in (*BYTES, FP8E4M3) else None
+    return program if node.outputs[0].dtype in (*BYTES, FP8E4M3) else None
 
 
 def _has_implied_clamp(node: Node) -> bool:
     program = _epilogue(node)
-    return program is not None and without_implied_clamps(program, node.output.dtype) != program
+    if program is None:
+        return False
+    return without_implied_clamps(program, node.outputs[0].dtype) != program
 
 
 def _ends_in_factor(node: Node) -> bool:

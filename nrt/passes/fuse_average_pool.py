@@ -35,7 +35,7 @@ from nrt.ir.text import op_text
 from nrt.ir.value import Node, Value
 from nrt.passes.choice import ChoicePass, Site
 from nrt.passes.fusion import FusionLimits, joined, too_large, trimmed, unsafe_intermediate
-from nrt.passes.pattern import Match, Pat, Rest, Rule, matches
+from nrt.passes.pattern import Match, Pat, Rest, Rule, matches, refuse_second_result
 
 __all__ = ["FuseAveragePool"]
 
@@ -80,6 +80,9 @@ def _refuse_conv(conv: Node) -> str | None:
     """Why a convolution is not one product per pixel with constant weights, and linear."""
     op: Any = conv.op
     w = conv.inputs[1]
+    several = refuse_second_result(conv)
+    if several is not None:
+        return several
     if any(d != 1 for d in (*w.shape[2:], *op.strides)) or any(op.pads):
         return f"{conv} has a filter, strides or padding, expected a plain 1x1 convolution"
     if not w.is_constant:

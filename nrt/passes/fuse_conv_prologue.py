@@ -30,7 +30,7 @@ from nrt.ir.text import op_text
 from nrt.ir.value import Node, Value
 from nrt.passes.choice import ChoicePass, Site
 from nrt.passes.fusion import FusionLimits, joined, own_program, too_large, trimmed
-from nrt.passes.pattern import Match, Pat, Rest, Rule, matches
+from nrt.passes.pattern import Match, Pat, Rest, Rule, matches, refuse_second_result
 
 __all__ = ["FuseConvPrologue"]
 
@@ -64,6 +64,9 @@ class _Fuse(Rule):
     def mismatch(self, graph: Graph, match: Match) -> str | None:
         """Why the rewrite is not valid or gains nothing here."""
         conv, inner = match.root, match.nodes["inner"]
+        several = refuse_second_result(conv)
+        if several is not None:
+            return several
         if not _open(conv):
             return (
                 f"{conv} has windows that overlap, padding, groups or a prologue: only where none "
@@ -72,6 +75,9 @@ class _Fuse(Rule):
         if graph.is_output(inner.output):
             return f"the result of {inner} is an output of the graph"
         for reader, slot in graph.consumers(inner.output):
+            several = refuse_second_result(reader)
+            if several is not None:
+                return several
             if not (isinstance(reader.op, Conv) and slot == 0 and _open(reader)):
                 return f"the result of {inner} is used elsewhere too, by {reader}"
         image = _image(inner)

@@ -25,6 +25,7 @@ from nrt.ir.ops.common import normalize_axes
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, PassResult
 from nrt.passes.choice import ChoicePass, Site
+from nrt.passes.pattern import refuse_second_result
 
 __all__ = ["FusePoolClassifier"]
 
@@ -51,6 +52,9 @@ def _producer(value: Value, graph: Graph) -> Node | None:
 
 def _refusal(node: Node, pool: Node) -> str | None:
     """Why the product ``node`` of the pooled image ``pool`` cannot be one kernel with it."""
+    several = refuse_second_result(node)
+    if several is not None:
+        return several
     x, w, op = pool.inputs[0], node.inputs[1], _op(pool)
     if op.kind not in _KINDS or op.epilogue is not None:
         return f"{pool} is a {op.kind}" + (" with an epilogue" if op.epilogue is not None else "")

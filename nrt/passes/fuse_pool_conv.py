@@ -27,6 +27,7 @@ from nrt.ir.ops.common import normalize_axes
 from nrt.ir.value import Node
 from nrt.passes.base import Note, PassResult
 from nrt.passes.choice import ChoicePass, Site
+from nrt.passes.pattern import refuse_second_result
 
 __all__ = ["FusePoolConv"]
 
@@ -57,6 +58,9 @@ def _fused(pool: Node, conv: Node) -> PooledConv:
 
 def _refusal(graph: Graph, pool: Node, conv: Node) -> str | None:
     """Why ``pool`` cannot happen in ``conv``."""
+    several = refuse_second_result(conv)
+    if several is not None:
+        return several
     op, first, image = _op(pool), _op(conv), conv.output.shape
     if op.kind not in _KINDS or op.prologue is not None or op.epilogue is not None:
         programs = op.prologue is not None or op.epilogue is not None

@@ -35,6 +35,7 @@ from nrt.passes.base import Note, PassResult
 from nrt.passes.choice import ChoicePass, Site
 from nrt.passes.fuse_siblings_epilogue import Ending, Operand, unified
 from nrt.passes.fuse_siblings_order import arrange
+from nrt.passes.pattern import refuse_second_result
 
 __all__ = ["FuseSiblings"]
 
@@ -95,7 +96,9 @@ class FuseSiblings(ChoicePass):
         notes: list[Note] = []
         for nodes in families.values():
             if len(nodes) > 1:
-                self._group(graph, nodes, groups, notes)
+                several = {n: reason for n in nodes if (reason := refuse_second_result(n))}
+                notes += [self.refused(n, reason) for n, reason in several.items()]
+                self._group(graph, [n for n in nodes if n not in several], groups, notes)
         return groups, notes
 
     def _group(
@@ -198,9 +201,10 @@ def _may_join(graph: Graph, node: Node) -> bool:
         return False
     if isinstance(op, Conv) and op.groups != 1:
         return False
-    if isinstance(op, MatMul) and (len(node.inputs[1].shape) != 2 or not node.output.shape):
+    y = node.outputs[0]
+    if isinstance(op, MatMul) and (len(node.inputs[1].shape) != 2 or not y.shape):
         return False
-    readers = graph.consumers(node.output)
+    readers = graph.consumers(y)
     return not (len(readers) == 1 and isinstance(readers[0][0].op, Split))
 
 
@@ -209,8 +213,9 @@ def _family(node: Node) -> Hashable:
     op: Any = node.op
     x, w, *_ = node.inputs
     kernel = w.shape[2:] if isinstance(op, Conv) else ()
-    y = node.output
-    return (x, replace(op, epilogue=None), kernel, w.dtype, w.layout, y.dtype, y.layout)
+    y = node.outputs[0]
+    plain = replace(op, epilogue=None, second_dtype=None)
+    return (x, plain, kernel, w.dtype, w.layout, y.dtype, y.layout)
 
 
 def _axis(node: Node) -> int:

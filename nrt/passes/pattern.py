@@ -23,7 +23,18 @@ from nrt.ir.op import Op
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 
-__all__ = ["Anywhere", "Const", "Match", "Pat", "Rest", "Rule", "RulePass", "Var", "matches"]
+__all__ = [
+    "Anywhere",
+    "Const",
+    "Match",
+    "Pat",
+    "Rest",
+    "Rule",
+    "RulePass",
+    "Var",
+    "matches",
+    "refuse_second_result",
+]
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,14 @@ def _used_elsewhere(graph: Graph, value: Value, consumer: Node) -> str | None:
     return None
 
 
+def refuse_second_result(*nodes: Node) -> str | None:
+    """Why no pass rewrites one of ``nodes``: a product with a second result; None if none has."""
+    for node in nodes:
+        if getattr(node.op, "second_dtype", None) is not None:
+            return f"{node} has a second result, which a node in its place would not have"
+    return None
+
+
 class Rule:
     """One rewrite. Subclasses set ``pattern`` and define `rewrite`, most also `check`."""
 
@@ -208,7 +227,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class RulePass(Pass):
-    """A pass that applies rules wherever they fit, sweeping until none does."""
+    """A pass that applies rules wherever they fit, sweeping until none does.
+
+    A match whose root, or another node that it names, has a second result is refused: a rule puts
+    nodes of one result in the place of others.
+    """
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules, in the order in which they are tried at a node."""
@@ -236,7 +259,8 @@ class RulePass(Pass):
         if len(found) > 1:
             found.sort(key=lambda match: -rule.preference(graph, match))
         for match in found:
-            reason = match.blocked or rule.check(graph, match)
+            several = refuse_second_result(match.root, *match.nodes.values())
+            reason = match.blocked or several or rule.check(graph, match)
             if reason is None:
                 return rule.rewrite(graph, match)
             refused.append(self.refused(node, reason))

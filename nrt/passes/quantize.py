@@ -53,6 +53,7 @@ from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
 from nrt.passes.correct_bias import add_to_sums
 from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels, is_first
+from nrt.passes.pattern import refuse_second_result
 from nrt.passes.precision_rules import (
     QUANTIZED,
     REAL,
@@ -203,6 +204,9 @@ class QuantizeLayers(Pass):
         """Why the operands of ``node`` cannot be of precision ``name``, or None."""
         op: Any = node.op
         x, w = node.inputs[:2]
+        several = refuse_second_result(node)
+        if several is not None:
+            return several
         if name == "fp8" and self.no_fp8:
             return self.no_fp8
         if isinstance(op, ConvTranspose):
@@ -262,6 +266,8 @@ class QuantizeLayers(Pass):
     def _residual(self, graph: Graph, node: Node, quantized: Mapping[Node, DType]) -> Value | None:
         """The result of ``node``, if only epilogues of quantized layers read it as a float."""
         assert self.calibration is not None
+        if len(node.outputs) > 1:
+            return None
         value = node.output
         uses = graph.consumers(value)
         inner = all(n in quantized and slot > 1 for n, slot in uses)
@@ -330,7 +336,7 @@ def _spread(op: Conv | MatMul, scales: Array, weights: Array) -> Array:
 
 def _gives_result(graph: Graph, node: Node) -> bool:
     """Whether an output of the graph depends on ``node`` through no other product."""
-    stack, seen = [node.output], set()
+    stack, seen = [*node.outputs], set()
     while stack:
         value = stack.pop()
         if graph.is_output(value):

@@ -104,9 +104,9 @@ def _is_small(value: Value) -> bool:
 
 def _saturated(program: Program, dtype: DType) -> Program:
     b = Builder(program.inputs)
-    (result,) = b.inline(program, range(len(program.inputs)))
+    results = b.inline(program, range(len(program.inputs)))
     low, high = b.const(-_LIMITS[dtype]), b.const(_LIMITS[dtype])
-    return b.build(b("min", b("max", result, low), high))
+    return b.build(*(b("min", b("max", result, low), high) for result in results))
 
 
 def _is_capped(program: Program, dtype: DType) -> bool:
@@ -215,7 +215,7 @@ class _Rewriter:
         if dtype is FP16 and not forced and not isinstance(node.op, MOVES):
             loud = self.owner.overflow(node)
             if loud is not None:
-                self.rules.require_fp32(node, node.output.name, precision)
+                self.rules.require_fp32(node, node.outputs[0].name, precision)
                 precision, dtype, reason = "fp32", FP32, loud
         if isinstance(node.op, MOVES):
             self.visit_move(node, dtype if forced else None)
@@ -272,6 +272,10 @@ class _Rewriter:
         for slot in slots:
             self.feed(node, slot, dtype)
         op: Any = node.op
+        second = getattr(op, "second_dtype", None)
+        if second is not None and self.narrows(node.outputs[1], dtype):
+            op = replace(op, second_dtype=dtype)
+            node = self.replace(node, op)
         if isinstance(op, Conv | MatMul | PooledConv) and op.tf32 != tf32:
             op = replace(op, tf32=tf32)
             node = self.replace(node, op)
@@ -292,14 +296,22 @@ class _Rewriter:
     def visit_quantized(self, node: Node, dtype: DType) -> None:
         """What reads bytes or fp8 goes on to; a result in floats has the type of the others."""
         op: Any = node.op
-        result = node.output.dtype
-        floats = result.is_float and result is not FP8E4M3
-        if floats and result is not dtype and not self.graph.is_output(node.output):
-            node = self.replace(node, replace(op, out_dtype=dtype))
-            result = dtype
+        stored = {
+            name: dtype
+            for name, value in zip(("out_dtype", "second_dtype"), node.outputs, strict=False)
+            if self.narrows(value, dtype)
+        }
+        if stored:
+            node = self.replace(node, replace(op, **stored))
         self.graph.reinfer(node)
         name = "fp8" if node.inputs[0].dtype is FP8E4M3 else "int8"
-        self.notes.append(self.owner.fired(node, f"{name}: stores {result}"))
+        results = " and ".join(str(value.dtype) for value in node.outputs)
+        self.notes.append(self.owner.fired(node, f"{name}: stores {results}"))
+
+    def narrows(self, value: Value, dtype: DType) -> bool:
+        """Whether ``value``, whose type its op names, is to be stored as ``dtype`` instead."""
+        floats = value.dtype.is_float and value.dtype is not FP8E4M3
+        return floats and value.dtype is not dtype and not self.graph.is_output(value)
 
     def saturated(self, node: Node, first: int, dtype: DType) -> Program | None:
         """The epilogue that the result needs to stay within ``dtype``, if it needs another one.

@@ -123,6 +123,22 @@ def test_replace_node_keeps_names_layout_and_origins() -> None:
     assert g.node("mul") is new
 
 
+def test_replace_node_with_several_outputs() -> None:
+    g = Graph()
+    x = g.add_input("x", (5, 3), FP32)
+    node = g.add_node(Split(0, (2, 3)), [x], name="halves", output_names=["left", "right"])
+    g.set_output("y", node.outputs[1])
+    g.set_layout(node.outputs[0], (1, 0))
+    new = g.replace_node(node, Split(0, (2, 3)), [g.add_node(Relu(), [x]).output])
+    verify(g)
+    assert [v.name for v in new.outputs] == ["left", "right"]
+    assert [v.layout for v in new.outputs] == [(1, 0), None]
+    assert g.outputs == {"y": new.outputs[1]}
+    message = "Split 'halves': has 2 outputs, Relu in its place 1; expected as many"
+    with pytest.raises(GraphError, match=message):
+        g.replace_node(new, Relu(), [x])
+
+
 def test_replace_node_removes_what_died() -> None:
     g = diamond()
     g.replace_node(g.node("mul"), Relu(), [g.value("x")])
