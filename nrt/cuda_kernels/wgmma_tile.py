@@ -169,6 +169,11 @@ class HopperGemm:
         """Whether the copy engine can fetch an operand of the epilogue of the output's size."""
         return boxed_operand(self.epilogue.extras, self.out_dtype) is not None
 
+    @property
+    def twice(self) -> bool:
+        """Whether the epilogue has a second result."""
+        return boxed_second(self.epilogue.extras) is not None
+
 
 def store_limit(dtype: DType) -> int:
     """Channels of ``dtype`` that rows of the output must be whole multiples of to leave as boxes.
@@ -249,6 +254,9 @@ def _candidates(gemm: HopperGemm, device: DeviceSpec) -> Iterator[HopperTile]:
         if gemm.group_k % bn:
             continue
         if gemm.prologue is not None and (consumers, bn, per_sm) in _TIGHT:
+            continue
+        # With both, words that wait would leave the registers of the widest tile.
+        if gemm.boxed and gemm.residual and gemm.twice and (consumers, bn) == (2, 256):
             continue
         if gemm.dtype in BYTES and bn % 16:
             continue
@@ -344,11 +352,14 @@ def _epilogue_rate(gemm: HopperGemm, tile: HopperTile) -> float:
 
     Those of boxes were fitted on halves, which 132 SMs store and fetch at 3.6 to 4 TB/s, the pace
     of the memory. Bytes move at twice the rate: an epilogue of int8 with a residual has about 9
-    instructions an element, which an SM issues at 2.1e10 a second, without one 6.
+    instructions an element, which an SM issues at 2.1e10 a second, without one 6. A second result
+    counts as a residual does: a box more for each.
     """
     if not _boxed(gemm, tile):
         return _Model.ROWS
-    rate = _Model.RESIDUAL if gemm.residual else _Model.BOXED
+    rate = _Model.RESIDUAL if gemm.residual or gemm.twice else _Model.BOXED
+    if gemm.residual and gemm.twice:
+        rate *= 2 / 3
     return rate * 2 / gemm.out_dtype.itemsize
 
 
