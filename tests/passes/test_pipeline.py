@@ -59,6 +59,10 @@ class TestNetworks:
         assert found == others
         options = replace(options, disabled=frozenset({"fuse-conv-prologue"}))
         found = Counter(through(densenet_like(), options, self.tolerance(options)))
+        # Two of the norms are second results: a convolution gives what they and a Concat read.
+        assert found == {"Pointwise": 2, **others}
+        options = replace(options, disabled=options.disabled | {"fuse-second-output"})
+        found = Counter(through(densenet_like(), options, self.tolerance(options)))
         assert found == {"Pointwise": 4, **others}
         options = replace(options, disabled=frozenset({"fuse-average-pool"}))
         found = Counter(through(densenet_like(), options, self.tolerance(options)))
@@ -158,6 +162,7 @@ def test_siblings_become_one_when_all_else_is_settled() -> None:
     assert [p.name for p in phases[-1].passes] == [
         "fuse-siblings",
         "fuse-pool-conv",
+        "fuse-second-output",
         "merge-pointwise",
         "dead-code",
     ]
