@@ -177,7 +177,7 @@ def _batched_kernel(
     store = make_store(program, extras, out_dtype, width)
 
     def kernel(
-        a, b, y, e0, e1, e2, e3,
+        a, b, y, e0, e1, e2, e3, e4, e5,
         m_count, n_count, k_count, a_pitch, b_pitch, y_pitch, tiles_n,
         size1, size2, size3,
         as0, as1, as2, as3, bs0, bs1, bs2, bs3, ys0, ys1, ys2, ys3,
@@ -328,14 +328,14 @@ def _batched_kernel(
                     if width == 8:
                         store(
                             out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7],
-                            m, n, o, y, e0, e1, e2, e3,
+                            m, n, o, y, e0, e1, e2, e3, e4, e5,
                         )  # fmt: skip
                     elif width == 4:
-                        store(out[0], out[1], out[2], out[3], m, n, o, y, e0, e1, e2, e3)
+                        store(out[0], out[1], out[2], out[3], m, n, o, y, e0, e1, e2, e3, e4, e5)
                     elif width == 2:
-                        store(out[0], out[1], m, n, o, y, e0, e1, e2, e3)
+                        store(out[0], out[1], m, n, o, y, e0, e1, e2, e3, e4, e5)
                     else:
-                        store(out[0], m, n, o, y, e0, e1, e2, e3)
+                        store(out[0], m, n, o, y, e0, e1, e2, e3, e4, e5)
             cuda.syncwarp()
 
     signature = types.void(

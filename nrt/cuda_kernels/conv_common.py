@@ -138,7 +138,7 @@ def conv_epilogue(problem: Problem) -> Epilogue:
 
 
 def extra_args(problem: Problem) -> tuple[Arg, ...]:
-    """The launch arguments of the four operands of programs; unused ones are null.
+    """The launch arguments of the operands of programs; unused ones are null.
 
     Those of the epilogue come first, as they do in the parameters of `epilogue.make_store`, the
     place of its second result behind them.
@@ -159,7 +159,7 @@ def prologue_args(problem: Problem) -> tuple[Arg, ...]:
 
 
 def extra_types(extras: Sequence[Extra]) -> tuple[Any, ...]:
-    """The Numba types of the four operands."""
+    """The Numba types of all operands."""
     used = [pointer(e.dtype) for e in extras]
     return (*used, *[pointer(FP32)] * (MAX_EXTRAS - len(used)))
 

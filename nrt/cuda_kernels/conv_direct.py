@@ -70,7 +70,7 @@ def _kernel(
         extras = (*extras, *prologue.operands)
 
     def kernel(
-        x, w, y, e0, e1, e2, e3,
+        x, w, y, e0, e1, e2, e3, e4, e5,
         total, K, P, Q, kg, cg, H, W, R, S, sh, sw, pt, pl, dh, dw,
         xn, xc, xh, xw, wk, wc, wr, ws, yn, yk, yh, yw,
     ):  # fmt: skip
@@ -104,11 +104,11 @@ def _kernel(
                             image_value = load(x, u32(xi + u32(c) * xc))
                             if starts:
                                 channel = u32(u32(u32(k // kg) * cg) + u32(c))
-                                image_value = before(image_value, channel, e0, e1, e2, e3)
+                                image_value = before(image_value, channel, e0, e1, e2, e3, e4, e5)
                             part = acc(part + acc(image_value * load_w(w, u32(wi + u32(c) * wc))))
                         result = acc(result + part)
         o = u32(n * yn + k * yk + p * yh + q * yw)
-        store(final(result), m, k, o, y, e0, e1, e2, e3)
+        store(final(result), m, k, o, y, e0, e1, e2, e3, e4, e5)
 
     signature = types.void(
         pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),

@@ -138,7 +138,7 @@ def pixels(
                 for j in range(4):
                     name = f"a{u}_{j}"
                     settle += [
-                        f"new = before({name}, u32(loaded_c + u32({j})), e0, e1, e2, e3)",
+                        f"new = before({name}, u32(loaded_c + u32({j})), e0, e1, e2, e3, e4, e5)",
                         f"{name} = new if loaded_in else {name}",
                     ]
         return Operand(

@@ -76,7 +76,7 @@ def _direct_kernel(
     store = make_store(program, extras, out_dtype, 1)
 
     def kernel(
-        x, w, y, e0, e1, e2, e3,
+        x, w, y, e0, e1, e2, e3, e4, e5,
         total, K, P, Q, kg, cg, H, W, R, S, sh, sw, pt, pl, dh, dw,
         xn, xc, xh, xw, wc, wk, wr, ws, yn, yk, yh, yw,
     ):  # fmt: skip
@@ -110,7 +110,7 @@ def _direct_kernel(
                             part += load(x, u32(xi + u32(c) * xc)) * load(w, u32(wi + u32(c) * wc))
                         result += part
         o = u32(n * yn + k * yk + p * yh + q * yw)
-        store(result, m, k, o, y, e0, e1, e2, e3)
+        store(result, m, k, o, y, e0, e1, e2, e3, e4, e5)
 
     signature = types.void(
         pointer(dtype), pointer(dtype), pointer(out_dtype), *extra_types(extras), *[u32] * 28

@@ -67,9 +67,7 @@ class CopyStrided(Copy):
     def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
         # Threads follow the output; a reader across the grain fetches a 32-byte sector an element.
         inner = walk(problem).geometry.strides[1][-1]
-        return (3 if inner in (0, 1) else 6) * sum(
-            t.nbytes for t in problem.outputs
-        ) / device.bandwidth + 3e-6
+        return (3 if inner in (0, 1) else 6) * problem.nbytes / device.bandwidth + 3e-6
 
 
 class CopyVector(Copy):
@@ -84,14 +82,7 @@ class CopyVector(Copy):
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[VectorConfig]:
         found = walk(problem)
         program = identity(kind_of(found.source))
-        return vector_configs(
-            program,
-            found.geometry,
-            (found.source,),
-            (found.target,),
-            sum(t.nbytes for t in problem.outputs),
-            device,
-        )
+        return vector_configs(program, found.geometry, (found.source,), (found.target,), device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         found = walk(problem)

@@ -30,11 +30,9 @@ __all__ = [
     "store_lines",
     "unpack_text",
     "uses_double",
-    "vectorizable",
 ]
 
 _PIECES = ((4, "ld4", "st4"), (2, "ld2", "st2"), (1, "ld1", "st1"))
-_STREAM = "_cs"  # ends the names of those that stream
 
 
 def uses_double(*dtypes: DType) -> bool:
@@ -76,11 +74,6 @@ def _ld1(address):
     return (ptx.ld_global_nc_u32(address),)
 
 
-@cuda.jit(device=True, inline="always")
-def _ld1_cs(address):
-    return (ptx.ld_global_cs_nc_u32(address),)
-
-
 def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
     """Names that kernel text may use, for kernels that touch ``dtypes``."""
     double = uses_double(*dtypes)
@@ -111,12 +104,6 @@ def kernel_namespace(*dtypes: DType) -> dict[str, Any]:
         "st1": ptx.st_global_u32,
         "st2": ptx.st_global_v2,
         "st4": ptx.st_global_v4,
-        "ld1_cs": _ld1_cs,
-        "ld2_cs": ptx.ld_global_cs_nc_v2,
-        "ld4_cs": ptx.ld_global_cs_nc_v4,
-        "st1_cs": ptx.st_global_cs_u32,
-        "st2_cs": ptx.st_global_cs_v2,
-        "st4_cs": ptx.st_global_cs_v4,
         "floats_int8": ptx.f32x4_from_s8x4,
         "floats_uint8": ptx.f32x4_from_u8x4,
         "pack_floats_int8": ptx.s8x4_from_f32,
@@ -188,42 +175,33 @@ def _pack_floats(dtype: DType, values: Sequence[str]) -> str:
     return f"pack_floats_{dtype}({', '.join(values)})"
 
 
-def vectorizable(dtype: DType, width: int) -> bool:
-    """Whether ``width`` elements move as words, and not one by one."""
+def _vectorizable(dtype: DType, width: int) -> bool:
     return dtype.itemsize <= 4 and width * dtype.itemsize % 4 == 0
 
 
 def load_lines(
-    target: str,
-    pointer: str,
-    index: str,
-    dtype: DType,
-    width: int,
-    floats: bool = False,
-    stream: bool = False,
+    target: str, pointer: str, index: str, dtype: DType, width: int, floats: bool = False
 ) -> tuple[list[str], list[str]]:
     """Lines that load ``width`` elements from ``index`` on, and the variables that hold them.
 
     ``index`` is a variable (it is used several times), a multiple of ``width``. With ``floats``
-    int8 and uint8 may come as float32, which is faster where nothing else is made of them. With
-    ``stream`` the caches evict the words first; elements that move one by one have no such form.
+    int8 and uint8 may come as float32, which is faster where nothing else is made of them.
     """
     names = [f"{target}_{j}" for j in range(width)]
     lines = []
-    if not vectorizable(dtype, width):
+    if not _vectorizable(dtype, width):
         for j, name in enumerate(names):
             place = index if j == 0 else f"u32({index} + u32({j}))"
             lines.append(f"{name} = load_{dtype}({pointer}, {place})")
         return lines, names
     per_word = 4 // dtype.itemsize
     words = width // per_word
-    hint = _STREAM * stream
     done = 0
     for size, load, _ in _PIECES:
         while words - done >= size:
             parts = [f"{target}w{done + k}" for k in range(size)]
             place = index if done == 0 else f"u32({index} + u32({done * per_word}))"
-            lines.append(f"{', '.join(parts)}, = {load}{hint}(at({pointer}, {place}))")
+            lines.append(f"{', '.join(parts)}, = {load}(at({pointer}, {place}))")
             done += size
     if floats and dtype in BYTES:
         for j in range(words):
@@ -235,20 +213,15 @@ def load_lines(
 
 
 def store_lines(
-    pointer: str,
-    index: str,
-    dtype: DType,
-    values: Sequence[str],
-    floats: bool = False,
-    stream: bool = False,
+    pointer: str, index: str, dtype: DType, values: Sequence[str], floats: bool = False
 ) -> list[str]:
     """Lines that store ``values`` (as `convert_text` makes them) from ``index`` on.
 
     With ``floats`` they are float32 that become int8 or uint8: to nearest even and saturated.
-    Their number is a multiple of 4. ``stream`` is that of `load_lines`.
+    Their number is a multiple of 4.
     """
     width = len(values)
-    if not vectorizable(dtype, width):
+    if not _vectorizable(dtype, width):
         return [
             f"store_{dtype}({pointer}, {index if j == 0 else f'u32({index} + u32({j}))'}, {value})"
             for j, value in enumerate(values)
@@ -257,13 +230,12 @@ def store_lines(
     pack = partial(_pack_floats if floats else _pack, dtype)
     packed = [pack(values[k * per_word : (k + 1) * per_word]) for k in range(width // per_word)]
     lines = []
-    hint = _STREAM * stream
     done = 0
     for size, _, store in _PIECES:
         while len(packed) - done >= size:
             place = index if done == 0 else f"u32({index} + u32({done * per_word}))"
             lines.append(
-                f"{store}{hint}(at({pointer}, {place}), {', '.join(packed[done : done + size])})"
+                f"{store}(at({pointer}, {place}), {', '.join(packed[done : done + size])})"
             )
             done += size
     return lines

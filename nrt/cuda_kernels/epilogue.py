@@ -38,8 +38,11 @@ i32 = types.int32
 u8 = types.uint8
 u32 = types.uint32
 
-MAX_EXTRAS = 4
-"""Operands besides the accumulator that an epilogue may read; kernels have as many parameters."""
+MAX_EXTRAS = 6
+"""Operands of a kernel's prologue and epilogue, and second results: it has as many parameters.
+
+Passes fuse at most four operands into an epilogue; the others are for what makes a second result.
+"""
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,7 @@ def make_store(
 ) -> Any:
     """The device function that ends a kernel.
 
-    Its parameters are ``(a0 … a[width-1], m, k, o, y, e0, e1, e2, e3)``: accumulators of channels
+    Its parameters are ``(a0 … a[width-1], m, k, o, y, e0, …, e5)``: accumulators of channels
     ``k … k+width-1`` in row ``m``, the offset ``o`` in elements of the first one in ``y``, the
     output pointer, and the operands' pointers. For ``width > 1`` the channels lie next to each
     other in ``y`` and in every operand of modes ``same`` and ``rows``, aligned to ``width``

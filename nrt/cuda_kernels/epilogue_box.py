@@ -128,11 +128,11 @@ def _channels(index: int, extra: Extra, count: int, lines: list[str]) -> list[st
 
 
 def make_cell(program: Program | None, extras: tuple[Extra, ...], dtype: DType) -> Any:
-    """The device function ``(acc, i, k, e0, e1, e2, e3, h0, h1) -> (word, word, word, word)``.
+    """The device function ``(acc, i, k, e0, …, e5, h0, h1) -> (word, word, word, word)``.
 
     A word holds neighbouring channels from ``k`` on, of ``dtype``: two of 16 bits, made of
     ``acc[i], acc[i + 1]`` in one row and the next two accumulators in another; or four of 8 bits,
-    the last two of which are made of ``acc[i + 4], acc[i + 5]`` and the next two. ``e0 … e3`` point
+    the last two of which are made of ``acc[i + 4], acc[i + 5]`` and the next two. ``e0 … e5`` point
     to the operands; of `boxed_operand`, ``h0`` and ``h1`` hold both rows' words already. The third
     and fourth words are those of the second result, of its own type; zero where there is none.
 

@@ -52,7 +52,7 @@ def _reference_kernel(
     store = make_store(program, extras, out_dtype, 1)
 
     def kernel(
-        a, b, y, e0, e1, e2, e3,
+        a, b, y, e0, e1, e2, e3, e4, e5,
         total, M, N, K, am, ak, bk, bn, ym, yn,
         size1, size2, size3, a0, a1, a2, a3, b0, b1, b2, b3, y0, y1, y2, y3,
     ):  # fmt: skip
@@ -75,7 +75,7 @@ def _reference_kernel(
                 result = acc(result + part)
                 part = acc(0)
         o = u32(z0 * y0 + z1 * y1 + z2 * y2 + z3 * y3 + i * ym + j * yn)
-        store(final(acc(result + part)), row, j, o, y, e0, e1, e2, e3)
+        store(final(acc(result + part)), row, j, o, y, e0, e1, e2, e3, e4, e5)
 
     signature = types.void(
         pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),

@@ -159,7 +159,7 @@ def _mma_kernel(
     per_word = 4 // dtype.itemsize
 
     def kernel(
-        x, w, y, e0, e1, e2, e3,
+        x, w, y, e0, e1, e2, e3, e4, e5,
         m_count, k_count, j_count,
         height, width_in, channels, out_hw, out_w, filter_w,
         stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
@@ -273,7 +273,7 @@ def _mma_kernel(
             else:
                 c, r, s = next_position(c, r, s, u32(bk), channels, filter_w)
         if starts:
-            fill(table, length, tid, e0, e1, e2, e3)
+            fill(table, length, tid, e0, e1, e2, e3, e4, e5)
         if asynchronous:
             ptx.cp_async_wait(pending)
         else:
@@ -400,14 +400,14 @@ def _mma_kernel(
                     if width == 8:
                         store(
                             out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7],
-                            m, k, o, into, e0, e1, e2, e3,
+                            m, k, o, into, e0, e1, e2, e3, e4, e5,
                         )  # fmt: skip
                     elif width == 4:
-                        store(out[0], out[1], out[2], out[3], m, k, o, into, e0, e1, e2, e3)
+                        store(out[0], out[1], out[2], out[3], m, k, o, into, e0, e1, e2, e3, e4, e5)
                     elif width == 2:
-                        store(out[0], out[1], m, k, o, into, e0, e1, e2, e3)
+                        store(out[0], out[1], m, k, o, into, e0, e1, e2, e3, e4, e5)
                     else:
-                        store(out[0], m, k, o, into, e0, e1, e2, e3)
+                        store(out[0], m, k, o, into, e0, e1, e2, e3, e4, e5)
             cuda.syncwarp()
         if pools:
             mine = u32(staging + u32(lane * u32(4 * width)))
@@ -431,7 +431,9 @@ def _mma_kernel(
                             total = f32(total + ptx.bits_float(ptx.ld_shared_u32(u32(cell + at))))
                     if mean:
                         total = f32(total / f32(out_hw))
-                    finish(total, tile_m, k, u32(u32(tile_m * y_row) + k), y, e0, e1, e2, e3)
+                    finish(
+                        total, tile_m, k, u32(u32(tile_m * y_row) + k), y, e0, e1, e2, e3, e4, e5
+                    )
 
     signature = types.void(
         pointer(dtype), pointer(weights_type(dtype)), pointer(out_dtype), *extra_types(extras),
@@ -454,7 +456,7 @@ def _reduce_kernel(
     value = _value(sums == INT32, sum_type)
     store = make_store(program, extras, out_dtype, width)
 
-    def kernel(parts, y, e0, e1, e2, e3, m_count, k_count, y_row):
+    def kernel(parts, y, e0, e1, e2, e3, e4, e5, m_count, k_count, y_row):
         index = u32(u32(cuda.blockIdx.x) * u32(cuda.blockDim.x) + u32(cuda.threadIdx.x))
         per_row = u32(k_count // u32(width))
         m = u32(index // per_row)
@@ -483,14 +485,14 @@ def _reduce_kernel(
             if width == 8:
                 store(
                     out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7],
-                    m, k, o, y, e0, e1, e2, e3,
+                    m, k, o, y, e0, e1, e2, e3, e4, e5,
                 )  # fmt: skip
             elif width == 4:
-                store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
+                store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3, e4, e5)
             elif width == 2:
-                store(out[0], out[1], m, k, o, y, e0, e1, e2, e3)
+                store(out[0], out[1], m, k, o, y, e0, e1, e2, e3, e4, e5)
             else:
-                store(out[0], m, k, o, y, e0, e1, e2, e3)
+                store(out[0], m, k, o, y, e0, e1, e2, e3, e4, e5)
 
     return kernel, types.void(
         pointer(sums), pointer(out_dtype), *extra_types(extras), u32, u32, u32

@@ -95,7 +95,7 @@ class RowNormStrided(Variant):
 
     def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
         del config
-        return 3 * sum(t.nbytes for t in problem.outputs) / device.bandwidth + 5e-6
+        return 3 * problem.nbytes / device.bandwidth + 5e-6
 
 
 class RowNormResident(Variant):
@@ -170,7 +170,7 @@ class BatchNormStrided(Variant):
 
     def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
         del config
-        return 3 * sum(t.nbytes for t in problem.outputs) / device.bandwidth + 3e-6
+        return 3 * problem.nbytes / device.bandwidth + 3e-6
 
 
 class BatchNormVector(Variant):
@@ -192,14 +192,7 @@ class BatchNormVector(Variant):
         assert isinstance(problem.op, BatchNormalization)
         program = _batch_norm_program(problem.op.epsilon)
         geometry = _batch_norm_geometry(problem)
-        return vector_configs(
-            program,
-            geometry,
-            dtypes,
-            (problem.y.dtype,),
-            sum(t.nbytes for t in problem.outputs),
-            device,
-        )
+        return vector_configs(program, geometry, dtypes, (problem.y.dtype,), device)
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         assert isinstance(problem.op, BatchNormalization)

@@ -123,7 +123,7 @@ class PointwiseStrided(_Pointwise):
 
     def estimate(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> float:
         # Narrow accesses and divisions: a third of the bandwidth at best.
-        return 3 * sum(t.nbytes for t in problem.outputs) / device.bandwidth + 3e-6
+        return 3 * problem.nbytes / device.bandwidth + 3e-6
 
 
 class PointwiseVector(_Pointwise):
@@ -145,7 +145,6 @@ class PointwiseVector(_Pointwise):
             program_geometry(problem),
             _dtypes(problem.inputs),
             _dtypes(problem.outputs),
-            sum(t.nbytes for t in problem.outputs),
             device,
         )
 

@@ -21,7 +21,6 @@ from nrt.cuda_kernels.elements import (
     load_lines,
     store_lines,
     uses_double,
-    vectorizable,
 )
 from nrt.cuda_kernels.epilogue import float_uses
 from nrt.cuda_kernels.strided import (
@@ -171,12 +170,10 @@ class VectorConfig(NamedTuple):
     Attributes:
         width: elements per vector.
         unroll: vectors per thread and step, all loaded before the first is computed.
-        stream: caches evict first what is written, and what is read by one thread only.
     """
 
     width: int
     unroll: int
-    stream: bool = False
 
 
 def _vector_kernel(
@@ -189,7 +186,6 @@ def _vector_kernel(
     unroll: int,
     tail: bool,
     check: bool,
-    streams: tuple[bool, ...],
 ) -> tuple[Any, Any]:
     """``unroll`` vectors of ``width`` elements per thread and step.
 
@@ -201,9 +197,6 @@ def _vector_kernel(
 
     With ``check`` the kernel looks at its pointers and goes element by element where one is not
     aligned to a vector: a copy's ends may lie anywhere inside a larger tensor.
-
-    ``streams`` tells of each input, then of each output, whether caches are to evict its vectors
-    first.
 
     Kernel parameters: inputs, outputs, vectors, tail elements, sizes[rank] (the last in vectors),
     strides of each output[rank - 1], of each ``v`` or ``b`` input[rank - 1].
@@ -244,9 +237,7 @@ def _vector_kernel(
                 values.append([f"e{j}_{k}"] * width)
                 continue
             floats = not double and float_uses(main, k)
-            lines, names = load_lines(
-                f"e{j}_{k}", f"x{k}", f"a{j}_{k}", dtype, width, floats, streams[k]
-            )
+            lines, names = load_lines(f"e{j}_{k}", f"x{k}", f"a{j}_{k}", dtype, width, floats)
             fetch += lines
             values.append(names)
         for e in range(width):
@@ -263,8 +254,7 @@ def _vector_kernel(
         work.append(f"if v{j} < n:")
         for m, (y, dtype) in enumerate(zip(ys, outputs, strict=True)):
             stored = [f"z{j}_{m}_{e}" for e in range(width)]
-            hint = streams[len(inputs) + m]
-            stores = store_lines(y, f"o{j}_{m}", dtype, stored, rounded is not None, hint)
+            stores = store_lines(y, f"o{j}_{m}", dtype, stored, floats=rounded is not None)
             work += [f"    {line}" for line in stores]
     after: list[str] = []
     if tail:
@@ -418,18 +408,9 @@ def vector_configs(
     geometry: Geometry,
     inputs: Sequence[DType],
     outputs: Sequence[DType],
-    written: int,
     device: DeviceSpec,
 ) -> list[VectorConfig]:
-    """Configurations of `_vector_kernel`, the one expected to be fastest first.
-
-    Args:
-        program, inputs, outputs: what is computed, on which element types.
-        geometry: strides of each output, then of each input.
-        written: bytes. They stream only if they exceed the L2: what fits is found there by the next
-            layer.
-        device: gives the sizes of the grid and of the L2.
-    """
+    """Configurations of `_vector_kernel`, the one expected to be fastest first."""
     configs = []
     vectors = sum(1 for s in geometry.strides[len(outputs) :] if s[-1] == 1)
     for width in _widths(geometry, inputs, outputs):
@@ -444,21 +425,7 @@ def vector_configs(
         full = [u for u in fitting if count >= _THREADS * u * device.multiprocessors * 4]
         best = max(full, default=1)
         configs += [VectorConfig(width, u) for u in (best, *(u for u in fitting if u != best))]
-    if written <= device.l2_bytes:
-        return configs
-    streaming = [
-        config._replace(stream=True)
-        for config in configs
-        if all(vectorizable(dtype, config.width) for dtype in outputs)
-    ]
-    # The tuner measures the first few by default: the best stream among them.
-    return [*configs[:1], *streaming[:1], *configs[1:], *streaming[1:]]
-
-
-def _streams(geometry: Geometry, outputs: int, stream: bool) -> tuple[bool, ...]:
-    """Per input, then per output, whether it streams: not an input that is broadcast."""
-    once = [0 not in strides for strides in geometry.strides[outputs:]]
-    return tuple(stream and alone for alone in (*once, *(True,) * outputs))
+    return configs
 
 
 def vector_emission(
@@ -476,21 +443,20 @@ def vector_emission(
     Args:
         program, inputs, outputs: what is computed, on which element types.
         geometry: strides of each output, then of each input.
-        config: vector width, vectors per thread, and whether they stream.
+        config: vector width and vectors per thread.
         device: gives the size of the grid.
         check: let the kernel test that its pointers are aligned.
     """
     if geometry.size == 0:
         return Emission(())
-    width, unroll, stream = config
+    width, unroll = config
     first = len(outputs)
     modes = _modes(geometry.strides[first:])
     count = geometry.size // width
     tail = geometry.size - count * width
-    streams = _streams(geometry, first, stream)
     spec = KernelSpec(
         f"{__name__}:_vector_kernel",
-        (program, inputs, outputs, modes, geometry.rank, width, unroll, tail > 0, check, streams),
+        (program, inputs, outputs, modes, geometry.rank, width, unroll, tail > 0, check),
         _THREADS,
     )
     args: list[Arg] = [In(k) for k in range(len(inputs))]

@@ -78,7 +78,7 @@ def _kernel(op: _Pool, dtype: DType, width: int, end: PoolEnd | None = None) -> 
     window's loads are all in flight. An input element is read from memory once; what windows share
     comes from cache.
 
-    Kernel parameters: x, y, with an ``end`` its four operands, count of threads' items, channel
+    Kernel parameters: x, y, with an ``end`` its operands, count of threads' items, channel
     groups, then per spatial dimension: output size, input size, padding before, padding after;
     strides of x for N, C, S..., of y.
     """

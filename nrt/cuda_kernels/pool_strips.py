@@ -72,7 +72,7 @@ def _kernel(
     it; a byte of uint8 needs no 128. Four bytes are three instructions, or two, and two maxima; of
     means, they are floats.
 
-    Kernel parameters: x, y, with an ``end`` its four operands, threads' items, channel groups,
+    Kernel parameters: x, y, with an ``end`` its operands, threads' items, channel groups,
     strips, output height and width, input height and width, padding before, padding after (rows,
     columns each), strides of x for N, H, W, of y.
     """

@@ -126,12 +126,12 @@ def channel_table(problem: Problem, array: Array, length: int, taps: int = 1) ->
 
 
 def make_prologue(prologue: Prologue, dtype: DType, first: int) -> Any:
-    """The device function ``(value, c, e0, e1, e2, e3) -> value`` for an element of channel ``c``.
+    """The device function ``(value, c, e0, …, e5) -> value`` for an element of channel ``c``.
 
     Args:
         prologue: what it computes.
         dtype: of the input, to which the result is rounded.
-        first: which of the operands' pointers ``e0 … e3`` is that of register 1.
+        first: which of the operands' pointers ``e0 … e5`` is that of register 1.
     """
     lines, names = [], []
     for index, operand in enumerate(prologue.operands):
@@ -236,7 +236,7 @@ def _without_relu(program: Program) -> Program | None:
 
 
 def fill_tables(count: int, first: int, threads: int) -> Any:
-    """Device function ``(to, channels, tid, e0, e1, e2, e3)``: ``count`` tables to shared memory.
+    """Device function ``(to, channels, tid, e0, …, e5)``: ``count`` tables to shared memory.
 
     They lie at ``to``, one behind the other; ``channels`` is a multiple of 4.
     """

@@ -261,7 +261,7 @@ def gemm_text(
 ) -> str:
     """The kernel's Python text.
 
-    Its parameters are the pointers ``a, b, y, e0 … e3``, then ``M, N, NT, steps, ypitch, ycol``
+    Its parameters are the pointers ``a, b, y, e0 … e5``, then ``M, N, NT, steps, ypitch, ycol``
     (sizes, tiles across N, steps per block, strides of y) and ``params``; ``width`` is 1 or 4.
     Block x counts tiles with columns innermost, so that concurrent blocks share rows of A.
     ``prologue`` reads block z and sets ``first`` and ``last`` (the block's steps), ``origin``,

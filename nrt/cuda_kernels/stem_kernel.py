@@ -44,7 +44,7 @@ from nrt.cuda_kernels.conv_common import (
     result_type,
     weights_type,
 )
-from nrt.cuda_kernels.epilogue import Extra, make_store
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS, Extra, make_store
 from nrt.cuda_kernels.simt_tile import compile_text
 from nrt.cuda_kernels.stem_elements import by_element
 from nrt.cuda_kernels.stem_quads import by_quad
@@ -216,7 +216,7 @@ def _stores(n8: int, rows: Iterable[int] | None, width: int) -> list[str]:
                 for e in range(first, first + width)
             )
             place = f"u32(pixel{name} + {'k' if width > 1 else 'u32(k * yk)'})"
-            loop.append(f"{indent}store({values}, m{name}, k, {place}, y, e0, e1, e2, e3)")
+            loop.append(f"{indent}store({values}, m{name}, k, {place}, y, e0, e1, e2, e3, e4, e5)")
     return [*text, f"for b in range({n8 // 4}):", *(f"    {line}" for line in loop)]
 
 
@@ -292,7 +292,7 @@ def _kernel(
         "oq = fq",
         "item = u32(now + u32(cuda.gridDim.x))",
     ]
-    params = ", ".join(("x", "w", "y", "e0", "e1", "e2", "e3", *NUMBERS))
+    params = ", ".join(("x", "w", "y", *(f"e{i}" for i in range(MAX_EXTRAS)), *NUMBERS))
     text = "\n".join(
         [f"def kernel({params}):", *(f"    {s}" for s in body), *(f"        {s}" for s in loop), ""]
     )

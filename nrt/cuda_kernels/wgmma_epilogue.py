@@ -80,7 +80,7 @@ def box_drains(
         place = base % staged
         words = 2 * count * cells if twice else 1
 
-        def drain(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3):
+        def drain(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3, e4, e5):
             row = u32(lane & u32(15))
             half = u32(lane >> u32(4))
             turn = u32((row >> u32(shift)) & u32(mask))
@@ -104,8 +104,8 @@ def box_drains(
                         h0, h1, h2, h3 = ptx.ldmatrix_x4(cell)
                     else:
                         h0, h1, h2, h3 = u32(0), u32(0), u32(0), u32(0)
-                    w0, w1, z0, z1 = cell_words(acc, i, k0, e0, e1, e2, e3, h0, h1)
-                    w2, w3, z2, z3 = cell_words(acc, i + sums, k1, e0, e1, e2, e3, h2, h3)
+                    w0, w1, z0, z1 = cell_words(acc, i, k0, e0, e1, e2, e3, e4, e5, h0, h1)
+                    w2, w3, z2, z3 = cell_words(acc, i + sums, k1, e0, e1, e2, e3, e4, e5, h2, h3)
                     ptx_hopper.stmatrix_x4(cell, w0, w1, w2, w3)
                     if twice:
                         j = 2 * (c * cells + g)
@@ -133,7 +133,7 @@ def box_drains(
                 ptx_hopper.fence_async_shared()
                 cuda.syncwarp()
                 if lane == u32(0):
-                    leave(map_second(e0, e1, e2, e3), staging, n0, m, k_count)
+                    leave(map_second(e0, e1, e2, e3, e4, e5), staging, n0, m, k_count)
 
         @_inline
         def leave(tensor_map, staging, n0, m, k_count):
@@ -154,7 +154,7 @@ def box_drains(
 
 
 def second_map(extras: tuple[Extra, ...]) -> Any:
-    """Device function ``(e0, e1, e2, e3) -> address`` of the tensor map of a second result.
+    """Device function ``(e0, …, e5) -> address`` of the tensor map of a second result.
 
     Where boxes carry it, the map stands for it among the operands. 0 if there is none.
     """
@@ -193,7 +193,7 @@ def row_drains(
     out_type = types.int32 if raw else types.float32
 
     def drain_of(base: int, count: int) -> Any:
-        def drain(acc, staging, lane, n0, m0, m_count, k_count, y_row, y, e0, e1, e2, e3):
+        def drain(acc, staging, lane, n0, m0, m_count, k_count, y_row, y, e0, e1, e2, e3, e4, e5):
             out = cuda.local.array(8, out_type)
             cell0 = u32(
                 staging + u32(((lane >> u32(2)) * u32(step) + (lane & u32(3)) * u32(2)) * u32(4))
@@ -228,14 +228,16 @@ def row_drains(
                             store(
                                 out[0], out[1], out[2], out[3],
                                 out[4], out[5], out[6], out[7],
-                                m, k, o, y, e0, e1, e2, e3,
+                                m, k, o, y, e0, e1, e2, e3, e4, e5,
                             )  # fmt: skip
                         elif width == 4:
-                            store(out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3)
+                            store(
+                                out[0], out[1], out[2], out[3], m, k, o, y, e0, e1, e2, e3, e4, e5
+                            )
                         elif width == 2:
-                            store(out[0], out[1], m, k, o, y, e0, e1, e2, e3)
+                            store(out[0], out[1], m, k, o, y, e0, e1, e2, e3, e4, e5)
                         else:
-                            store(out[0], m, k, o, y, e0, e1, e2, e3)
+                            store(out[0], m, k, o, y, e0, e1, e2, e3, e4, e5)
                 cuda.syncwarp()
 
         return _inline(drain)
@@ -329,7 +331,7 @@ def cluster_reduce(
     _, value = _words(whole)
     ended = i32 if whole and program is None and dtype == INT32 else f32
 
-    def reduce(sums, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3):
+    def reduce(sums, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3, e4, e5):
         own = u32(sums + u32(rank * u32(part_bytes)))
         index = u32(tid)
         while index < u32(count):
@@ -357,10 +359,25 @@ def cluster_reduce(
                     store(
                         ended(a0), ended(a1), ended(a2), ended(a3),
                         ended(a4), ended(a5), ended(a6), ended(a7),
-                        m, k, o, y, e0, e1, e2, e3,
+                        m, k, o, y, e0, e1, e2, e3, e4, e5,
                     )  # fmt: skip
                 else:
-                    store(ended(a0), ended(a1), ended(a2), ended(a3), m, k, o, y, e0, e1, e2, e3)
+                    store(
+                        ended(a0),
+                        ended(a1),
+                        ended(a2),
+                        ended(a3),
+                        m,
+                        k,
+                        o,
+                        y,
+                        e0,
+                        e1,
+                        e2,
+                        e3,
+                        e4,
+                        e5,
+                    )
             index = u32(index + u32(lanes))
 
     return _inline(reduce)

@@ -177,7 +177,7 @@ def _hopper_kernel(
     meet = cluster > 1 or split > 1
 
     def kernel(
-        map_x, map_w, map_y, map_r, y, extra0, extra1, extra2, extra3,
+        map_x, map_w, map_y, map_r, y, extra0, extra1, extra2, extra3, extra4, extra5,
         m_count, k_count, tiles, tiles_n, blocks, blocks_part, blocks_c,
         filter_w, out_hw, out_w, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, y_row, group,
         group_tiles, group_c,
@@ -206,7 +206,9 @@ def _hopper_kernel(
             if held:
                 ptx_hopper.prefetch_tensor_map(ptx.at(map_r, u32(0)))
             if twice:
-                ptx_hopper.prefetch_tensor_map(map_second(extra0, extra1, extra2, extra3))
+                ptx_hopper.prefetch_tensor_map(
+                    map_second(extra0, extra1, extra2, extra3, extra4, extra5)
+                )
             for s in range(stages):
                 ptx_hopper.mbarrier_init(u32(full + u32(s * 8)), u32(1))
                 ptx_hopper.mbarrier_init(u32(empty + u32(s * 8)), u32(arrivals))
@@ -306,7 +308,17 @@ def _hopper_kernel(
         else:
             if starts:
                 table = u32(ring + u32(table_at))
-                fill(table, u32(blocks_c * u32(bk)), tid, extra0, extra1, extra2, extra3)
+                fill(
+                    table,
+                    u32(blocks_c * u32(bk)),
+                    tid,
+                    extra0,
+                    extra1,
+                    extra2,
+                    extra3,
+                    extra4,
+                    extra5,
+                )
                 # A lane's first two channels; its other two are 8 further on.
                 origin = u32(table + u32(u32((lane & u32(3)) * 2) * u32(4)))
                 table_lane = u32(origin + u32(u32(first % blocks_c) * u32(bk * 4)))
@@ -323,6 +335,7 @@ def _hopper_kernel(
             staging = u32(ring + u32(layout.staging) + u32(warp * u32(layout.warp_staging)))
             e0, e1 = ptx_hopper.behind(extra0), ptx_hopper.behind(extra1)
             e2, e3 = ptx_hopper.behind(extra2), ptx_hopper.behind(extra3)
+            e4, e5 = ptx_hopper.behind(extra4), ptx_hopper.behind(extra5)
             fetched = u32(ring + u32(layout.residual) + u32(warp * u32(8)))
             fetch_parity = u32(0)
             slot = u32(0)
@@ -362,7 +375,22 @@ def _hopper_kernel(
                         send(ring, inbox, w_full, rank)
                     ptx_hopper.mbarrier_wait(w_full, u32(0))
                     reduce(
-                        ring, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y, e0, e1, e2, e3
+                        ring,
+                        inbox,
+                        tid,
+                        rank,
+                        m0,
+                        n0,
+                        m_count,
+                        k_count,
+                        y_row,
+                        y,
+                        e0,
+                        e1,
+                        e2,
+                        e3,
+                        e4,
+                        e5,
                     )
                 elif boxed:
                     if held:
@@ -372,21 +400,51 @@ def _hopper_kernel(
                         if lane == u32(0):
                             ptx_hopper.bulk_wait_read()
                         cuda.syncwarp()
-                    drain0(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3)
+                    drain0(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3, e4, e5)
                     if two:
                         if again:
                             if lane == u32(0):
                                 ptx_hopper.bulk_commit()
                                 ptx_hopper.bulk_wait_read()
                             cuda.syncwarp()
-                        drain1(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3)
+                        drain1(acc, staging, lane, n0, m, k_count, map_y, e0, e1, e2, e3, e4, e5)
                     if lane == u32(0):
                         ptx_hopper.bulk_commit()
                 else:
-                    drain0(acc, staging, lane, n0, m, m_count, k_count, y_row, y, e0, e1, e2, e3)
+                    drain0(
+                        acc,
+                        staging,
+                        lane,
+                        n0,
+                        m,
+                        m_count,
+                        k_count,
+                        y_row,
+                        y,
+                        e0,
+                        e1,
+                        e2,
+                        e3,
+                        e4,
+                        e5,
+                    )
                     if two:
                         drain1(
-                            acc, staging, lane, n0, m, m_count, k_count, y_row, y, e0, e1, e2, e3
+                            acc,
+                            staging,
+                            lane,
+                            n0,
+                            m,
+                            m_count,
+                            k_count,
+                            y_row,
+                            y,
+                            e0,
+                            e1,
+                            e2,
+                            e3,
+                            e4,
+                            e5,
                         )
                 t = u32(t + step)
             if boxed and lane == u32(0):

@@ -84,7 +84,7 @@ class FuseSecondOutput(ChoicePass):
     """
 
     name: ClassVar[str] = "fuse-second-output"
-    max_extras: int = 4
+    max_extras: int = 6
 
     def sites(self, graph: Graph) -> tuple[Site, ...]:
         pairs = [p for p in self._candidates(graph) if isinstance(p, _Pair)]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nrt.cuda_kernels.device import ARCHS, DeviceSpec
-from nrt.cuda_kernels.pointwise_kernels import VectorConfig
+from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.variant import Variant
 from nrt.dtypes import DType
 from nrt.ir.op import Op
@@ -24,7 +22,6 @@ from .kernel_emulator import KernelEmulator
 __all__ = [
     "ARCHES",
     "LIMIT",
-    "assert_configs_emulate",
     "assert_emulates",
     "assert_on_gpu",
     "data",
@@ -32,7 +29,6 @@ __all__ = [
     "refusal",
     "rows",
     "sliced",
-    "streaming",
     "task",
     "variants_of",
 ]
@@ -81,12 +77,6 @@ def variants_of(variants: Sequence[Variant], problem: Problem) -> list[Variant]:
     return found
 
 
-def streaming(variant: Variant, problem: Problem, device: DeviceSpec) -> list[VectorConfig]:
-    """The configurations that stream, as offered where nothing fits into the L2."""
-    configs = [VectorConfig(*c) for c in variant.configs(problem, replace(device, l2_bytes=0))]
-    return [config for config in configs if config.stream]
-
-
 def data(problem: Problem) -> list[np.ndarray]:
     """Fresh inputs; the same value wherever a stride is 0."""
     seed = zlib.crc32(str(problem).encode())
@@ -101,31 +91,20 @@ def assert_emulates(
     variants: Sequence[Variant], problem: Problem, inputs: list[np.ndarray] | None = None
 ) -> None:
     """Every variant and configuration that takes ``problem`` gives the reference's result."""
-    for variant in variants_of(variants, problem):
-        configs = variant.configs(problem, ARCHS["sm_80"])
-        assert_configs_emulate(variant, problem, configs, inputs)
-
-
-def assert_configs_emulate(
-    variant: Variant,
-    problem: Problem,
-    configs: Sequence[Any],
-    inputs: list[np.ndarray] | None = None,
-) -> None:
-    """``configs`` of ``variant`` give the reference's result."""
     inputs = data(problem) if inputs is None else inputs
     exact = [
         a.astype(np.float64) if s.dtype.is_float else a
         for a, s in zip(inputs, problem.inputs, strict=True)
     ]
     expected = problem.op.reference(*exact)
-    for config in configs:
-        with np.errstate(all="ignore"):
-            outputs = KernelEmulator().run(variant, problem, config, inputs)
-        for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
-            assert out.shape == ref.shape
-            error = relative_error(out, ref)
-            assert error <= LIMIT.get(spec.dtype.name, 0.0), (variant.name, config, error)
+    for variant in variants_of(variants, problem):
+        for config in variant.configs(problem, ARCHS["sm_80"]):
+            with np.errstate(all="ignore"):
+                outputs = KernelEmulator().run(variant, problem, config, inputs)
+            for out, ref, spec in zip(outputs, expected, problem.outputs, strict=True):
+                assert out.shape == ref.shape
+                error = relative_error(out, ref)
+                assert error <= LIMIT.get(spec.dtype.name, 0.0), (variant.name, config, error)
 
 
 def assert_on_gpu(

@@ -277,11 +277,11 @@ def _store_kernel(
     store = make_store(program, extras, dtype, width)
     accs = ", ".join(f"f32(x[u32(k + u32({j}))])" for j in range(width))
     text = (
-        "def kernel(x, y, e0, e1, e2, e3):\n"
+        "def kernel(x, y, e0, e1, e2, e3, e4, e5):\n"
         "    m = u32(cuda.blockIdx.x)\n"
         f"    k = u32(u32(cuda.threadIdx.x) * u32({width}))\n"
         f"    o = u32(u32(m * u32({32 * width})) + k)\n"
-        f"    store({accs}, m, k, o, y, e0, e1, e2, e3)\n"
+        f"    store({accs}, m, k, o, y, e0, e1, e2, e3, e4, e5)\n"
     )
     scope: dict[str, Any] = {"cuda": cuda, "u32": u32, "f32": types.float32, "store": store}
     exec(text, scope)
@@ -365,7 +365,7 @@ def _int_store_kernel(width: int) -> tuple[Any, Any]:
     text = (
         "def kernel(x, y, e):\n"
         f"    k = u32(u32(cuda.threadIdx.x) * u32({width}))\n"
-        f"    store({accs}, u32(0), k, k, y, e, e, e, e)\n"
+        f"    store({accs}, u32(0), k, k, y, e, e, e, e, e, e)\n"
     )
     scope: dict[str, Any] = {"cuda": cuda, "u32": u32, "store": store}
     exec(text, scope)

@@ -39,21 +39,39 @@ def files(cache: Path) -> list[Path]:
 # -- compiling -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("streams", "hint"), [(False, ""), (True, "cs.")])
-def test_a_coherent_kernel_takes_no_path_for_read_only_memory(streams: bool, hint: str) -> None:
-    """A vector kernel that may write over its input; the loads keep their cache operator."""
+def test_a_coherent_kernel_takes_no_path_for_read_only_memory() -> None:
+    """A vector kernel that may write over its input."""
     b = Builder("f")
     program = b.build(b("max", 0, b.const(0.0)))
-    params = (program, (FP16,), (FP16,), ("v",), 1, 8, 1, True, False, (streams, streams))
+    params = (program, (FP16,), (FP16,), ("v",), 1, 8, 1, True, False)
     plain = KernelSpec("nrt.cuda_kernels.pointwise_kernels:_vector_kernel", params, 256)
     coherent = replace(plain, coherent=True)
     before, after = (compiler._ptx(spec_, SM80)[0] for spec_ in (plain, coherent))
-    assert before.count(f"ld.global.{hint}nc.v4.u32") == 1
-    assert after.count(f"ld.global.{hint}v4.u32") == 1
-    assert ".nc" in before
-    assert ".nc" not in after
+    assert before.count("ld.global.nc.v4.u32") == 1
+    assert after.count("ld.global.v4.u32") == 1
+    assert "ld.global.nc" not in after
     assert kernel_key(plain, SM80) != kernel_key(coherent, SM80)
     assert compile_kernel(coherent, SM80).code != compile_kernel(plain, SM80).code
+
+
+@pytest.mark.parametrize(
+    ("name", "with_nc", "without"),
+    [
+        ("ld_global_cs_nc_v4", "ld.global.cs.nc.v4.u32", "ld.global.cs.v4.u32"),
+        (
+            "ld_global_nc_no_allocate_v4",
+            "ld.global.nc.L1::no_allocate.v4.u32",
+            "ld.global.L1::no_allocate.v4.u32",
+        ),
+    ],
+)
+def test_a_coherent_kernel_keeps_cache_hints(name: str, with_nc: str, without: str) -> None:
+    plain = KernelSpec("tests.cuda_kernels.test_ptx_values:_load", (name,), 32)
+    before, after = (
+        compiler._ptx(replace(plain, coherent=coherent), SM80)[0] for coherent in (False, True)
+    )
+    assert (before.count(with_nc), after.count(without)) == (1, 1)
+    assert ".nc" not in after
 
 
 def test_a_cubin_tells_its_entry_and_resources() -> None:

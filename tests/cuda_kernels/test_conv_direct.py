@@ -114,7 +114,7 @@ def test_too_many_operands_are_refused() -> None:
     op = Conv(epilogue=b.build(total))
     specs = [TensorSpec.dense(s, FP32) for s in [(1, 2, 3, 3), (2, 2, 1, 1)] + [(1,)] * count]
     task = Problem(op, tuple(specs), (TensorSpec.dense((1, 2, 3, 3), FP32),), (False,) * len(specs))
-    assert refusal(ConvDirect(), task) == "the epilogue reads 5 operands, kernels have 4"
+    assert refusal(ConvDirect(), task) == "the epilogue reads 7 operands, kernels have 6"
 
 
 def test_shape() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,10 @@ from nrt.ir.ops import Gather, Pad, Reformat, Resize, Slice
 from nrt.problem import Problem, TensorSpec
 
 from .emulated_memory import Address
-from .harness import assert_right, compiled
+from .harness import compiled
 from .kernel_emulator import KernelEmulator
 from .memory_bound import (
     ARCHES,
-    LIMIT,
-    assert_configs_emulate,
     assert_emulates,
     assert_on_gpu,
     data,
@@ -30,7 +27,6 @@ from .memory_bound import (
     refusal,
     rows,
     sliced,
-    streaming,
     task,
     variants_of,
 )
@@ -134,48 +130,6 @@ def test_emulated(problem: Problem) -> None:
 @pytest.mark.parametrize("problem", TASKS, ids=str)
 def test_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem)
-
-
-# To fewer bytes, to as many and to more, a slice among them.
-STREAMED = [
-    copy(rows(3, 40, dtype=FP32), rows(3, 40, dtype=FP16)),
-    copy(rows(2, 5, 24, dtype=BF16), sliced(2, 5, 24, dtype=BF16, order=(0, 1, 2), more=8)),
-    copy(rows(77, dtype=INT8), rows(77, dtype=FP32)),
-]
-
-
-def test_what_exceeds_the_l2_may_stream() -> None:
-    problem = copy(rows(1 << 20, dtype=FP32), rows(1 << 20, dtype=FP16))
-    exact, less = (replace(ARCHS["sm_90a"], l2_bytes=(6 << 20) - k) for k in (0, 1))
-    variant = CopyVector()
-    plain = variant.configs(problem, exact)
-    assert not any(config.stream for config in plain)
-    assert variant.configs(problem, less)[:2] == [plain[0], plain[0]._replace(stream=True)]
-
-
-@pytest.mark.parametrize("problem", STREAMED, ids=str)
-def test_streams_emulated(problem: Problem) -> None:
-    variant = CopyVector()
-    configs = streaming(variant, problem, ARCHS["sm_80"])
-    assert configs
-    assert_configs_emulate(variant, problem, configs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("problem", STREAMED, ids=str)
-def test_streams_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
-    variant = CopyVector()
-    configs = streaming(variant, problem, cuda_runner.device)
-    assert_right(cuda_runner, variant, problem, LIMIT, configs)
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("arch", sorted(ARCHS))
-def test_streams_compile(arch: str) -> None:
-    for problem in STREAMED:
-        config = streaming(CopyVector(), problem, ARCHS[arch])[0]
-        for cubin in compiled(CopyVector(), problem, arch, config):
-            assert cubin.spills == 0
 
 
 @pytest.mark.some(3)

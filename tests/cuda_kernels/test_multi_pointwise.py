@@ -24,7 +24,6 @@ from .memory_bound import (
     refusal,
     rows,
     sliced,
-    streaming,
     task,
     variants_of,
 )
@@ -118,21 +117,11 @@ def test_compiles_without_spills(arch: str) -> None:
 def test_reads_once_and_moves_16_bytes() -> None:
     device = ARCHS["sm_80"]
     variant = PointwiseVector()
-    assert variant.configs(STEP, device)[0] == (8, 1, False)
-    (launch,) = variant.emit(STEP, (8, 1, False), device).launches
+    assert variant.configs(STEP, device)[0] == (8, 1)
+    (launch,) = variant.emit(STEP, (8, 1), device).launches
     ptx = compiler._ptx(launch.kernel, device)[0]
     assert ptx.count("ld.global.nc.v4.u32") == 5
     assert ptx.count("st.global.v4.u32") == 2
-
-
-def test_streams_all_that_it_moves() -> None:
-    device, variant = ARCHS["sm_80"], PointwiseVector()
-    config = streaming(variant, STEP, device)[0]
-    assert config == (8, 1, True)
-    (launch,) = variant.emit(STEP, config, device).launches
-    ptx = compiler._ptx(launch.kernel, device)[0]
-    assert ptx.count("ld.global.cs.nc.v4.u32") == 5
-    assert ptx.count("st.global.cs.v4.u32") == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.norm import VARIANTS, BatchNormStrided, BatchNormVector, RowNormResident
 from nrt.dtypes import BF16, FP8E4M3, FP16, FP32
 from nrt.ir.ops import BatchNormalization, InstanceNormalization, LayerNormalization
@@ -18,14 +17,12 @@ from .harness import compiled
 from .memory_bound import (
     ARCHES,
     LIMIT,
-    assert_configs_emulate,
     assert_emulates,
     assert_on_gpu,
     data,
     last,
     refusal,
     rows,
-    streaming,
     task,
     variants_of,
 )
@@ -114,16 +111,6 @@ def test_batch_normalization_emulated(problem: Problem) -> None:
     inputs = data(problem)
     inputs[4] = np.abs(inputs[4])
     assert_emulates(VARIANTS, problem, inputs)
-
-
-@pytest.mark.parametrize("problem", BATCH_NORMS[:2], ids=str)
-def test_batch_normalization_streams(problem: Problem) -> None:
-    inputs = data(problem)
-    inputs[4] = np.abs(inputs[4])
-    variant = BatchNormVector()
-    configs = streaming(variant, problem, ARCHS["sm_80"])
-    assert configs
-    assert_configs_emulate(variant, problem, configs, inputs)
 
 
 @pytest.mark.gpu

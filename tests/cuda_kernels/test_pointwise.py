@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from sampling import some
 
-from nrt.cuda_kernels import compiler
 from nrt.cuda_kernels.device import ARCHS
 from nrt.cuda_kernels.pointwise import VARIANTS, PointwiseStrided, PointwiseVector
 from nrt.dtypes import (
@@ -48,13 +46,11 @@ from nrt.ir.ops.quantize import byte_rounding
 from nrt.ir.pointwise import Builder
 from nrt.problem import Problem
 
-from .harness import assert_right, compiled
+from .harness import compiled
 from .int8_cases import random_bytes
 from .kernel_emulator import KernelEmulator
 from .memory_bound import (
     ARCHES,
-    LIMIT,
-    assert_configs_emulate,
     assert_emulates,
     assert_on_gpu,
     data,
@@ -62,7 +58,6 @@ from .memory_bound import (
     refusal,
     rows,
     sliced,
-    streaming,
     task,
     variants_of,
 )
@@ -287,74 +282,10 @@ def test_every_op_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
     assert_on_gpu(cuda_runner, VARIANTS, problem, most=1)
 
 
-def _streamed(problem: Problem) -> bool:
-    device, variant = ARCHS["sm_80"], PointwiseVector()
-    return variant.supports(problem, device) is None and bool(streaming(variant, problem, device))
-
-
-STREAMED = [p for p in TASKS if _streamed(p)]
-
-
-def test_what_exceeds_the_l2_may_stream() -> None:
-    """Three tensors of fp16 that fill the L2, and a vector more of each."""
-    device, variant = ARCHS["sm_90a"], PointwiseVector()
-    device = replace(device, l2_bytes=6 << 20)
-    spec, more = (rows(n, dtype=FP16) for n in ((1 << 20), (1 << 20) + 8))
-    within, beyond = (task(Add(), x, x) for x in (spec, more))
-    assert (within.nbytes, beyond.nbytes) == (device.l2_bytes, device.l2_bytes + 48)
-    plain = list(variant.configs(within, device))
-    assert not any(config.stream for config in plain)
-    found = list(variant.configs(beyond, device))
-    assert [config for config in found if not config.stream] == plain
-    assert found[:2] == [plain[0], plain[0]._replace(stream=True)]
-    assert {c._replace(stream=False) for c in found if c.stream} == set(plain)
-    assert not any(c.stream for c in variant.configs(beyond, replace(device, l2_bytes=7 << 20)))
-
-
-def test_results_that_move_one_by_one_do_not_stream() -> None:
-    device, variant = ARCHS["sm_80"], PointwiseVector()
-    assert streaming(variant, task(Cast(FP64), rows(64, dtype=FP32)), device) == []
-    assert streaming(variant, task(Cast(FP32), rows(64, dtype=FP64)), device)
-
-
-@pytest.mark.parametrize("arch", sorted(ARCHS))
-def test_what_is_broadcast_does_not_stream(arch: str) -> None:
-    """Data, residual and result do; the scale of a channel is read for every pixel."""
-    device, problem = ARCHS[arch], TASKS[15]
-    config = streaming(PointwiseVector(), problem, device)[0]
-    assert config == (8, 1, True)
-    (launch,) = PointwiseVector().emit(problem, config, device).launches
-    text = compiler._ptx(launch.kernel, device)[0]
-    counts = {
-        "ld.global.cs.nc.v4.u32": 2, "ld.global.nc.v4.u32": 2, "st.global.cs.v4.u32": 1,
-        "st.global.v4": 0,
-    }  # fmt: skip
-    assert {name: text.count(name) for name in counts} == counts
-    (plain,) = PointwiseVector().emit(problem, config._replace(stream=False), device).launches
-    assert ".cs." not in compiler._ptx(plain.kernel, device)[0]
-    assert compiler.kernel_key(plain.kernel, device) != compiler.kernel_key(launch.kernel, device)
-    assert compiler.compile_kernel(launch.kernel, device).spills == 0
-
-
-@pytest.mark.parametrize("problem", STREAMED, ids=str)
-def test_streams_emulated(problem: Problem) -> None:
-    variant = PointwiseVector()
-    configs = streaming(variant, problem, ARCHS["sm_80"])
-    assert_configs_emulate(variant, problem, configs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("problem", STREAMED, ids=str)
-def test_streams_on_the_gpu(cuda_runner: Any, problem: Problem) -> None:
-    variant = PointwiseVector()
-    configs = streaming(variant, problem, cuda_runner.device)
-    assert_right(cuda_runner, variant, problem, LIMIT, configs)
-
-
 def test_one_binary_serves_many_sizes() -> None:
     device, variant = ARCHS["sm_80"], PointwiseVector()
     kernels = {
-        variant.emit(problem, (4, 1, False), device).launches[0].kernel
+        variant.emit(problem, (4, 1), device).launches[0].kernel
         for problem in (task(Relu(), rows(n, 16, dtype=FP32)) for n in (1, 7, 4096))
     }
     assert len(kernels) == 1

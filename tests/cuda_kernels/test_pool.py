@@ -168,11 +168,11 @@ REFUSED = [
         (
             variant,
             task(
-                replace(THREE, epilogue=Program("ffffff", (Instr("add", (0, 5)),), (6,))),
-                *[last(1, 8, 1, 1, dtype=FP32)] * 6,
+                replace(THREE, epilogue=Program("ffffffff", (Instr("add", (0, 7)),), (8,))),
+                *[last(1, 8, 1, 1, dtype=FP32)] * 8,
                 out=last,
             ),
-            "the epilogue reads 5 operands, kernels have 4",
+            "the epilogue reads 7 operands, kernels have 6",
         )
         for variant in VARIANTS
     ),

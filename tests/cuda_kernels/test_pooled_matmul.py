@@ -251,14 +251,14 @@ def test_refuses(variant: Any, problem: Problem, reason: str) -> None:
 
 
 def test_refuses_many_operands() -> None:
-    b = Builder("f" * 6)
+    b = Builder("f" * 8)
     total = 0
-    for k in range(1, 6):
+    for k in range(1, 8):
         total = b("add", total, k)
     op = PooledMatMul(epilogue=b.build(total))
-    extras = [rows(5, dtype=FP32)] * 5
+    extras = [rows(5, dtype=FP32)] * 7
     problem = task(op, rows(1, 4, 3, 3, dtype=FP32), rows(4, 5, dtype=FP32), *extras)
-    assert "0 operands of the prologue and 5 of the epilogue" in refusal(PooledStrided(), problem)
+    assert "0 operands of the prologue and 7 of the epilogue" in refusal(PooledStrided(), problem)
 
 
 def test_weights_are_packed_by_rows() -> None:

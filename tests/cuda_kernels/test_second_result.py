@@ -195,18 +195,18 @@ def test_boxes_of_two_results_do_not_spill(task: Problem) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", [*SMALL, *LARGE], ids=str)
 def test_on_the_gpu(cuda_runner: Any, task: Problem) -> None:
-    """Up to five configurations of each kernel, the fastest by estimate among them."""
+    """The fastest configuration of each kernel, by estimate, and another one."""
     for variant, reason in variants_for(task, cuda_runner.device):
         if reason is None:
             first, *others = variant.configs(task, cuda_runner.device)
-            rest = [secrets.choice(others) for _ in range(4)] if others else []
-            assert_right(cuda_runner, variant, task, LIMIT, list(dict.fromkeys((first, *rest))))
+            rest = [secrets.choice(others)] if others else []
+            assert_right(cuda_runner, variant, task, LIMIT, [first, *rest])
 
 
-def test_a_second_result_takes_one_of_four_places() -> None:
-    b = Builder("fffff")
+def test_a_second_result_takes_one_of_six_places() -> None:
+    b = Builder("fffffff")
     total = 0
-    for register in range(1, 5):
+    for register in range(1, 7):
         total = b("add", total, register)
     many = Program(b.inputs, tuple(b.instrs), (total, 0))
     task = doubled(half_conv(1, 16, 5, 5, 16, 1, 1, end="relu"))
@@ -214,11 +214,11 @@ def test_a_second_result_takes_one_of_four_places() -> None:
     op: Any = task.op
     full = Problem(
         replace(op, epilogue=many),
-        (*task.inputs[:2], *[vector] * 4),
+        (*task.inputs[:2], *[vector] * 6),
         task.outputs,
-        (False, True, True, True, True, True),
+        (False, *(True,) * 7),
     )
-    wanted = "the epilogue reads 4 operands and there is a second result, kernels have 4"
+    wanted = "the epilogue reads 6 operands and there is a second result, kernels have 6"
     for variant, reason in variants_for(full, ARCHS["sm_90a"]):
         assert reason is not None, variant.name
     assert refusal(PRODUCTS[0], full, ARCHS["sm_90a"]) == wanted

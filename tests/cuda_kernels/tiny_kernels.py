@@ -33,7 +33,7 @@ def _scale(dtype: DType, factor: float) -> tuple[Any, Any]:
     def kernel(x, y, n):
         i = u32(u32(cuda.blockIdx.x * cuda.blockDim.x) + cuda.threadIdx.x)
         if i < n:
-            store(x[i], i, u32(0), i, y, x, x, x, x)
+            store(x[i], i, u32(0), i, y, x, x, x, x, x, x)
 
     return kernel, types.void(pointer(FP32), pointer(dtype), u32)
 

@@ -201,7 +201,7 @@ def biased(net: Net) -> None:
 def many(net: Net) -> None:
     y = net.op(MatMul(), net.input(5, 7), net.weight(7, 9))
     z = y
-    for index in range(4):
+    for index in range(6):
         z = net.op(Add(), z, net.graph.add_input(f"p{index}", (5, 9), FP32))
     net.out(z, "a")
     net.out(y)
@@ -229,8 +229,8 @@ def moved(net: Net) -> None:
         (biased, "the bias of Conv 'conv' is no part of an epilogue"),
         (
             many,
-            "MatMul 'matmul' would have 5 tensors beside its factors and its result, the limit is "
-            "4",
+            "MatMul 'matmul' would have 7 tensors beside its factors and its result, the limit is "
+            "6",
         ),
         (compared, "mixes fp64 with fp32"),
         (moved, "its result lies in another order than that of Conv 'conv'"),
