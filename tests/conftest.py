@@ -6,12 +6,16 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sampling import left_out
 
 from nrt.runtime.cuda import device_count
+
+# Tests share the machine: the times that they take must not be those that a user's builds find.
+os.environ.setdefault("NRT_CACHE_DIR", str(Path.home() / ".cache" / "nrt-tests"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
