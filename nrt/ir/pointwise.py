@@ -270,7 +270,10 @@ class Program:
         return f"F({imm!r})"
 
     def text(self) -> str:
-        """One line for reports: ``add(x0, x1); max(r2, 0.0)``."""
+        """One line for reports: ``add(x0, x1); max(r2, 0.0)``.
+
+        Of several results it says which: ``add(x0, x1); max(r2, 0.0) -> r2, r4``.
+        """
         names = [f"x{i}" for i in range(len(self.inputs))]
         steps = []
         for instr in self.instrs:
@@ -279,7 +282,10 @@ class Program:
                 continue
             steps.append(f"{instr.opcode}({', '.join(names[a] for a in instr.args)})")
             names.append(f"r{len(names)}")
-        return "; ".join(steps) or "identity"
+        line = "; ".join(steps) or "identity"
+        if len(self.outputs) > 1:
+            line += f" -> {', '.join(names[r] for r in self.outputs)}"
+        return line
 
     def simplified(self) -> Program:
         """The same function without instructions that no output needs, equal ones shared."""

@@ -5,7 +5,7 @@
 ::
 
     before   %y = Conv(%x, %w, %r; add(x0, x1))     %z = Max(%y, 0.0)     %y read elsewhere too
-    after    %y, %z = Conv(%x, %w, %r; add(x0, x1); max(r2, 0.0))
+    after    %y, %z = Conv(%x, %w, %r; add(x0, x1); max(r2, 0.0) -> r2, r4)
 
 Where only g reads y, fuse-conv-epilogue and fuse-matmul-epilogue leave z alone. Here others read y
 as well: the sum of a residual network before its activation, a value that is stored in two types.

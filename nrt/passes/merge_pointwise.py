@@ -5,7 +5,7 @@
 ::
 
     before   %y = Add(%x, %p)     %z = Mul(%x, %y)      both read elsewhere
-    after    %y, %z = MultiPointwise(%x, %p; add(x0, x1); mul(x0, r2))
+    after    %y, %z = MultiPointwise(%x, %p; add(x0, x1); mul(x0, r2) -> r2, r3)
 
 The loop reads x once and writes all that somebody outside reads; a launch is saved for each node.
 Nodes that read pieces of one tensor (the gates of an LSTM, slices of one product) count as readers

@@ -172,7 +172,7 @@ def test_the_second_result_may_be_no_float(case, program, stored, rng) -> None:
     name, p = convolution(case, program(), dtypes=(None, stored))
     arrays = integers(p, rng)
     wanted = p.op.reference(*arrays)[1]
-    assert 0 < np.count_nonzero(wanted) < wanted.size
+    assert len(np.unique(wanted)) > 1
     check(name, p, rng, arrays)
 
 

@@ -55,7 +55,7 @@ def test_a_sum_that_is_needed_with_and_without_its_activation() -> None:
     assert site.origins == {"/conv", "/relu"}
     result = apply(net, PASS)
     node = result.graph.node("conv")
-    assert node.op.epilogue.text() == "add(x0, x1); max(r2, 0.0)"
+    assert node.op.epilogue.text() == "add(x0, x1); max(r2, 0.0) -> r2, r4"
     assert node.op.epilogue.outputs == (2, 4)
     assert (node.op.out_dtype, node.op.second_dtype) == (FP32, FP32)
     assert [v.name for v in node.outputs] == ["conv", "relu"]

@@ -53,7 +53,7 @@ def test_readers_of_one_tensor_and_of_each_other_are_one() -> None:
     result = apply(net, PASS)
     node = sole(result.graph, MultiPointwise)
     assert len(result.graph) == 1
-    assert node.op.attributes()["body"].text() == "add(x0, x1); mul(x0, r2)"
+    assert node.op.attributes()["body"].text() == "add(x0, x1); mul(x0, r2) -> r2, r3"
     assert node.op.attributes()["dtypes"] == (FP32, FP32)
     assert [v.name for v in node.outputs] == ["add", "mul"]
     assert node.origin == ("/add", "/mul")
