@@ -60,7 +60,7 @@ def test_readers_of_one_tensor_and_of_each_other_are_one() -> None:
     assert [note.text for note in result.notes] == ["is Add 'add', Mul 'mul'"]
     assert node_text(node) == (
         "%add: fp32[3,5], %mul: fp32[3,5] = MultiPointwise(%x, %p; "
-        "body=[add(x0, x1); mul(x0, r2)], dtypes=(fp32, fp32)) # /add, /mul"
+        "body=[add(x0, x1); mul(x0, r2) -> r2, r3], dtypes=(fp32, fp32)) # /add, /mul"
     )
 
 
