@@ -363,21 +363,9 @@ def cluster_reduce(
                     )  # fmt: skip
                 else:
                     store(
-                        ended(a0),
-                        ended(a1),
-                        ended(a2),
-                        ended(a3),
-                        m,
-                        k,
-                        o,
-                        y,
-                        e0,
-                        e1,
-                        e2,
-                        e3,
-                        e4,
-                        e5,
-                    )
+                        ended(a0), ended(a1), ended(a2), ended(a3),
+                        m, k, o, y, e0, e1, e2, e3, e4, e5,
+                    )  # fmt: skip
             index = u32(index + u32(lanes))
 
     return _inline(reduce)

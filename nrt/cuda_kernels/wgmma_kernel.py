@@ -309,16 +309,9 @@ def _hopper_kernel(
             if starts:
                 table = u32(ring + u32(table_at))
                 fill(
-                    table,
-                    u32(blocks_c * u32(bk)),
-                    tid,
-                    extra0,
-                    extra1,
-                    extra2,
-                    extra3,
-                    extra4,
-                    extra5,
-                )
+                    table, u32(blocks_c * u32(bk)), tid,
+                    extra0, extra1, extra2, extra3, extra4, extra5,
+                )  # fmt: skip
                 # A lane's first two channels; its other two are 8 further on.
                 origin = u32(table + u32(u32((lane & u32(3)) * 2) * u32(4)))
                 table_lane = u32(origin + u32(u32(first % blocks_c) * u32(bk * 4)))
@@ -375,23 +368,9 @@ def _hopper_kernel(
                         send(ring, inbox, w_full, rank)
                     ptx_hopper.mbarrier_wait(w_full, u32(0))
                     reduce(
-                        ring,
-                        inbox,
-                        tid,
-                        rank,
-                        m0,
-                        n0,
-                        m_count,
-                        k_count,
-                        y_row,
-                        y,
-                        e0,
-                        e1,
-                        e2,
-                        e3,
-                        e4,
-                        e5,
-                    )
+                        ring, inbox, tid, rank, m0, n0, m_count, k_count, y_row, y,
+                        e0, e1, e2, e3, e4, e5,
+                    )  # fmt: skip
                 elif boxed:
                     if held:
                         ptx_hopper.mbarrier_wait(fetched, fetch_parity)
@@ -412,40 +391,14 @@ def _hopper_kernel(
                         ptx_hopper.bulk_commit()
                 else:
                     drain0(
-                        acc,
-                        staging,
-                        lane,
-                        n0,
-                        m,
-                        m_count,
-                        k_count,
-                        y_row,
-                        y,
-                        e0,
-                        e1,
-                        e2,
-                        e3,
-                        e4,
-                        e5,
-                    )
+                        acc, staging, lane, n0, m, m_count, k_count, y_row, y,
+                        e0, e1, e2, e3, e4, e5,
+                    )  # fmt: skip
                     if two:
                         drain1(
-                            acc,
-                            staging,
-                            lane,
-                            n0,
-                            m,
-                            m_count,
-                            k_count,
-                            y_row,
-                            y,
-                            e0,
-                            e1,
-                            e2,
-                            e3,
-                            e4,
-                            e5,
-                        )
+                            acc, staging, lane, n0, m, m_count, k_count, y_row, y,
+                            e0, e1, e2, e3, e4, e5,
+                        )  # fmt: skip
                 t = u32(t + step)
             if boxed and lane == u32(0):
                 ptx_hopper.bulk_wait_read()

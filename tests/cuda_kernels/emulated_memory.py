@@ -1,4 +1,4 @@
-"""Memory of emulated kernels: typed pointers, byte addresses, and accesses that are checked."""
+"""Memory of emulated kernels: typed pointers, byte addresses, tensors; all accesses are checked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from nrt.problem import TensorSpec
+
 from .emulated_numbers import u32
 
-__all__ = ["Address", "Pointer", "at", "loads", "stores", "updates"]
+__all__ = [
+    "GUARD",
+    "Address",
+    "Pointer",
+    "at",
+    "flat",
+    "gather",
+    "loads",
+    "scatter",
+    "stores",
+    "updates",
+]
+
+GUARD = 64
+"""Elements of poison after each tensor."""
 
 
 class Pointer:
@@ -86,3 +102,34 @@ def updates(kind: Any, function: Callable[[int, int], int]) -> Callable[..., Non
         cell[0] = function(int(cell[0]), int(value))
 
     return update
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array, row-major."""
+    return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8).copy()
+
+
+def scatter(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+    """Memory of ``array`` with the strides of ``spec``, poison between and after the elements."""
+    raw = np.full((spec.span + GUARD) * spec.dtype.itemsize, 0xFF, np.uint8)
+    _view(spec, raw)[...] = array.astype(spec.dtype.numpy)
+    return raw
+
+
+def _view(spec: TensorSpec, raw: np.ndarray) -> np.ndarray:
+    flat = raw.view(spec.dtype.numpy)
+    steps = [s * spec.dtype.itemsize for s in spec.strides]
+    return np.lib.stride_tricks.as_strided(flat, spec.shape, steps)
+
+
+def gather(spec: TensorSpec, raw: np.ndarray) -> np.ndarray:
+    """The logical output; everything between its elements must still be poison."""
+    result = np.array(_view(spec, raw))
+    rest = raw.copy()
+    # As unsigned integers: a bool would be stored as 1, whatever its bits.
+    item = spec.dtype.itemsize
+    steps = [s * item for s in spec.strides]
+    np.lib.stride_tricks.as_strided(rest.view(f"u{item}"), spec.shape, steps)[...] = 256**item - 1
+    if not (rest == 0xFF).all():
+        raise AssertionError("the kernel wrote outside the output's elements")
+    return result

@@ -32,54 +32,19 @@ from numba.cuda.dispatcher import CUDADispatcher
 from nrt.cuda_kernels import codegen, fp8, ptx, ptx_hopper
 from nrt.cuda_kernels.device import ARCHS, DeviceSpec
 from nrt.cuda_kernels.variant import Emission, In, Null, Out, Scalar, Variant, Work
-from nrt.problem import Problem, TensorSpec
+from nrt.problem import Problem
 
-from .emulated_memory import Address, Pointer, at, loads, stores, updates
+from .emulated_cuda import Cuda, Dim, Shared
+from .emulated_memory import GUARD, Address, Pointer, flat, gather, scatter, stores
 from .emulated_mma import ldmatrix, mma, stmatrix, warp_mma
 from .emulated_numbers import (
-    bf16,
-    bf16_bits,
-    bits_float,
     conversion,
-    dp4a,
     e4m3_bits,
     e4m3_part,
-    float_bits,
     from_bytes,
-    half,
-    half_bits,
-    max_pair,
-    nearest,
-    prmt,
-    s8x4,
-    u8x4,
-    u32,
 )
 
 __all__ = ["Box", "KernelEmulator"]
-
-_GUARD = 64  # elements of poison after each tensor
-_ZEROS = np.zeros(16, np.uint8)
-
-
-class _Shared:
-    """The shared memory of a block: arrays in order of declaration, one window of addresses."""
-
-    def __init__(self, dynamic: int = 0) -> None:
-        # A kernel with dynamic shared memory has no other, and the launch says how much.
-        self.memory = Pointer(np.full(dynamic or 1 << 17, 0xFF, np.uint8), "shared memory")
-        self.arrays: list[tuple[Pointer, int]] = []
-        self.used = 0
-        self.copies: dict[int, list[list[Callable[[], None]]]] = {}
-
-    def array(self, index: int, length: int, kind: Any) -> Pointer:
-        if index == len(self.arrays):
-            dtype = np.dtype(kind.name)
-            stop = self.used + length * dtype.itemsize
-            view = self.memory.data[self.used : stop].view(dtype)
-            self.arrays.append((Pointer(view, f"shared array {index}"), self.used))
-            self.used = -(-stop // 128) * 128
-        return self.arrays[index][0]
 
 
 @dataclass
@@ -98,115 +63,6 @@ class Box:
     x: int
     y: int
     memory: np.ndarray | None = None
-
-
-class _Dim:
-    def __init__(self, x: int, y: int, z: int) -> None:
-        self.x, self.y, self.z = x, y, z
-
-
-class _Cuda:
-    """Stands for the module ``numba.cuda`` inside a kernel; the current thread is its state."""
-
-    def __init__(self) -> None:
-        self.threadIdx = self.blockIdx = self.blockDim = self.gridDim = _Dim(0, 0, 0)
-        self.block = _Shared()
-        self.thread = self.declared = 0
-        self.shared = pytypes.SimpleNamespace(array=self._shared)
-        self.local = pytypes.SimpleNamespace(array=lambda n, kind: [math.nan] * n)
-        self.libdevice = pytypes.SimpleNamespace(
-            rintf=lambda v: float(np.rint(v)), rint=lambda v: float(np.rint(v)),
-            floorf=lambda v: float(np.floor(v)), floor=lambda v: float(np.floor(v)),
-            ceilf=lambda v: float(np.ceil(v)), ceil=lambda v: float(np.ceil(v)),
-            float2int_rn=nearest,
-        )  # fmt: skip
-
-    def _shared(self, length: int, kind: Any, alignment: int = 1) -> Pointer:
-        assert 128 % alignment == 0, "arrays start at multiples of 128"
-        self.declared += 1
-        return self.block.array(self.declared - 1, length, kind)
-
-    def shared_address(self, array: Pointer) -> int:
-        return next(base for candidate, base in self.block.arrays if candidate is array)
-
-    def in_shared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda address, *rest: function(Address(self.block.memory, address), *rest)
-
-    def _groups(self) -> list[list[Callable[[], None]]]:
-        """This thread's groups of copies that have not arrived; the last one is still open."""
-        return self.block.copies.setdefault(self.thread, [[]])
-
-    def cp_async(self, target: int, source: Address, size: int, count: int = 16) -> None:
-        assert target % count == 0
-        window = self.block.memory.window(target, count)
-        data = source.window(count) if size else _ZEROS
-
-        def arrive() -> None:
-            if size == count:
-                window[:] = data
-            else:
-                window[:size], window[size:] = data[:size], 0
-
-        self._groups()[-1].append(arrive)
-
-    def cp_async_wait(self, pending: int) -> None:
-        groups = self._groups()
-        while len(groups) - 1 > pending:
-            for arrive in groups.pop(0):
-                arrive()
-
-    def intrinsics(self) -> dict[str, Callable[..., Any]]:
-        """Python functions for the intrinsics of `nrt.cuda_kernels.ptx`."""
-        shared = self.in_shared
-        return {
-            "at": at, "ahead": lambda p, i: Pointer(p.data, p.label, p.start + u32(i)),
-            "further_1": lambda a, i: a + u32(i), "further_2": lambda a, i: a + 2 * u32(i),
-            "further_4": lambda a, i: a + 4 * u32(i),
-            "shared_address": self.shared_address,
-            "ld_global_nc_v4": loads(4), "ld_global_v4": loads(4), "ld_global_nc_v2": loads(2),
-            "ld_global_nc_u32": loads(1), "ld_global_nc_u16": loads(1, np.uint16),
-            "ld_global_nc_no_allocate_v4": loads(4), "ld_global_cs_nc_v4": loads(4),
-            "ld_global_cs_nc_v2": loads(2), "ld_global_cs_nc_u32": loads(1),
-            "ld_global_nc_v4_if": lambda a, live: loads(4)(a) if live else (0, 0, 0, 0),
-            "ld_global_nc_u16_if": lambda a, live: loads(1, np.uint16)(a) if live else 0,
-            "ld_global_nc_u8_if": lambda a, live: loads(1, np.uint8)(a) if live else 0,
-            "ld_global_nc_u32_if": lambda a, live: loads(1)(a) if live else 0,
-            "funnel": lambda a, b, n: (b << 32 | a) >> n % 32 & 0xFFFFFFFF,
-            "st_global_v4": stores(), "st_global_v2": stores(), "st_global_u32": stores(),
-            "st_global_u16": stores(np.uint16),
-            "st_global_cs_v4": stores(), "st_global_cs_v2": stores(), "st_global_cs_u32": stores(),
-            "ld_shared_v4": shared(loads(4)), "ld_shared_v4_f32": shared(loads(4, np.float32)),
-            "ld_shared_v2_f32": shared(loads(2, np.float32)),
-            "ld_shared_u32": shared(loads(1)), "ld_shared_u16": shared(loads(1, np.uint16)),
-            "ld_shared_f32": shared(loads(1, np.float32)),
-            "st_shared_v4": shared(stores()), "st_shared_v2_f32": shared(stores(np.float32)),
-            "st_shared_u32": shared(stores()), "st_shared_u16": shared(stores(np.uint16)),
-            "st_shared_u8": shared(stores(np.uint8)),
-            "st_shared_f32": shared(stores(np.float32)),
-            "red_global_add_u64": updates(np.uint64, lambda old, v: old + v),
-            "red_global_max_u32": updates(np.uint32, max),
-            "red_shared_add_u32": shared(updates(np.uint32, lambda old, v: old + v)),
-            "cp_async_8": functools.partial(self.cp_async, count=8), "cp_async_16": self.cp_async,
-            "cp_async_commit": lambda: self._groups().append([]),
-            "cp_async_wait": self.cp_async_wait,
-            "f32_from_f16": half, "f16_from_f32": half_bits,
-            "f32_from_bf16": bf16, "bf16_from_f32": bf16_bits,
-            "f16x2_from_f32": lambda a, b: half_bits(a) | half_bits(b) << 16,
-            "f16x2_pair": lambda a, b: half_bits(a) | half_bits(b) << 16,
-            "bf16x2_from_f32": lambda a, b: bf16_bits(a) | bf16_bits(b) << 16,
-            "f32_from_f16_lo": lambda v: half(v & 0xFFFF),
-            "f32_from_f16_hi": lambda v: half(v >> 16),
-            "f32_from_bf16_lo": lambda v: bf16(v & 0xFFFF),
-            "f32_from_bf16_hi": lambda v: bf16(v >> 16),
-            "float_bits": float_bits, "bits_float": bits_float, "prmt": prmt,
-            "s8x4_from_f32": s8x4, "f32x4_from_s8x4": from_bytes(np.int8),
-            "u8x4_from_f32": u8x4, "f32x4_from_u8x4": from_bytes(np.uint8),
-            "select_below": lambda a, b, c, d: c if a < b else d,
-            "max_f16x2": max_pair(half), "max_bf16x2": max_pair(bf16),
-            "dp4a": dp4a(np.int8), "dp4a_u8": dp4a(np.uint8),
-            "ex2": lambda v: 2.0**v, "lg2": math.log2, "rcp": lambda v: 1 / v,
-            "tanh_approx": math.tanh,
-        }  # fmt: skip
 
 
 _MMA = {id(getattr(ptx, f"mma_{kind}")): kind for kind in ("f16", "bf16", "s8", "u8")}
@@ -267,7 +123,7 @@ class KernelEmulator:
     def __init__(self, device: DeviceSpec = ARCHS["sm_80"], seed: int = 0) -> None:
         self.device = device
         self.random = random.Random(seed)
-        self.cuda = _Cuda()
+        self.cuda = Cuda()
         table = self.cuda.intrinsics()
         self.ptx = pytypes.SimpleNamespace(**table)
         self.by_id = {id(getattr(ptx, name)): f for name, f in table.items()}
@@ -296,11 +152,11 @@ class KernelEmulator:
         memory_in = []
         for slot, (spec, array) in enumerate(zip(problem.inputs, inputs, strict=True)):
             if problem.constants[slot]:
-                memory_in.append(_flat(variant.pack(problem, config, slot, array)))
+                memory_in.append(flat(variant.pack(problem, config, slot, array)))
             else:
-                memory_in.append(_scatter(spec, array))
+                memory_in.append(scatter(spec, array))
         memory_out = [
-            np.full((t.span + _GUARD) * t.dtype.itemsize, 0xFF, np.uint8) for t in problem.outputs
+            np.full((t.span + GUARD) * t.dtype.itemsize, 0xFF, np.uint8) for t in problem.outputs
         ]
         work = np.full(emission.workspace, 0xFF, np.uint8)
         for launch in emission.launches:
@@ -325,23 +181,23 @@ class KernelEmulator:
                 raw = raw[: len(raw) // dtype.itemsize * dtype.itemsize]
                 values.append(Pointer(raw.view(dtype), f"{launch.kernel.factory} {arg}"))
             self._launch(self._kernel(function), launch, values)
-        return [_gather(spec, raw) for spec, raw in zip(problem.outputs, memory_out, strict=True)]
+        return [gather(spec, raw) for spec, raw in zip(problem.outputs, memory_out, strict=True)]
 
     def _launch(self, kernel: Callable[..., Any], launch: Any, values: list[Any]) -> None:
         threads = math.prod(launch.block)
         if threads != launch.kernel.threads:
             raise ValueError(f"block {launch.block} has {threads}, not {launch.kernel.threads}")
         cuda = self.cuda
-        cuda.blockDim, cuda.gridDim = _Dim(*launch.block), _Dim(*launch.grid)
+        cuda.blockDim, cuda.gridDim = Dim(*launch.block), Dim(*launch.grid)
         indices = [
-            _Dim(x, y, z)
+            Dim(x, y, z)
             for z in range(launch.block[2])
             for y in range(launch.block[1])
             for x in range(launch.block[0])
         ]
         for block in np.ndindex(*launch.grid):
-            cuda.blockIdx = _Dim(*block)
-            cuda.block = _Shared(launch.shared)
+            cuda.blockIdx = Dim(*block)
+            cuda.block = Shared(launch.shared)
             self._turns({t: kernel(*values) for t in range(threads)}, indices)
 
     def warp(
@@ -361,11 +217,11 @@ class KernelEmulator:
             The shared memory after. Boxes that the function stores through the copy engine are in
             ``stores``.
         """
-        self.cuda.block = _Shared(len(memory))
+        self.cuda.block = Shared(len(memory))
         self.cuda.block.memory.data[:] = memory
         self.stores.clear()
         kernel = self._kernel(function)
-        lanes = [_Dim(t, 0, 0) for t in range(32)]
+        lanes = [Dim(t, 0, 0) for t in range(32)]
         self._turns({t: kernel(*arguments(t)) for t in range(32)}, lanes)
         self._read_boxes()
         return self.cuda.block.memory.data
@@ -376,7 +232,7 @@ class KernelEmulator:
             if box.memory is None:
                 box.memory = self.cuda.block.memory.data.copy()
 
-    def _turns(self, live: dict[int, Any], indices: Sequence[_Dim]) -> None:
+    def _turns(self, live: dict[int, Any], indices: Sequence[Dim]) -> None:
         """Run a block's threads from barrier to barrier until all have ended."""
         cuda = self.cuda
         declared = dict.fromkeys(live, 0)
@@ -590,33 +446,3 @@ def _kind(kind: Any) -> Callable[[Any], Any]:
 
     convert.name = kind.name  # type: ignore[attr-defined]
     return convert
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8).copy()
-
-
-def _scatter(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
-    """Memory of ``array`` with the strides of ``spec``, poison between and after the elements."""
-    raw = np.full((spec.span + _GUARD) * spec.dtype.itemsize, 0xFF, np.uint8)
-    _view(spec, raw)[...] = array.astype(spec.dtype.numpy)
-    return raw
-
-
-def _view(spec: TensorSpec, raw: np.ndarray) -> np.ndarray:
-    flat = raw.view(spec.dtype.numpy)
-    steps = [s * spec.dtype.itemsize for s in spec.strides]
-    return np.lib.stride_tricks.as_strided(flat, spec.shape, steps)
-
-
-def _gather(spec: TensorSpec, raw: np.ndarray) -> np.ndarray:
-    """The logical output; everything between its elements must still be poison."""
-    result = np.array(_view(spec, raw))
-    rest = raw.copy()
-    # As unsigned integers: a bool would be stored as 1, whatever its bits.
-    item = spec.dtype.itemsize
-    steps = [s * item for s in spec.strides]
-    np.lib.stride_tricks.as_strided(rest.view(f"u{item}"), spec.shape, steps)[...] = 256**item - 1
-    if not (rest == 0xFF).all():
-        raise AssertionError("the kernel wrote outside the output's elements")
-    return result

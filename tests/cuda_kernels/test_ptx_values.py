@@ -92,7 +92,7 @@ class Moves(Variant):
         return None
 
     def configs(self, problem: Problem, device: DeviceSpec) -> Sequence[tuple[Any, ...]]:
-        raise NotImplementedError
+        return ()
 
     def emit(self, problem: Problem, config: tuple[Any, ...], device: DeviceSpec) -> Emission:
         factory, *params = config

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nrt.cuda_kernels.epilogue import MAX_EXTRAS
 from nrt.dtypes import FP16, FP32, FP64, INT8, UINT8
 from nrt.ir.evaluate import evaluate
 from nrt.ir.ops import (
@@ -245,6 +246,10 @@ def test_refuses(make: Callable[[Net], None], reason: str | None) -> None:
     assert refusals(result.notes) == ([] if reason is None else [reason])
     assert not result.changed
     assert PASS.sites(net.graph) == ()
+
+
+def test_kernels_have_as_many_places() -> None:
+    assert PASS.max_extras == MAX_EXTRAS
 
 
 def test_a_site_that_lost_is_left_apart() -> None:
