@@ -240,4 +240,5 @@ def test_fp8_is_a_second_result() -> None:
         FP8E4M3,
         FP8E4M3,
     )
-    assert "conv_wgmma" in [v.name for v in solvers(task, "sm_90a")]
+    (variant,) = (v for v in solvers(task, "sm_90a") if v.name == "conv_wgmma")
+    assert all(c.spills == 0 for c in compiled(variant, task, "sm_90a"))
