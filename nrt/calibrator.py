@@ -1,9 +1,9 @@
-"""calibrate(): run a model on data and find the range of every activation and the channels' means.
+"""calibrate(): run a model on data and find the range of every activation and of its channels.
 
 The graph that runs is the fused one, in fp32, as quantization will see it: an activation that
-fusion removed needs no range. Passes up to precision are as in any build; then histograms and
-sums are put beside the activations (`nrt.quantization.taps`), and layout and kernels follow as
-always.
+fusion removed needs no range. Passes up to precision are as in any build; then histograms, sums
+and extremes are put beside the activations (`nrt.quantization.taps`), and layout and kernels follow
+as always.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from nrt.ir.graph import Graph
 from nrt.passes.base import run_pipeline
 from nrt.passes.pipeline import pipeline
 from nrt.quantization.calibration import Calibration, MethodRules, TensorRange
+from nrt.quantization.channel_extremes import ChannelExtremes
 from nrt.quantization.channel_means import ChannelMeans
 from nrt.quantization.data import Item, as_input, batches, item_count, items
 from nrt.quantization.digest import DataDigest, model_digest
@@ -96,8 +97,7 @@ def calibrate(
     rules.check_names(run.histograms)
     ranges = {}
     for name, histogram in run.histograms.items():
-        means = run.sums[name].means() if name in run.sums else None
-        ranges[name] = TensorRange.of(name, histogram, rules, means)
+        ranges[name] = TensorRange.of(name, histogram, rules, *run.channels(name))
         if progress is not None:
             progress("thresholds", len(ranges), len(run.histograms))
     result = Calibration(run.model_digest(), digest.hexdigest(), rules, digest.samples, ranges)
@@ -145,7 +145,7 @@ def _progressed(
 
 @dataclass
 class _Tapped:
-    """An engine whose outputs are histograms and sums."""
+    """An engine whose outputs are histograms, sums and extremes."""
 
     engine: Engine
     taps: Taps
@@ -161,7 +161,8 @@ class _Run:
     opt_level: int
     engines: dict[tuple[Any, ...], _Tapped] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    sums: dict[str, ChannelMeans] = field(default_factory=dict)
+    means: dict[str, ChannelMeans] = field(default_factory=dict)
+    extremes: dict[str, ChannelExtremes] = field(default_factory=dict)
 
     def add(self, batch: Item) -> None:
         tapped = self._tapped(batch)
@@ -174,9 +175,20 @@ class _Run:
                 found[output] = Histogram.from_words(np.asarray(results[output]), name)
             before = self.histograms.get(name)
             self.histograms[name] = found[output] if before is None else before.merge(found[output])
-        for name, where in tapped.taps.sums.items():
-            rows = np.asarray(results[where.output]).reshape(-1, where.channels)
-            self.sums.setdefault(name, ChannelMeans(where.channels)).add(rows, where.count)
+        for name, where in tapped.taps.channels.items():
+            sums, lows, highs = (
+                np.asarray(results[output]).reshape(-1, where.channels)
+                for output in (where.sums, where.lows, where.highs)
+            )
+            self.means.setdefault(name, ChannelMeans(where.channels)).add(sums, where.count)
+            self.extremes.setdefault(name, ChannelExtremes(where.channels)).add(lows, highs)
+
+    def channels(self, name: str) -> tuple[tuple[float, ...] | None, ...]:
+        """Means, lows and highs of the channels of ``name``."""
+        if name not in self.means:
+            return None, None, None
+        extremes = self.extremes[name]
+        return self.means[name].means(), extremes.lows(), extremes.highs()
 
     def model_digest(self) -> str:
         return next(iter(self.engines.values())).digest

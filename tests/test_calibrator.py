@@ -65,16 +65,53 @@ def cnn(batch: int | str = "N", seed: int = 3) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def rows(factor: float = 1.0) -> onnx.ModelProto:
+    """Two products of rank 3 and a ReLU between them."""
+    rng = np.random.default_rng(5)
+    stored = [
+        numpy_helper.from_array((factor * rng.standard_normal(shape)).astype(np.float32), name)
+        for name, shape in (("w0", (7, 6)), ("w1", (6, 3)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["m"], "dense0"),
+        helper.make_node("Relu", ["m"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "w1"], ["y"], "dense1"),
+    ]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 5, width])]
+        for name, width in (("x", 7), ("y", 3))
+    )
+    graph = helper.make_graph(nodes, "rows", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 NAMES = ["image", "r0", "p", "r1", "g", "f", "scores"]
 
 
-def assert_means(found: nrt.Calibration, values: dict[str, Array], rel: float = 1e-5) -> None:
-    """The layers read the image, what is pooled, and features; nothing else has means."""
-    assert [n for n, t in found.items() if t.means is not None] == ["image", "p", "f"]
-    for name in ("image", "p", "f"):
+def assert_channels(found: nrt.Calibration, values: dict[str, Array], rel: float = 1e-5) -> None:
+    """The layers read the image, what is pooled, and features; nothing else has channels."""
+    read = ("image", "r0", "p", "f")
+    for entry in found.values():
+        known = {n is not None for n in (entry.means, entry.lows, entry.highs)}
+        assert known == {entry.name in read}
+    for name in read:
         array = values[name].astype(np.float64)
-        wanted = array.mean(axis=(0, *range(2, array.ndim)))
-        assert found[name].means == pytest.approx(wanted, rel=rel, abs=rel)
+        axes = (0, *range(2, array.ndim))
+        assert found[name].means == pytest.approx(array.mean(axis=axes), rel=rel, abs=rel)
+        assert found[name].lows == pytest.approx(array.min(axis=axes), rel=rel, abs=rel)
+        assert found[name].highs == pytest.approx(array.max(axis=axes), rel=rel, abs=rel)
+        assert_bounds(found[name])
+    # What is given, not computed, has its extremes exactly.
+    assert found["image"].lows == tuple(values["image"].min(axis=(0, 2, 3)).tolist())
+    assert found["image"].highs == tuple(values["image"].max(axis=(0, 2, 3)).tolist())
+
+
+def assert_bounds(entry: TensorRange) -> None:
+    """The channels' extremes are those of the tensor, but for the 0 that it is clipped at."""
+    assert entry.lows is not None
+    assert entry.highs is not None
+    assert min(*entry.lows, 0.0) == entry.lowest
+    assert max(*entry.highs, 0.0) == entry.highest
 
 
 @pytest.fixture
@@ -112,9 +149,9 @@ def test_on_the_cpu(rng: np.random.Generator) -> None:
     graph = optimize(cnn(), shapes={"image": data.shape}, disabled={"fuse-pool-classifier"}).graph
     wanted = evaluate(graph, {"image": data}, until=["r0", "p", "r1", "g", "scores"])
     rules = MethodRules("kl", (("scores", "minmax"),))
-    means = found["image"].means
-    assert found["image"] == TensorRange.of("image", Histogram.of(data), rules, means)
-    assert_means(found, {"image": data, **wanted, "f": wanted["g"].reshape(24, 6)})
+    channels = (found["image"].means, found["image"].lows, found["image"].highs)
+    assert found["image"] == TensorRange.of("image", Histogram.of(data), rules, *channels)
+    assert_channels(found, {"image": data, **wanted, "f": wanted["g"].reshape(24, 6)})
     for name, array in wanted.items():
         entry = found[name]
         assert entry.total == array.size
@@ -127,16 +164,67 @@ def test_on_the_cpu(rng: np.random.Generator) -> None:
     assert found["f"].threshold == found["g"].threshold
 
 
+def check_rows(rng: np.random.Generator, target: str) -> None:
+    data = rng.standard_normal((6, 5, 7)).astype(np.float32) + 3 * np.arange(-3, 4, dtype="f")
+    found = nrt.calibrate(rows(), [data[:1], data[1:]], target=target, method="minmax")
+    assert nrt.calibrate(rows(), data[::-1], target=target, method="minmax") == found
+    graph = optimize(rows(), shapes={"x": data.shape}).graph
+    values = {"x": data, **evaluate(graph, {"x": data}, until=["r"])}
+    for name, array in values.items():
+        entry = found[name]
+        assert entry.lows == pytest.approx(array.min(axis=(0, 1)), rel=1e-4, abs=1e-4)
+        assert entry.highs == pytest.approx(array.max(axis=(0, 1)), rel=1e-4, abs=1e-4)
+        assert_bounds(entry)
+    assert found["x"].lows == tuple(data.min(axis=(0, 1)).tolist())
+    assert found["x"].highs == tuple(data.max(axis=(0, 1)).tolist())
+    # A channel that is positive throughout has a low above 0.
+    assert data[..., 6].min() > 1
+    assert found["y"].lows is found["y"].highs is None
+
+
+def test_rows_on_the_cpu(rng: np.random.Generator) -> None:
+    check_rows(rng, "cpu")
+
+
+@pytest.mark.gpu
+def test_rows_on_the_gpu(rng: np.random.Generator) -> None:
+    check_rows(rng, "cuda")
+
+
+def test_rows_in_any_order_and_batches(rng: np.random.Generator, by_reference: list[Any]) -> None:
+    data = rng.standard_normal((8, 5, 7)).astype(np.float32)
+    expected = nrt.calibrate(rows(), data, method="minmax")
+    shuffled = data[rng.permutation(8)]
+    assert nrt.calibrate(rows(), np.split(shuffled, [3]), method="minmax") == expected
+    for batch in (2, 8):
+        shapes = {"x": (batch, 5, 7)}
+        found = nrt.calibrate(rows(), shuffled, shapes=shapes, method="minmax")["x"]
+        assert (found.lows, found.highs) == (expected["x"].lows, expected["x"].highs)
+    assert [g.inputs[0].shape[0] for g in by_reference] == [1, 1, 2, 8]
+
+
+def test_sums_beyond_fp32_leave_the_extremes(
+    rng: np.random.Generator, by_reference: list[Any]
+) -> None:
+    data = np.full((2, 5, 7), 3e38, np.float32)
+    data[0, 0] = rng.standard_normal(7)
+    with np.errstate(over="ignore"):
+        found = nrt.calibrate(rows(1e-6), data, method="minmax")["x"]
+    assert found.means is None
+    assert found.lows == tuple(data[0, 0].tolist())
+    assert found.highs == (float(np.float32(3e38)),) * 7
+
+
 @pytest.mark.gpu
 def test_on_the_gpu(rng: np.random.Generator) -> None:
     data = images(rng, 24)
     found = nrt.calibrate(cnn(), [data], target="cuda")
     wanted = nrt.calibrate(cnn(), [data], target="cpu")
-    assert found.without_means()["image"] == wanted.without_means()["image"]
+    assert found.without_channels()["image"] == wanted.without_channels()["image"]
     assert list(found) == list(wanted)
     graph = optimize(cnn(), shapes={"image": data.shape}, disabled={"fuse-pool-classifier"}).graph
-    values = evaluate(graph, {"image": data}, until=["p", "f"])
-    assert_means(found, {"image": data, **values}, rel=1e-4)
+    values = evaluate(graph, {"image": data}, until=["r0", "p", "f"])
+    assert_channels(found, {"image": data, **values}, rel=1e-4)
     for name in NAMES:
         assert found[name].total == wanted[name].total
         assert found[name].amax == pytest.approx(wanted[name].amax, rel=1e-4)
@@ -169,6 +257,10 @@ def test_batches_that_the_shapes_fix(rng: np.random.Generator, by_reference: lis
         for name in ("image", "p", "f"):
             # A kernel adds up the features of a batch; those of single samples are added exactly.
             assert found[name].means == pytest.approx(single[name].means, rel=1e-5, abs=1e-6)
+            assert found[name].lows == pytest.approx(single[name].lows, rel=1e-5, abs=1e-6)
+            assert found[name].highs == pytest.approx(single[name].highs, rel=1e-5, abs=1e-6)
+        assert found["image"].lows == single["image"].lows
+        assert found["image"].highs == single["image"].highs
     assert [g.inputs[0].shape[0] for g in by_reference] == [1, 4, 4]
     with pytest.raises(CalibrationError, match="6 samples do not fill batches of 4"):
         nrt.calibrate(cnn(4), [data[:6]])

@@ -23,7 +23,7 @@ from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 
-__all__ = ["add_to_sums"]
+__all__ = ["add_to_sums", "takes_addend"]
 
 _SCALES = 1
 """Operands that an epilogue is given later: the scales of the weights."""
@@ -35,30 +35,51 @@ def add_to_sums(graph: Graph, node: Node, correction: Array) -> bool:
     Returns:
         Whether there was room: an epilogue reads four tensors at most.
     """
+    if not takes_addend(node):
+        return False
     op: Any = node.op
     first = epilogue_slot(op)
     if op.epilogue is None and len(node.inputs) > first:
         # A bias [K], which no pass made a step of an epilogue.
         graph.replace_input(node, first, _sum(graph, node.inputs[first], correction))
         return True
-    column = correction
-    if isinstance(op, Conv):
-        column = correction.reshape(-1, *[1] * (len(node.output.shape) - 2))
+    column = correction.reshape(_column(node))
     own: Program = op.epilogue or identity()
-    extras = node.inputs[first:]
-    bias = _first_addend(own)
-    if bias is not None and _takes_in(extras[bias - 1], column):
-        slot = first + bias - 1
+    slot = _bias(node)
+    if slot is not None:
         graph.replace_input(node, slot, _sum(graph, node.inputs[slot], column))
         return True
-    if len(extras) + 1 + _SCALES > FuseConvEpilogue.max_inputs:
-        return False
     b = Builder([*own.inputs, "f"])
     inner = b("add", 0, len(own.inputs))
     program = b.build(*b.inline(own, [inner, *range(1, len(own.inputs))]))
     vector = graph.add_constant(f"{node.name}.correction", column.astype(np.float32))
     graph.replace_node(node, replace(op, epilogue=program), [*node.inputs, vector])
     return True
+
+
+def takes_addend(node: Node) -> bool:
+    """Whether the epilogue of a Conv or MatMul has room for a constant per output channel."""
+    op: Any = node.op
+    first = epilogue_slot(op)
+    if (op.epilogue is None and len(node.inputs) > first) or _bias(node) is not None:
+        return True
+    return len(node.inputs) - first + 1 + _SCALES <= FuseConvEpilogue.max_inputs
+
+
+def _bias(node: Node) -> int | None:
+    """The slot of a constant that the epilogue adds first, and that a column can be added to."""
+    op: Any = node.op
+    first = epilogue_slot(op)
+    bias = _first_addend(op.epilogue or identity())
+    if bias is None:
+        return None
+    return first + bias - 1 if _takes_in(node.inputs[first + bias - 1], _column(node)) else None
+
+
+def _column(node: Node) -> tuple[int, ...]:
+    """The shape in which a vector of output channels broadcasts to the result."""
+    shape = node.output.shape
+    return (shape[1], *[1] * (len(shape) - 2)) if isinstance(node.op, Conv) else shape[-1:]
 
 
 def _first_addend(program: Program) -> int | None:
@@ -72,11 +93,11 @@ def _first_addend(program: Program) -> int | None:
     return other if sum(other in i.args for i in program.instrs) == 1 else None
 
 
-def _takes_in(bias: Value, column: Array) -> bool:
+def _takes_in(bias: Value, shape: tuple[int, ...]) -> bool:
     """Whether ``bias`` is a constant that grows no larger by what is added to it."""
     if bias.constant is None or bias.dtype is not FP32:
         return False
-    return np.broadcast_shapes(bias.shape, column.shape) == bias.shape
+    return np.broadcast_shapes(bias.shape, shape) == bias.shape
 
 
 def _sum(graph: Graph, bias: Value, correction: Array) -> Value:

@@ -9,7 +9,8 @@
              %a = Conv(%d, %v)
 
 fold-quantization, which follows, makes one product of few bits of that, and the epilogue of what
-computes x stores them. Scales s are those of the calibration, one per tensor; weights have one per
+computes x stores them. Scales s are those of the calibration, one per tensor, or one and a zero
+point per channel, where that costs nothing (`nrt.quantization.channel_grid`); weights have one per
 output channel. Where it saw nothing negative, int8 means that q is uint8: twice the steps.
 
 Everything that reads x reads the quantized numbers, so that no float copy of it is stored; so do
@@ -29,6 +30,7 @@ of both rules, the first layer's and the last one's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -51,6 +53,7 @@ from nrt.ir.ops import (
 )
 from nrt.ir.value import Node, Value
 from nrt.passes.base import Note, Pass, PassResult
+from nrt.passes.channel_grids import adapt_readers, grid_of_channels, parameters
 from nrt.passes.correct_bias import add_to_sums
 from nrt.passes.fold_quantized_product import LEAST_CHANNELS, dense_channels, is_first
 from nrt.passes.pattern import refuse_second_result
@@ -63,7 +66,8 @@ from nrt.passes.precision_rules import (
 )
 from nrt.quantization.bias_correction import mean_shift
 from nrt.quantization.calibration import Calibration
-from nrt.quantization.weights import quantize_weights
+from nrt.quantization.channel_grid import ChannelGrid
+from nrt.quantization.weights import fitted_scales, quantize_weights
 
 __all__ = ["QuantizeLayers"]
 
@@ -135,18 +139,26 @@ class QuantizeLayers(Pass):
                     notes.append(self.refused(node, found))
         values = self._values(graph, chosen)
         uses = {value: graph.consumers(value) for value, _ in values}
+        grids = self._grids(graph, values)
         texts: dict[Node, str] = {}
-        shifts: dict[Node, Array | None] = {}
+        shifts: dict[Node, Array] = {}
+        for value, of_channels in grids.items():
+            for node, shift in adapt_readers(graph, value, of_channels).items():
+                shifts[node] = shifts.get(node, 0) + shift
         for node, dtype in chosen.items():
             assert self.calibration is not None
             source = self._source(node.inputs[0])
             read = source if (source, dtype) in values else node.inputs[0]
+            grid = grids.get(read)
             stored = self._stored(read, dtype)
             scale = self.calibration.scale(read.name, stored)
-            texts[node] = f"{_NAMES[dtype]}: its input is {stored} of scale {scale:.4g}"
-            shifts[node] = self._weights(graph, node, dtype)
+            what = f"{stored} of scale {scale:.4g}" if grid is None else str(grid)
+            texts[node] = f"{_NAMES[dtype]}: its input is {what}"
+            added = self._weights(graph, node, dtype, grid)
+            if added is not None:
+                shifts[node] = shifts.get(node, 0) - added
         for value, dtype in sorted(values, key=lambda pair: (pair[0].name, pair[1].name)):
-            back = self._round_trip(graph, value, dtype)
+            back = self._round_trip(graph, value, dtype, grids.get(value))
             for reader, slot in uses[value]:
                 if reader in chosen and slot == 0:
                     reads = chosen[reader] is dtype
@@ -155,10 +167,12 @@ class QuantizeLayers(Pass):
                     reads = values[value, dtype] and value.producer is not None
                 if reads:
                     graph.replace_input(reader, slot, back)
-        for node, shift in shifts.items():
+        for node in dict.fromkeys((*chosen, *shifts)):
             # Last: this may put another node in the place of this one.
-            corrected = "" if shift is None else self._correct(graph, node, -shift, chosen[node])
-            notes.append(self.fired(node, texts[node] + corrected))
+            text = texts.get(node, "reads bytes around the means of channels")
+            if node in shifts:
+                text += self._correct(graph, node, shifts[node])
+            notes.append(self.fired(node, text))
         return PassResult(graph, bool(values), tuple(notes))
 
     def refusals(self, graph: Graph) -> dict[str, str | None]:
@@ -250,6 +264,20 @@ class QuantizeLayers(Pass):
                 values[residual, kinds[reader]] = True
         return values
 
+    def _grids(
+        self, graph: Graph, values: Mapping[tuple[Value, DType], bool]
+    ) -> dict[Value, ChannelGrid]:
+        """What of that is to have a scale and a zero point per channel."""
+        assert self.calibration is not None
+        kinds = Counter(value for value, _ in values)
+        found = {}
+        for (value, dtype), by_all in values.items():
+            if by_all and dtype is INT8 and kinds[value] == 1:
+                grid = grid_of_channels(graph, value, self.calibration)
+                if grid is not None:
+                    found[value] = grid
+        return found
+
     def _source(self, value: Value) -> Value:
         """What to quantize for a layer that reads ``value``: a pooling reads few bits too.
 
@@ -280,25 +308,34 @@ class QuantizeLayers(Pass):
         assert self.calibration is not None
         return self.calibration[value.name].stored if dtype is INT8 else dtype
 
-    def _round_trip(self, graph: Graph, value: Value, dtype: DType) -> Value:
-        """``value`` quantized and dequantized."""
+    def _round_trip(
+        self, graph: Graph, value: Value, dtype: DType, grid: ChannelGrid | None
+    ) -> Value:
+        """``value`` quantized and dequantized; by one scale too where channels have their own."""
         assert self.calibration is not None
         stored = self._stored(value, dtype)
         origin = value.producer.origin if value.producer is not None else ()
-        array = np.asarray(self.calibration.scale(value.name, stored), np.float32)
-        scale = graph.add_constant(f"{value.name}.scale", array)
+        number = self.calibration.scale(value.name, stored) if grid is None else grid.scale
+        scale = graph.add_constant(f"{value.name}.scale", np.asarray(number, np.float32))
+        operands = [scale] if grid is None else parameters(graph, value, grid)
         name = f"{value.name}.{_NAMES[dtype]}"
-        q = graph.add_node(Quantize(stored), [value, scale], name=name, origin=origin)
+        q = graph.add_node(Quantize(stored), [value, *operands], name=name, origin=origin)
         return graph.add_node(
             Dequantize(FP32), [q.output, scale], name=f"{value.name}{REAL}", origin=origin
         ).output
 
-    def _weights(self, graph: Graph, node: Node, dtype: DType) -> Array | None:
-        """Round the weights; what that adds to the mean of each output channel, where known."""
+    def _weights(
+        self, graph: Graph, node: Node, dtype: DType, grid: ChannelGrid | None
+    ) -> Array | None:
+        """Round the weights; what that adds to the mean of each output channel, where known.
+
+        ``grid`` is that of the channels of what the node reads.
+        """
         x, w = node.inputs[:2]
         assert w.constant is not None
         op: Any = node.op
-        found = quantize_weights(op, w.constant, name=w.name, dtype=dtype)
+        fitted = fitted_scales(op, w.constant, w.name) if dtype is INT8 else None
+        found = quantize_weights(op, w.constant, fitted, w.name, dtype)
         scales = _spread(op, found.scales, w.constant)
         q = graph.add_constant(f"{w.name}.{_NAMES[dtype]}", found.values)
         scale = graph.add_constant(f"{w.name}.scale", scales)
@@ -311,9 +348,10 @@ class QuantizeLayers(Pass):
         if means is None:
             return None
         change = found.values.astype(np.float64) * scales - w.constant
-        return mean_shift(op, change, means, x.shape)
+        read = np.asarray(means) if grid is None else grid.as_read(np.asarray(means))
+        return mean_shift(op, change, read.tolist(), x.shape)
 
-    def _correct(self, graph: Graph, node: Node, correction: Array, dtype: DType) -> str:
+    def _correct(self, graph: Graph, node: Node, correction: Array) -> str:
         """Add ``correction`` to the bias of ``node``; a text that says how much that is."""
         assert self.calibration is not None
         name = node.output.name
@@ -322,8 +360,7 @@ class QuantizeLayers(Pass):
             return ", its bias is not corrected: its epilogue reads too much to take one in"
         if name not in self.calibration:
             return f", its bias is corrected by up to {largest:.3g}"
-        stored = self._stored(node.output, dtype)
-        steps = largest / self.calibration.scale(name, stored)
+        steps = largest / self.calibration.scale(name)
         return f", its bias is corrected by up to {steps:.2f} steps of its result"
 
 

@@ -13,35 +13,47 @@ from dataclasses import dataclass
 import numpy as np
 
 from nrt.dtypes import DType
+from nrt.ir.op import Array
 from nrt.ir.ops.common import apply_epilogue
 from nrt.ir.pointwise import Builder, Instr, Program
 
-__all__ = ["Scaled", "final_factor", "machine_cost", "scaled", "without_implied_clamps"]
+__all__ = [
+    "Scaled",
+    "Scaling",
+    "clamps_before",
+    "final_factor",
+    "instr_at",
+    "is_stored_as_end",
+    "machine_cost",
+    "number_at",
+    "scaled",
+    "without_implied_clamps",
+]
 
 _LINEAR = ("add", "sub", "max", "min", "neg")
 """``m · f(a, b) = f(m · a, m · b)`` for m > 0."""
 
 
-def _instr(program: Program, register: int) -> Instr | None:
+def instr_at(program: Program, register: int) -> Instr | None:
     """The instruction that defines ``register``; None for an input."""
     index = register - len(program.inputs)
     return program.instrs[index] if index >= 0 else None
 
 
-def _number(program: Program, register: int) -> float | None:
+def number_at(program: Program, register: int) -> float | None:
     """The value of a register that holds a float constant."""
-    instr = _instr(program, register)
+    instr = instr_at(program, register)
     number = instr.imm if instr is not None and instr.opcode == "const" else None
     return number if isinstance(number, float) else None
 
 
 def _with_number(program: Program, register: int, *opcodes: str) -> tuple[int, float] | None:
     """The other operand and the number of an instruction of two operands, one a constant."""
-    instr = _instr(program, register)
+    instr = instr_at(program, register)
     if instr is None or instr.opcode not in opcodes:
         return None
     for value, limit in (instr.args, instr.args[::-1]):
-        number = _number(program, limit)
+        number = number_at(program, limit)
         if number is not None:
             return value, number
     return None
@@ -58,11 +70,25 @@ def machine_cost(program: Program) -> int:
     uses.update(program.outputs)
 
     def fused(instr: Instr) -> bool:
-        terms = [_instr(program, a) for a in instr.args if uses[a] == 1]
+        terms = [instr_at(program, a) for a in instr.args if uses[a] == 1]
         return any(t is not None and t.opcode == "mul" for t in terms)
 
     steps = [i for i in program.instrs if i.opcode != "const"]
     return len(steps) - sum(i.opcode in ("add", "sub") and fused(i) for i in steps)
+
+
+def clamps_before(program: Program, register: int) -> tuple[int, list[tuple[str, float]]]:
+    """What is clamped, and the run of minima and maxima by numbers that makes ``register`` of it.
+
+    The last clamp comes first.
+    """
+    clamps = []
+    while (found := _with_number(program, register, "min", "max")) is not None:
+        instr = instr_at(program, register)
+        assert instr is not None
+        register, limit = found
+        clamps.append((instr.opcode, limit))
+    return register, clamps
 
 
 def without_implied_clamps(program: Program, dtype: DType) -> Program:
@@ -71,18 +97,13 @@ def without_implied_clamps(program: Program, dtype: DType) -> Program:
     A run of clamps is one clamp, g. Let c be a lower limit that is stored as lo. For v < c, g(v) is
     g(c), or g(c) <= c; then both are stored as lo, whatever the limits of g. The same from above.
     """
-    kept: list[tuple[str, float]] = []
-    dropped = False
-    register = program.outputs[0]
-    while (found := _with_number(program, register, "min", "max")) is not None:
-        instr = _instr(program, register)
-        assert instr is not None
-        register, limit = found
-        if _is_stored_as_end(limit, dtype, lower=instr.opcode == "max"):
-            dropped = True
-        else:
-            kept.append((instr.opcode, limit))
-    if not dropped:
+    register, clamps = clamps_before(program, program.outputs[0])
+    kept = [
+        (opcode, limit)
+        for opcode, limit in clamps
+        if not is_stored_as_end(np.asarray(limit, np.float32), dtype, lower=opcode == "max")
+    ]
+    if len(kept) == len(clamps):
         return program
     b = Builder(program.inputs)
     b.instrs = list(program.instrs)
@@ -91,11 +112,11 @@ def without_implied_clamps(program: Program, dtype: DType) -> Program:
     return b.build(register)
 
 
-def _is_stored_as_end(limit: float, dtype: DType, *, lower: bool) -> bool:
-    """Whether a store makes of ``limit`` what it makes of all that is lower, or higher."""
-    numbers = np.asarray([-np.inf if lower else np.inf, limit], np.float32)
-    end, stored = apply_epilogue(None, numbers, (), dtype)
-    return not np.isnan(limit) and bool(end == stored)
+def is_stored_as_end(limit: Array, dtype: DType, *, lower: bool) -> bool:
+    """Whether a store makes of every ``limit`` what it makes of all that is lower, or higher."""
+    end = np.asarray([-np.inf if lower else np.inf], limit.dtype)
+    stored = apply_epilogue(None, np.append(end, limit), (), dtype)
+    return not np.isnan(limit).any() and bool((stored == stored[0]).all())
 
 
 @dataclass(frozen=True)
@@ -127,16 +148,18 @@ def scaled(
         constants: inputs whose data are known; those that are read twice are left alone.
         dtype: to which new numbers are rounded, once.
     """
-    return _Scaling(program, factor, constants, dtype).of(value)
+    return _ByNumber(program, factor, constants, dtype).of(value)
 
 
-class _Scaling:
-    """The program under construction: the old instructions, and behind them the scaled ones."""
+class Scaling:
+    """The program under construction: the old instructions, and behind them the scaled ones.
 
-    def __init__(
-        self, program: Program, factor: float, constants: Collection[int], dtype: DType
-    ) -> None:
-        self.program, self.factor, self.dtype = program, factor, dtype
+    Subclasses say what the factor is: `_times` multiplies by it, and `_is_free` and `_number` are
+    about numbers that take it in.
+    """
+
+    def __init__(self, program: Program, constants: Collection[int]) -> None:
+        self.program = program
         self.uses = Counter(a for instr in program.instrs for a in instr.args)
         self.free = {c for c in constants if self.uses[c] <= 1}
         self.b = Builder(program.inputs)
@@ -148,13 +171,26 @@ class _Scaling:
         result = self._scaled(value)
         return Scaled(self.b.build(result), frozenset(self.inputs), tuple(self.numbers))
 
+    def _times(self, register: int) -> int:
+        """A register multiplied by the factor."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _is_free(self, number: float) -> bool:
+        """Whether a number takes the factor in without a place where the factor is used."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _number(self, register: int, number: float) -> int:
+        """A register with the number times the factor."""
+        raise NotImplementedError(type(self).__name__)
+
     def _products(self, register: int) -> int:
         """Multiplications that it takes to scale a register: 0, or 1, by which it itself is."""
-        instr = _instr(self.program, register)
+        instr = instr_at(self.program, register)
         if instr is None:
             return int(register not in self.free)
         if instr.opcode == "const":
-            return int(_number(self.program, register) is None)
+            number = number_at(self.program, register)
+            return int(number is None or not self._is_free(number))
         if self.uses[register] > 1:
             return 1
         inner = [self._products(a) for a in instr.args]
@@ -163,28 +199,50 @@ class _Scaling:
         return min(1, sum(inner)) if instr.opcode in _LINEAR else 1
 
     def _scaled(self, register: int) -> int:
-        instr = _instr(self.program, register)
-        number = _number(self.program, register)
+        instr = instr_at(self.program, register)
+        number = number_at(self.program, register)
         if number is not None:
-            self.numbers.append(number)
-            with np.errstate(over="ignore"):
-                return self.b.const(float(self.dtype.numpy.type(number * self.factor)))
+            return self._number(register, number)
         if instr is None and register in self.free:
             self.inputs.add(register)
             return register
         if instr is not None and self.uses[register] <= 1:
             costs = [self._products(a) for a in instr.args]
-            if instr.opcode == "mul" and not all(costs):
+            if instr.opcode == "mul" and (side := self._side(instr.args)) is not None:
                 args = list(instr.args)
-                side = self._side(args)
                 args[side] = self._scaled(args[side])
                 return self.b("mul", *args)
             if instr.opcode in _LINEAR and sum(costs) <= 1:
                 return self.b(instr.opcode, *map(self._scaled, instr.args))
+        return self._times(register)
+
+    def _side(self, args: tuple[int, ...]) -> int | None:
+        """Which operand of a product takes the factor: a number, else data, else a program.
+
+        A number that is not free does so where nothing is: it is no step more. None: neither.
+        """
+        numbers = [k for k, a in enumerate(args) if number_at(self.program, a) is not None]
+        free = [k for k, a in enumerate(args) if self._products(a) == 0] or numbers
+        inputs = len(self.program.inputs)
+        return min(free, key=lambda k: (k not in numbers, args[k] >= inputs), default=None)
+
+
+class _ByNumber(Scaling):
+    """Any number takes a number in."""
+
+    def __init__(
+        self, program: Program, factor: float, constants: Collection[int], dtype: DType
+    ) -> None:
+        super().__init__(program, constants)
+        self.factor, self.dtype = factor, dtype
+
+    def _times(self, register: int) -> int:
         return self.b("mul", register, self.b.const(self.factor))
 
-    def _side(self, args: list[int]) -> int:
-        """Which operand of a product takes the factor: a number, else data, else a program."""
-        free = [k for k, a in enumerate(args) if self._products(a) == 0]
-        inputs = len(self.program.inputs)
-        return min(free, key=lambda k: (_number(self.program, args[k]) is None, args[k] >= inputs))
+    def _is_free(self, number: float) -> bool:
+        return True
+
+    def _number(self, register: int, number: float) -> int:
+        self.numbers.append(number)
+        with np.errstate(over="ignore"):
+            return self.b.const(float(self.dtype.numpy.type(number * self.factor)))

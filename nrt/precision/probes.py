@@ -2,7 +2,7 @@
 
 Behind every tensor that may be stored as int8 the fused fp32 graph is given a probe,
 
-    y = x + on · (s · clip(round(x / s)) - x)
+    y = x + on · (s · clip(round(x / s)) - x)        with scales of channels where it will have them
 
 with a switch of its own as an input of the network. One network, built once, then runs with every
 probe off, and with each of them on alone: what its results differ by is the noise of that tensor,
@@ -21,7 +21,9 @@ from nrt.dtypes import FP32, UINT8
 from nrt.ir.graph import Graph
 from nrt.ir.op import Array
 from nrt.ir.ops import Pointwise
+from nrt.ir.ops.common import kind_of
 from nrt.ir.pointwise import Builder, Program
+from nrt.passes.channel_grids import grid_of_channels, parameters
 from nrt.precision.accuracy import Run
 from nrt.quantization import Calibration
 from nrt.quantization.data import Item
@@ -50,29 +52,49 @@ def insert_probes(graph: Graph, names: Collection[str], calibration: Calibration
         names: tensors; those without a range, of another type, or constant get none.
         calibration: the scales.
     """
+    known = [n for n in names if n in calibration and graph.has_value(n)]
+    grids = {n: grid_of_channels(graph, graph.value(n), calibration) for n in known}
     probed = graph.copy()
     switches = {}
-    for name in names:
-        value = probed.value(name) if probed.has_value(name) else None
-        if value is None or value.is_constant or value.dtype is not FP32:
+    for name, grid in grids.items():
+        value = probed.value(name)
+        if value.is_constant or value.dtype is not FP32:
             continue
-        if name not in calibration:
-            continue
-        stored = calibration[name].stored
-        program = _program(calibration.scale(name), *((0, 255) if stored is UINT8 else (-127, 127)))
+        low, high = (0, 255) if calibration[name].stored is UINT8 else (-127, 127)
+        if grid is None:
+            operands = [
+                probed.add_constant(
+                    f"{name}.scale", np.asarray(calibration.scale(name), np.float32)
+                )
+            ]
+        else:
+            operands = parameters(probed, value, grid)
+        program = _program(low, high, [kind_of(v.dtype) for v in operands])
         switch = probed.add_input(probed.unique_name(f"{name}.on"), (1,) * len(value.shape), FP32)
-        node = probed.add_node(Pointwise(program, FP32), [value, switch], name=f"{name}.probe")
+        inputs = [value, switch, *operands]
+        node = probed.add_node(Pointwise(program, FP32), inputs, name=f"{name}.probe")
         probed.replace_value(value, node.output, except_node=node)
         switches[name] = switch.name
     return Probes(probed, switches)
 
 
-def _program(scale: float, low: int, high: int) -> Program:
-    """``x + on * (scale * clip(round(x / scale)) - x)``."""
-    b = Builder("ff")
-    steps = b("round", b("mul", 0, b.const(1.0 / scale)))
+def _program(low: int, high: int, operands: Sequence[str]) -> Program:
+    """``x + on * (scale * (clip(round(x / scale) + zero) - zero) - x)``.
+
+    Args:
+        low, high: of the integers.
+        operands: kinds of the scale and, where there is one, the zero point.
+    """
+    b = Builder(["f", "f", *operands])
+    scale = 2
+    zero = b("to_f", 3) if len(operands) > 1 else None
+    steps = b("round", b("div", 0, scale))
+    if zero is not None:
+        steps = b("add", steps, zero)
     kept = b("min", b("max", steps, b.const(float(low))), b.const(float(high)))
-    noise = b("sub", b("mul", kept, b.const(scale)), 0)
+    if zero is not None:
+        kept = b("sub", kept, zero)
+    noise = b("sub", b("mul", kept, scale), 0)
     return b.build(b("add", 0, b("mul", 1, noise)))
 
 

@@ -18,7 +18,7 @@ from nrt.ir.graph import Graph
 from nrt.precision.costs import INT8
 from nrt.precision.survey import Survey
 from nrt.quantization import Calibration
-from nrt.quantization.weights import channel_view, quantize_weights
+from nrt.quantization.weights import channel_view, fitted_scales, quantize_weights
 
 __all__ = ["harms", "probed_tensors", "source_of"]
 
@@ -83,7 +83,7 @@ def _weights(graph: Graph, name: str) -> float:
     weights = node.inputs[1].constant
     if weights is None:
         return 0.0
-    found = quantize_weights(node.op, weights, name=name)
+    found = quantize_weights(node.op, weights, fitted_scales(node.op, weights, name), name)
     wanted = channel_view(node.op, weights).astype(np.float64)
     integers = channel_view(node.op, found.values).astype(np.float64)
     signal = float(np.square(wanted).sum())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nrt.dtypes import BYTES, INT8, UINT8, DType
 from nrt.errors import CalibrationError
@@ -21,7 +22,7 @@ from nrt.quantization.weights import scale_of
 
 __all__ = ["VERSION", "Calibration", "MethodRules", "TensorRange"]
 
-VERSION = 2
+VERSION = 3
 """Of the file, and of the algorithms: raised when equal data would give other ranges."""
 
 _FORMAT = "nrt calibration"
@@ -89,9 +90,12 @@ class TensorRange:
         sqnr: signal-to-quantization-noise ratio in decibels at the threshold; None where nothing is
             lost.
         curve: the scores that a search compared.
-        means: fp64, of each channel that the products with constant weights which read the tensor
-            sum over: axis 1 for a Conv, the last one for a MatMul. None where no such product reads
-            it, they disagree on the axis, or a sum was beyond fp32.
+        means: fp64, of each channel that the products with constant weights which read the tensor,
+            also behind a MaxPool, sum over: axis 1 for a Conv, the last one for a MatMul. None
+            where no such product reads it, they disagree on the axis, or a sum was beyond fp32.
+        lows: fp32, smallest element of each channel, of the channels that ``means`` counts. None
+            where no such product reads it or they disagree on the axis.
+        highs: fp32, largest element of each channel, likewise.
     """
 
     name: str
@@ -105,6 +109,8 @@ class TensorRange:
     sqnr: float | None
     curve: Curve | None = field(default=None, repr=False)
     means: tuple[float, ...] | None = field(default=None, repr=False)
+    lows: tuple[float, ...] | None = field(default=None, repr=False)
+    highs: tuple[float, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -113,8 +119,10 @@ class TensorRange:
         histogram: Histogram,
         rules: MethodRules,
         means: tuple[float, ...] | None = None,
+        lows: tuple[float, ...] | None = None,
+        highs: tuple[float, ...] | None = None,
     ) -> TensorRange:
-        """The range of the tensor ``name`` from its histogram and the means of its channels."""
+        """The range of the tensor ``name`` from its histogram and what is known of its channels."""
         method = rules.of(name)
         found = find_threshold(histogram, method, percentile=rules.percentile)
         return cls(
@@ -129,6 +137,8 @@ class TensorRange:
             sqnr(histogram, found.value),
             found.curve,
             means,
+            lows,
+            highs,
         )
 
     @property
@@ -198,10 +208,16 @@ class Calibration(Mapping[str, TensorRange]):
         dtype = dtype or entry.stored
         return scale_of(entry.threshold if dtype in BYTES or asked else entry.amax, dtype)
 
-    def without_means(self) -> Calibration:
-        """The same ranges, from which no layer's bias is corrected."""
-        kept = {name: replace(entry, means=None) for name, entry in self.tensors.items()}
+    def without_extremes(self) -> Calibration:
+        """The same ranges and means, without extremes of channels: a tensor has one scale."""
+        kept = {n: replace(entry, lows=None, highs=None) for n, entry in self.tensors.items()}
         return replace(self, tensors=kept)
+
+    def without_channels(self) -> Calibration:
+        """The same ranges, from which nothing is known of channels: no bias is corrected."""
+        found = self.without_extremes()
+        kept = {name: replace(entry, means=None) for name, entry in found.tensors.items()}
+        return replace(found, tensors=kept)
 
     def __str__(self) -> str:
         return calibration_text(self)
@@ -243,7 +259,7 @@ class Calibration(Mapping[str, TensorRange]):
             "tensor_methods": [list(pair) for pair in self.rules.tensors],
             "percentile": self.rules.percentile,
             "samples": self.samples,
-            "tensors": [asdict(entry) for entry in self.tensors.values()],
+            "tensors": [_written(entry) for entry in self.tensors.values()],
         }
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -271,7 +287,7 @@ class Calibration(Mapping[str, TensorRange]):
                 raise ValueError(f"it lacks the mark '{_FORMAT}'")
             if content["version"] == VERSION:
                 return cls._of(content)
-        except (ValueError, TypeError, LookupError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise CalibrationError(
                 f"{path} is no calibration cache: {error}; calibrate again into another file"
             ) from error
@@ -317,14 +333,24 @@ class Calibration(Mapping[str, TensorRange]):
 
 _NUMBERS = {"threshold", "lowest", "highest", "clipped"}
 _COUNTS = {"total", "zeros"}
+_CHANNELS = ("means", "lows", "highs")
+
+
+def _written(entry: TensorRange) -> dict[str, Any]:
+    """The JSON form of a range; fp32 numbers of channels as their shortest decimals."""
+    data = asdict(entry)
+    for name in ("lows", "highs"):
+        if data[name] is not None:
+            data[name] = [float(str(np.float32(number))) for number in data[name]]
+    return data
 
 
 def _entry(data: Any) -> TensorRange:
     """A range from its JSON form; ValueError and the like when it is malformed."""
     if set(data) != {f.name for f in fields(TensorRange)}:
         raise ValueError(f"a tensor has the fields {', '.join(sorted(data))}")
-    curve, means = data["curve"], data["means"]
-    entry = TensorRange(**{**data, "curve": None, "means": None})
+    curve = data["curve"]
+    entry = TensorRange(**{**data, "curve": None, **_channels(data)})
     for name in (*_NUMBERS, *_COUNTS):
         value = data[name]
         kind = int if name in _COUNTS else (int, float)
@@ -339,8 +365,30 @@ def _entry(data: Any) -> TensorRange:
         scores = tuple(map(float, curve["scores"]))
         shown = tuple(map(float, curve["thresholds"]))
         entry = replace(entry, curve=Curve(str(curve["what"]), shown, scores))
-    if means is not None:
-        entry = replace(entry, means=tuple(map(float, means)))
-        if not all(map(math.isfinite, entry.means or ())):
-            raise ValueError(f"tensor {entry.name!r}: means are not finite")
     return entry
+
+
+def _channels(data: Mapping[str, Any]) -> dict[str, tuple[float, ...] | None]:
+    """What a range's JSON form tells of channels; ValueError and the like when it is malformed."""
+    found: dict[str, tuple[float, ...] | None] = {}
+    for name in _CHANNELS:
+        found[name] = None
+        if data[name] is None:
+            continue
+        numbers = np.array([float(number) for number in data[name]])
+        with np.errstate(over="ignore"):
+            numbers = numbers if name == "means" else numbers.astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"tensor {data['name']!r}: {name} are not finite")
+        found[name] = tuple(numbers.tolist())
+    means, lows, highs = found.values()
+    if lows is None or highs is None:
+        if lows is not highs:
+            raise ValueError(f"tensor {data['name']!r}: lows or highs are given alone")
+        return found
+    lengths = {len(numbers) for numbers in (means, lows, highs) if numbers is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"tensor {data['name']!r}: means, lows and highs differ in length")
+    if any(low > high for low, high in zip(lows, highs, strict=True)):
+        raise ValueError(f"tensor {data['name']!r}: a low is above its high")
+    return found

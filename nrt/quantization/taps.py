@@ -2,11 +2,12 @@
 
     before   %a = Conv(%x, %w)
     after    %a = Conv(%x, %w)   %x.histogram = AbsHistogram(%x)   %a.histogram = AbsHistogram(%a)
-             %x.sums = Reduce(%x; sum)
+             %x.sums = Reduce(%x; sum)   %x.lows = Reduce(%x; min)   %x.highs = Reduce(%x; max)
 
-Beside what a product with constant weights reads stand the sums of its channels. The graph then
-gives nothing but these: what leaves the device is 32 KB a tensor, and a number per channel (and,
-for a convolution, per image), however large the tensor is.
+Beside what a product with constant weights reads, perhaps behind a MaxPool, stand the sums and the
+extremes of its channels. The graph then gives nothing but these: what leaves the device is 32 KB a
+tensor, and three numbers per channel (and, for a convolution, per image), however large the tensor
+is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nrt.ir.ops import (
     Expand,
     Identity,
     MatMul,
+    MaxPool,
     Reduce,
     Reformat,
     Reshape,
@@ -34,49 +36,56 @@ from nrt.ir.ops import (
 )
 from nrt.ir.value import Node, Value
 
-__all__ = ["ChannelSums", "Taps", "insert_taps"]
+__all__ = ["ChannelTaps", "Taps", "insert_taps"]
 
 _SAME_RANGE = (Dropout, Expand, Identity, Reformat, Reshape, Transpose)
 """Ops whose result holds the elements of their input, all of them and no others."""
 
 
 @dataclass(frozen=True)
-class ChannelSums:
-    """Where the sums of a tensor's channels are.
+class ChannelTaps:
+    """Where the sums and the extremes of a tensor's channels are.
+
+    Each is an output of the graph that, reshaped to ``[-1, channels]``, holds a number of each
+    channel per row, of a portion of its elements.
 
     Attributes:
-        output: name of the graph's output; reshaped to ``[-1, channels]`` its rows add up to them.
+        sums: name of the output of sums.
+        lows: of the smallest elements.
+        highs: of the largest elements.
         channels: how many.
-        count: elements of one channel.
+        count: elements of one channel in all portions together.
     """
 
-    output: str
+    sums: str
+    lows: str
+    highs: str
     channels: int
     count: int
 
 
 @dataclass(frozen=True)
 class Taps:
-    """A graph of histograms and sums.
+    """A graph of histograms, and of sums and extremes of channels.
 
     Attributes:
-        graph: its outputs are histograms, one per tapped value, and sums of channels.
+        graph: its outputs are histograms, one per tapped value, and what ``channels`` names.
         outputs: name of every activation -> name of the output that holds its histogram; values
             that only move another one's elements share its.
-        sums: name of what a Conv or MatMul with constant weights reads -> its channels' sums; not
-            where such readers disagree on the axis of the channels.
+        channels: name of what a Conv or MatMul with constant weights reads, also behind a MaxPool,
+            -> its channels' sums and extremes; not where readers disagree on the axis of channels.
     """
 
     graph: Graph
     outputs: Mapping[str, str]
-    sums: Mapping[str, ChannelSums]
+    channels: Mapping[str, ChannelTaps]
 
 
 def insert_taps(graph: Graph) -> Taps:
     """A graph that gives the histogram of every fp32 activation of ``graph``, inputs included.
 
-    What counts or adds up a result stands right behind the node that gives it, so that activations
-    live no longer than they would without.
+    What counts, adds up or compares the elements of a result stands right behind the node that
+    gives it, so that activations live no longer than they would without.
 
     Args:
         graph: fused and in fp32; left as it is.
@@ -95,32 +104,48 @@ def insert_taps(graph: Graph) -> Taps:
             f"graph '{graph.name}' has no fp32 activation: there is nothing to calibrate"
         )
     labels = {s: graph.unique_name(f"{s.name}.histogram") for s in sources.values()}
-    reductions = {v: axes for v in sources if (axes := _summed_axes(graph, v)) is not None}
-    adders = {v: graph.unique_name(f"{v.name}.sums") for v in reductions}
     counted: dict[Value, list[tuple[str, Op]]] = {}
     for value, label in labels.items():
         counted.setdefault(value, []).append((label, AbsHistogram()))
-    for value, label in adders.items():
-        counted.setdefault(value, []).append((label, Reduce("sum", reductions[value])))
+    channels = {}
+    for value in sources:
+        axes = _channel_axes(graph, value)
+        if axes is not None:
+            found = _channel_taps(graph, value, axes)
+            channels[value.name] = found
+            counted.setdefault(value, []).extend(
+                (label, Reduce(kind, axes))
+                for label, kind in ((found.sums, "sum"), (found.lows, "min"), (found.highs, "max"))
+            )
     return Taps(
         _tapped(graph, counted),
         {value.name: labels[source] for value, source in sources.items()},
-        {value.name: _sums(value, reductions[value], label) for value, label in adders.items()},
+        channels,
     )
 
 
-def _summed_axes(graph: Graph, value: Value) -> tuple[int, ...] | None:
-    """What to add up for the sums of the channels that products read; None if none reads it.
+def _channel_axes(graph: Graph, value: Value) -> tuple[int, ...] | None:
+    """What to reduce for a number per channel that products read; None if none reads it.
 
     Images stay apart, since kernels reduce space alone in any layout.
     """
     rank = len(value.shape)
     found = {
         tuple(range(2, rank)) if isinstance(node.op, Conv) else tuple(range(rank - 1))
-        for node, slot in graph.consumers(value)
-        if slot == 0 and _multiplies_constant(node)
+        for node in _products(graph, value)
     }
     return found.pop() if len(found) == 1 else None
+
+
+def _products(graph: Graph, value: Value) -> list[Node]:
+    """What multiplies ``value``, or what a MaxPool takes of it, by constant weights."""
+    found = []
+    for node, slot in graph.consumers(value):
+        if isinstance(node.op, MaxPool):
+            found += _products(graph, node.output)
+        elif slot == 0 and _multiplies_constant(node):
+            found.append(node)
+    return found
 
 
 def _multiplies_constant(node: Node) -> bool:
@@ -131,9 +156,12 @@ def _multiplies_constant(node: Node) -> bool:
     return isinstance(op, Conv) and op.prologue is None and node.inputs[1].is_constant
 
 
-def _sums(value: Value, axes: tuple[int, ...], output: str) -> ChannelSums:
+def _channel_taps(graph: Graph, value: Value, axes: tuple[int, ...]) -> ChannelTaps:
+    sums, lows, highs = (
+        graph.unique_name(f"{value.name}.{what}") for what in ("sums", "lows", "highs")
+    )
     channels = value.shape[1 if axes[:1] == (2,) else -1]
-    return ChannelSums(output, channels, math.prod(value.shape) // channels)
+    return ChannelTaps(sums, lows, highs, channels, math.prod(value.shape) // channels)
 
 
 def _tapped(graph: Graph, counted: Mapping[Value, Sequence[tuple[str, Op]]]) -> Graph:

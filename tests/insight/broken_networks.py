@@ -33,7 +33,7 @@ def coarse(rng: np.random.Generator) -> nrt.Network:
     """``conv2`` has such large weights for a channel of zeros that int8 loses the others."""
     layers = [_weights(rng, 16, 16, 3, 3) for _ in range(5)]
     layers[1][3] = 0
-    layers[2][:, 3] = 1e3
+    layers[2][:, 3] = 1e5
     return _chain("coarse", layers, rng)
 
 

@@ -268,7 +268,7 @@ def _gain(target: str, build: Callable[..., Callable[[Array], Array]]) -> float:
     ranges = nrt.calibrate(net, data, method="mse", target=target)
     wanted = [evaluate(net.graph, {"image": x[None]})["y"] for x in others]
     noise = []
-    for found in (ranges.without_means(), ranges):
+    for found in (ranges.without_channels(), ranges):
         run = build(net, precision="int8", calibration=found, layers={"*": "int8"})
         pairs = zip(others, wanted, strict=True)
         noise.append(sum(float(np.square(run(x[None]) - y).sum()) for x, y in pairs))

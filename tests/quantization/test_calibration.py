@@ -6,17 +6,23 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nrt.dtypes import FP8E4M3
 from nrt.errors import CalibrationError
 from nrt.quantization import Calibration, Histogram, MethodRules, TensorRange, find_threshold
 
 MODEL, DATA = "a" * 64, "b" * 64
+MEANS = (0.1, -1 / 3, 5e-324)
+LOWS = (float(np.float32(-0.1)), float(np.float32(-3.4028235e38)), float(np.float32(1e-45)))
+HIGHS = (float(np.float32(1 / 3)), 0.0, 2.0**24 + 2)
 
 
 @pytest.fixture
@@ -25,9 +31,10 @@ def found(rng: np.random.Generator) -> Calibration:
     x = rng.standard_normal(20_000).astype(np.float32)
     x[0] = 40.0  # KL cuts that off, whatever the others are
     tensors = {"x": x, "relu": np.maximum(x, 0), "out=<b>": x[:7], "none": np.zeros(4)}
-    means = {"x": (0.1, -1 / 3, 5e-324)}
+    channels = {"x": (MEANS, LOWS, HIGHS), "relu": (None, LOWS, HIGHS)}
     ranges = {
-        n: TensorRange.of(n, Histogram.of(a), rules, means.get(n)) for n, a in tensors.items()
+        n: TensorRange.of(n, Histogram.of(a), rules, *channels.get(n, ()))
+        for n, a in tensors.items()
     }
     return Calibration(MODEL, DATA, rules, 12, ranges)
 
@@ -67,12 +74,13 @@ def test_fp8_keeps_what_was_seen_unless_a_method_was_asked_for(found: Calibratio
     assert [found.scale(name) for name in found] == [entry.scale for entry in found.values()]
 
 
-def test_ranges_without_means(found: Calibration) -> None:
-    plain = found.without_means()
-    assert [t.means for t in plain.values()] == [None] * 4
-    assert plain["x"] == replace(found["x"], means=None)
+def test_ranges_without_channels(found: Calibration) -> None:
+    plain = found.without_channels()
+    assert [(t.means, t.lows, t.highs) for t in plain.values()] == [(None,) * 3] * 4
+    assert plain["x"] == replace(found["x"], means=None, lows=None, highs=None)
     assert (plain.model, plain.data, plain.samples) == (MODEL, DATA, 12)
-    assert found["x"].means == (0.1, -1 / 3, 5e-324)
+    assert (found["x"].means, found["x"].lows, found["x"].highs) == (MEANS, LOWS, HIGHS)
+    assert not any(name in repr(found["x"]) for name in ("means", "lows", "highs"))
 
 
 def test_a_range_agrees_with_its_histogram(rng: np.random.Generator) -> None:
@@ -123,12 +131,30 @@ def test_the_file_holds_everything(found: Calibration, tmp_path: Path) -> None:
     assert Calibration.load(path) == found
     assert [p.name for p in tmp_path.iterdir()] == ["cache.json"]
     content = json.loads(path.read_text())
-    assert (content["version"], content["model"], content["samples"]) == (2, MODEL, 12)
+    assert (content["version"], content["model"], content["samples"]) == (3, MODEL, 12)
     assert content["tensors"][0]["means"] == [0.1, -1 / 3, 5e-324]
+    # The shortest decimals that give the fp32 numbers back.
+    assert content["tensors"][0]["lows"] == [-0.1, -3.4028235e38, 1e-45]
+    assert content["tensors"][0]["highs"] == [0.33333334, 0.0, 16777218.0]
     assert content["tensors"][1]["means"] is None
+    assert content["tensors"][1]["highs"] == content["tensors"][0]["highs"]
+    assert content["tensors"][2]["lows"] is content["tensors"][2]["highs"] is None
     text = path.read_bytes()
     found.save(path)
     assert path.read_bytes() == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=40))
+def test_every_fp32_number_survives_the_file(numbers: list[float]) -> None:
+    rules = MethodRules("minmax")
+    entry = TensorRange.of("x", Histogram.of(np.ones(1)), rules, None, *[tuple(numbers)] * 2)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "c.json"
+        Calibration(MODEL, DATA, rules, 1, {"x": entry}).save(path)
+        found = Calibration.load(path)["x"]
+    assert found == entry
+    assert list(map(str, found.lows or ())) == list(map(str, numbers)), "a zero lost its sign"
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
@@ -163,6 +189,18 @@ EDITS: list[tuple[str, Any]] = [
     ("a tensor has the fields", lambda c: c["tensors"][0].pop("means")),
     ("tensor 'x': means are not finite", lambda c: c["tensors"][0].update(means=[1e400])),
     ("could not convert", lambda c: c["tensors"][0].update(means=["a"])),
+    ("int too large", lambda c: c["tensors"][0].update(means=[10**400])),
+    ("a tensor has the fields", lambda c: c["tensors"][0].pop("lows")),
+    ("tensor 'x': lows are not finite", lambda c: c["tensors"][0].update(lows=[0, -1e400, 0])),
+    ("tensor 'x': highs are not finite", lambda c: c["tensors"][0].update(highs=[1, 1e39, 1])),
+    ("could not convert", lambda c: c["tensors"][0].update(highs=["a"])),
+    ("not iterable", lambda c: c["tensors"][0].update(lows=1.5)),
+    ("tensor 'x': lows or highs are given alone", lambda c: c["tensors"][0].update(lows=None)),
+    ("tensor 'relu': lows or highs are", lambda c: c["tensors"][1].update(highs=None)),
+    ("tensor 'x': means, lows and highs differ", lambda c: c["tensors"][0].update(lows=[0, 0])),
+    ("tensor 'x': means, lows and highs differ", lambda c: c["tensors"][0].update(means=[0, 0])),
+    ("tensor 'relu': means, lows and highs", lambda c: c["tensors"][1]["highs"].pop()),
+    ("tensor 'x': a low is above its high", lambda c: c["tensors"][0].update(lows=[0.34, 0, 0])),
     ("of method 'best'", lambda c: c["tensors"][0].update(method="best")),
     ("tensors", lambda c: c.update(tensors=3)),
 ]
@@ -189,10 +227,10 @@ def test_files_that_are_none(tmp_path: Path, text: str) -> None:
 def test_a_file_of_another_version(found: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "cache.json"
     found.save(path)
-    for version in (1, 99):
+    for version in (2, 99):
         _edited(path, lambda c, v=version: c.update(version=v))
         with pytest.raises(
-            CalibrationError, match=rf"stale: version is {version}, now 2\. Calibrate again"
+            CalibrationError, match=rf"stale: version is {version}, now 3\. Calibrate again"
         ):
             Calibration.load(path)
 

@@ -25,7 +25,7 @@ from nrt.ir.ops import (
 )
 from nrt.ir.verify import verify
 from nrt.quantization import Histogram, insert_taps
-from nrt.quantization.taps import ChannelSums
+from nrt.quantization.taps import ChannelTaps
 
 
 def network(rng: np.random.Generator) -> Graph:
@@ -54,17 +54,18 @@ def test_every_activation_has_its_histogram(rng: np.random.Generator) -> None:
     assert [v.name for v in graph.values] == names, "the given graph was changed"
     assert list(taps.outputs) == ["x", "a", "b", "c", "d", "e", "f", "g"]
     assert taps.outputs["c"] == taps.outputs["d"] == taps.outputs["e"]
-    assert taps.sums == {"x": ChannelSums("x.sums", 3, 2 * 5 * 4)}
-    assert set(taps.graph.outputs) == {*taps.outputs.values(), "x.sums"}
-    assert len(taps.graph.outputs) == 7
+    assert taps.channels == {"x": ChannelTaps("x.sums", "x.lows", "x.highs", 3, 2 * 5 * 4)}
+    reduced = {"x.sums": "sum", "x.lows": "min", "x.highs": "max"}
+    assert set(taps.graph.outputs) == {*taps.outputs.values(), *reduced}
+    assert len(taps.graph.outputs) == 9
     assert all(
-        isinstance(v.producer.op, AbsHistogram if name != "x.sums" else Reduce)
+        v.producer.op == (Reduce(reduced[name], (2, 3)) if name in reduced else AbsHistogram())
         for name, v in taps.graph.outputs.items()
         if v.producer
     )
     assert [n.op.name.replace("AbsHistogram", "#") for n in taps.graph.nodes] == [
-        "#", "Reduce", "Conv", "#", "Relu", "#", "MaxPool", "#", "Transpose", "Reshape", "Concat",
-        "#", "Add", "#",
+        "#", "Reduce", "Reduce", "Reduce", "Conv", "#", "Relu", "#", "MaxPool", "#", "Transpose",
+        "Reshape", "Concat", "#", "Add", "#",
     ]  # fmt: skip
 
     data: dict[str, Array] = {
@@ -79,7 +80,7 @@ def test_every_activation_has_its_histogram(rng: np.random.Generator) -> None:
 
 
 def test_channels_that_products_read(rng: np.random.Generator) -> None:
-    """Sums along the axis that a product sums over; none where no constant is multiplied."""
+    """Sums and extremes along the axis that a product sums over; none without a constant."""
     graph = Graph("products")
     image = graph.add_input("image", (2, 4, 3, 5), FP32)
     rows = graph.add_input("rows", (2, 3, 4), FP32)
@@ -103,16 +104,20 @@ def test_channels_that_products_read(rng: np.random.Generator) -> None:
     for name, (op, inputs) in found.items():
         graph.set_output(name, graph.add_node(op, inputs, name=name).output)
     taps = insert_taps(graph)
-    assert taps.sums == {
-        "image": ChannelSums("image.sums", 4, 30),
-        "rows": ChannelSums("rows.sums", 4, 6),
-        "flat": ChannelSums("flat.sums", 4, 5),
+    assert taps.channels == {
+        "image": ChannelTaps("image.sums", "image.lows", "image.highs", 4, 30),
+        "rows": ChannelTaps("rows.sums", "rows.lows", "rows.highs", 4, 6),
+        "flat": ChannelTaps("flat.sums", "flat.lows", "flat.highs", 4, 5),
     }
     data = {v.name: rng.standard_normal(v.shape).astype(np.float32) for v in graph.inputs}
     results = evaluate(taps.graph, data)
     for name, axes in (("image", (0, 2, 3)), ("rows", (0, 1)), ("flat", (0,))):
         sums = results[f"{name}.sums"].reshape(-1, 4).sum(axis=0)
         np.testing.assert_allclose(sums, data[name].sum(axis=axes), rtol=1e-5, atol=1e-5)
+        lows = results[f"{name}.lows"].reshape(-1, 4).min(axis=0)
+        highs = results[f"{name}.highs"].reshape(-1, 4).max(axis=0)
+        np.testing.assert_array_equal(lows, data[name].min(axis=axes))
+        np.testing.assert_array_equal(highs, data[name].max(axis=axes))
 
 
 def test_a_graph_without_activations() -> None:
@@ -139,10 +144,18 @@ def test_names_that_are_taken(rng: np.random.Generator) -> None:
     x = graph.add_input("x", (3,), FP32)
     y = graph.add_node(Relu(), [x], name="x.histogram").output
     graph.set_output("y", y)
+    rows = graph.add_input("rows", (2, 3), FP32)
+    w = graph.add_constant("rows.lows", np.ones((3, 1), np.float32))
+    graph.set_output("z", graph.add_node(MatMul(), [rows, w], name="rows.highs").output)
     taps = insert_taps(graph)
-    assert list(taps.outputs) == ["x", "x.histogram"]
+    assert list(taps.outputs) == ["x", "rows", "x.histogram", "rows.highs"]
+    named = ChannelTaps("rows.sums", "rows.lows.1", "rows.highs.1", 3, 2)
+    assert taps.channels == {"rows": named}
     data = rng.standard_normal(3).astype(np.float32)
-    found = evaluate(taps.graph, {"x": data})
+    pair = np.stack([data, data + 1])
+    found = evaluate(taps.graph, {"x": data, "rows": pair})
+    assert (found[named.lows] == data).all()
+    assert (found[named.highs] == data + 1).all()
     assert Histogram.from_words(found[taps.outputs["x"]]) == Histogram.of(data)
     relu = Histogram.from_words(found[taps.outputs["x.histogram"]])
     assert relu == Histogram.of(np.maximum(data, 0))
