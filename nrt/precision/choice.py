@@ -4,8 +4,8 @@
 2. A minimum cut over layers' times and conversions gives the fastest assignment; it is built and
    timed in turn, and cut again with what that shows, until it stays.
 3. If it misses the budget, layers get more precision, those first that add most noise to the
-   results, as measured, per microsecond that they save; a few networks are built and judged to find
-   how many.
+   results, as measured, per microsecond that they save (where nothing is timed, those that add
+   most); a few networks are built and judged to find how many.
 4. Of all networks that meet the budget, single precisions included, the fastest is taken.
 """
 
@@ -216,7 +216,8 @@ class _Choice:
 
     def _repair(self, start: _Trial, model: CostModel) -> None:
         """Give layers of ``start`` more precision until the budget holds."""
-        steps = list(_steps(self.survey, start.labels, model, self._harms()))
+        priced = model if self.meter.known else None
+        steps = list(_steps(self.survey, start.labels, priced, self._harms()))
 
         def labels_of(count: int) -> dict[str, str]:
             raised = {**start.labels, **dict(steps[:count])}
@@ -333,15 +334,17 @@ class _Choice:
 def _steps(
     survey: Survey,
     labels: Labels,
-    model: CostModel,
+    model: CostModel | None,
     harm: Mapping[str, Mapping[str, float]],
 ) -> Iterator[tuple[str, str]]:
-    """(layer, wider precision), the most noise per picosecond first.
+    """(layer, wider precision), the most noise per picosecond first; by ``model`` None, the most.
+
+    Where nothing is timed all layers cost the same: few of them are to be raised.
 
     Layers of int8 come before all that is floats already, whose noise is a thousandth of theirs. A
     layer with two steps ahead takes them one after the other.
     """
-    cost = model.cost(labels)
+    cost = model.cost(labels) if model is not None else 0
     rated: list[tuple[bool, float, int, tuple[str, str]]] = []
     for name, layer in survey.layers.items():
         order = [p for p in survey.precisions if p in layer.able]
@@ -350,7 +353,7 @@ def _steps(
             if order.index(before) < order.index(labels[name]):
                 continue
             saved = harm[name][before] - harm[name][after]
-            price = max(model.cost({**labels, name: after}) - cost, 1)
+            price = max(model.cost({**labels, name: after}) - cost, 1) if model is not None else 1
             rate = min(rate, saved / price)
             rated.append((before != INT8, -rate, len(rated), (name, after)))
     for *_, step in sorted(rated):

@@ -16,6 +16,9 @@ from nrt.quantization.channel_grid import ChannelGrid, ChannelUse, channel_grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+MANY = 16384
+"""Elements of a channel whose extremes are taken for its range."""
+
 
 def entry(data: Array) -> TensorRange:
     """The range of ``data`` [rows, channels], by its largest magnitude."""
@@ -45,7 +48,7 @@ def rounded(data: Array, grid: ChannelGrid) -> Array:
 
 
 def positive(rng: np.random.Generator, tops: Array) -> Array:
-    data = rng.random((400, len(tops))) * tops
+    data = rng.random((MANY, len(tops))) * tops
     data[0], data[1] = tops, 0
     return data
 
@@ -93,7 +96,7 @@ def test_what_a_method_clips_stays_clipped(rng: np.random.Generator, mixed: bool
 
 def test_zero_points_stand_at_the_means(rng: np.random.Generator) -> None:
     centres = np.array([3.0, -2.0, 0.5, 0.0])
-    data = centres + rng.uniform(-1, 1, (1000, 4))
+    data = centres + rng.uniform(-1, 1, (MANY, 4))
     grid = channel_grid(entry(data), use(np.ones((3, 4)), scalable=False, movable=True))
     assert grid is not None
     assert grid.dtype is INT8
@@ -106,12 +109,24 @@ def test_zero_points_stand_at_the_means(rng: np.random.Generator) -> None:
 
 
 def test_zero_points_fit_int8_however_far_the_means_are(rng: np.random.Generator) -> None:
-    data = np.array([100.0, -100.0, 0.0]) + rng.uniform(-1, 1, (500, 3))
+    data = np.array([100.0, -100.0, 0.0]) + rng.uniform(-1, 1, (MANY, 3))
     found = entry(data)
     grid = channel_grid(found, use(np.ones((3, 3)), scalable=True, movable=True))
     assert grid is not None
     assert (np.abs(grid.zeros) <= 127).all()
     np.testing.assert_allclose(rounded(data, grid), data, atol=float(grid.scales.max()) * 0.501)
+
+
+@pytest.mark.parametrize("count", [20, 1000, MANY, 4 * MANY])
+def test_few_elements_may_not_have_shown_the_range(count: int) -> None:
+    data = np.zeros((count, 3))
+    data[0] = 4.0, 0.5, 3.9
+    grid = channel_grid(entry(data), use(np.ones((2, 3)), mixed=False))
+    assert grid is not None
+    # The extreme of so many normal numbers, to that of many; never more than the tensor's range.
+    larger = np.sqrt(np.log(MANY) / np.log(min(count, MANY)))
+    wanted = np.minimum(np.array([4.0, 0.5, 3.9]) * larger, 4.0)
+    np.testing.assert_allclose(grid.scales * 255, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("known", ["no extremes", "only zeros", "alike", "uint8"])
