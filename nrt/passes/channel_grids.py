@@ -23,12 +23,16 @@ from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Program
 from nrt.ir.value import Node, Value
 from nrt.passes.correct_bias import takes_addend
+from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 from nrt.passes.pattern import refuse_second_result
 from nrt.quantization.bias_correction import mean_shift
 from nrt.quantization.calibration import TensorRange
 from nrt.quantization.channel_grid import ChannelGrid, ChannelUse, channel_grid
 
 __all__ = ["adapt_readers", "grid_of_channels", "parameters"]
+
+_SCALES = 1
+"""Operands that the producer's epilogue is given besides: the scales of its weights."""
 
 
 def grid_of_channels(
@@ -51,12 +55,15 @@ def grid_of_channels(
         return None
     if any(_axis(r.node) != _axis(producer) for r in products):
         return None
+    room = FuseConvEpilogue.max_inputs - _SCALES - (len(producer.inputs) - _program(producer)[1])
     residuals = len(products) < len(readers)
+    scalable = not residuals and room > 0 and _takes_factors(producer)
+    movable = _takes_addends(producer) and not any(r.pads for r in readers)
     use = _use(
         [r.node for r in products],
         channels,
-        scalable=not residuals and _takes_factors(producer),
-        movable=_takes_addends(producer) and not any(r.pads for r in readers),
+        scalable=scalable,
+        movable=movable and room > int(scalable),
     )
     return channel_grid(entry, use) if use.scalable or use.movable else None
 
@@ -202,7 +209,7 @@ def _takes_factors(node: Node) -> bool:
     if program is None:
         return True
     at = 0
-    for instr in program.instrs:
+    for register, instr in enumerate(program.instrs, len(program.inputs)):
         if instr.opcode == "const":
             continue
         others = [a for a in instr.args if a != at]
@@ -217,7 +224,7 @@ def _takes_factors(node: Node) -> bool:
             fits = instr.opcode == "min" and number is not None
         if not fits:
             return False
-        at = len(program.inputs) + program.instrs.index(instr)
+        at = register
     return program.outputs == (at,)
 
 

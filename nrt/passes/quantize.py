@@ -142,6 +142,7 @@ class QuantizeLayers(Pass):
         grids = self._grids(graph, values)
         texts: dict[Node, str] = {}
         shifts: dict[Node, Array] = {}
+        corrections: dict[Node, Array] = {}
         for value, of_channels in grids.items():
             for node, shift in adapt_readers(graph, value, of_channels).items():
                 shifts[node] = shifts.get(node, 0) + shift
@@ -156,6 +157,7 @@ class QuantizeLayers(Pass):
             texts[node] = f"{_NAMES[dtype]}: its input is {what}"
             added = self._weights(graph, node, dtype, grid)
             if added is not None:
+                corrections[node] = -added
                 shifts[node] = shifts.get(node, 0) - added
         for value, dtype in sorted(values, key=lambda pair: (pair[0].name, pair[1].name)):
             back = self._round_trip(graph, value, dtype, grids.get(value))
@@ -171,7 +173,7 @@ class QuantizeLayers(Pass):
             # Last: this may put another node in the place of this one.
             text = texts.get(node, "reads bytes around the means of channels")
             if node in shifts:
-                text += self._correct(graph, node, shifts[node])
+                text += self._shifted(graph, node, shifts[node], corrections.get(node))
             notes.append(self.fired(node, text))
         return PassResult(graph, bool(values), tuple(notes))
 
@@ -351,13 +353,18 @@ class QuantizeLayers(Pass):
         read = np.asarray(means) if grid is None else grid.as_read(np.asarray(means))
         return mean_shift(op, change, read.tolist(), x.shape)
 
-    def _correct(self, graph: Graph, node: Node, correction: Array) -> str:
-        """Add ``correction`` to the bias of ``node``; a text that says how much that is."""
+    def _shifted(self, graph: Graph, node: Node, shift: Array, correction: Array | None) -> str:
+        """Add ``shift`` to the bias of ``node``; how much of that is ``correction``, as text."""
         assert self.calibration is not None
         name = node.output.name
-        largest = float(np.abs(correction).max(initial=0))
-        if not add_to_sums(graph, node, correction):
+        fits = add_to_sums(graph, node, shift)
+        # Zero points are given only where every reader has room for them.
+        assert fits or np.array_equal(shift, correction if correction is not None else 0)
+        if correction is None:
+            return ""
+        if not fits:
             return ", its bias is not corrected: its epilogue reads too much to take one in"
+        largest = float(np.abs(correction).max(initial=0))
         if name not in self.calibration:
             return f", its bias is corrected by up to {largest:.3g}"
         steps = largest / self.calibration.scale(name)

@@ -249,7 +249,7 @@ class _Choice:
         text = ", ".join(f"'{n}' {-10 * math.log10(reach[n]):.1f} dB" for n in loudest if reach[n])
         if text:
             self.notes.append(f"most of the noise at the results, each alone in int8: {text}")
-        return harms(self.survey, calibration, reach)
+        return harms(self.survey, calibration, reach, probes.finer)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ network's holds as long as they are small; it is the order that is wanted.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,10 +38,13 @@ class Probes:
     Attributes:
         graph: gives what the graph without probes gives, if all switches are 0.
         switches: name of a tensor -> name of the input, fp32 of one element, that is 1 to round it.
+        finer: name of a tensor whose channels have scales of their own -> mean square of these over
+            the square of the one that it would have.
     """
 
     graph: Graph
     switches: Mapping[str, str]
+    finer: Mapping[str, float] = field(default_factory=dict)
 
 
 def insert_probes(graph: Graph, names: Collection[str], calibration: Calibration) -> Probes:
@@ -55,27 +58,25 @@ def insert_probes(graph: Graph, names: Collection[str], calibration: Calibration
     known = [n for n in names if n in calibration and graph.has_value(n)]
     grids = {n: grid_of_channels(graph, graph.value(n), calibration) for n in known}
     probed = graph.copy()
-    switches = {}
+    switches, finer = {}, {}
     for name, grid in grids.items():
         value = probed.value(name)
         if value.is_constant or value.dtype is not FP32:
             continue
         low, high = (0, 255) if calibration[name].stored is UINT8 else (-127, 127)
+        scale = calibration.scale(name)
         if grid is None:
-            operands = [
-                probed.add_constant(
-                    f"{name}.scale", np.asarray(calibration.scale(name), np.float32)
-                )
-            ]
+            operands = [probed.add_constant(f"{name}.scale", np.asarray(scale, np.float32))]
         else:
             operands = parameters(probed, value, grid)
+            finer[name] = float(np.square(grid.scales.astype(np.float64) / scale).mean())
         program = _program(low, high, [kind_of(v.dtype) for v in operands])
         switch = probed.add_input(probed.unique_name(f"{name}.on"), (1,) * len(value.shape), FP32)
         inputs = [value, switch, *operands]
         node = probed.add_node(Pointwise(program, FP32), inputs, name=f"{name}.probe")
         probed.replace_value(value, node.output, except_node=node)
         switches[name] = switch.name
-    return Probes(probed, switches)
+    return Probes(probed, switches, finer)
 
 
 def _program(low: int, high: int, operands: Sequence[str]) -> Program:

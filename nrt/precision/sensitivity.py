@@ -27,7 +27,10 @@ _FLOATS = {"fp16": 2.0**-11, "bf16": 2.0**-8, "tf32": 2.0**-11, "fp32": 2.0**-24
 
 
 def harms(
-    survey: Survey, calibration: Calibration | None, reach: Mapping[str, float] | None = None
+    survey: Survey,
+    calibration: Calibration | None,
+    reach: Mapping[str, float] | None = None,
+    finer: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Layer -> precision that it may have -> noise power over signal power that it adds.
 
@@ -36,13 +39,16 @@ def harms(
         calibration: ranges of its tensors.
         reach: of tensors, what their rounding to int8 adds at the network's results
             (`probes.noise_at_results`); None: what layers add to their own results.
+        finer: of tensors whose channels have scales of their own, how much less that noise is than
+            with one (`probes.Probes`).
     """
     found: dict[str, dict[str, float]] = {}
-    reach = reach or {}
+    reach, finer = reach or {}, finer or {}
     for name, layer in survey.layers.items():
         terms = 2 if layer.is_product else 1
         node = survey.graph.node(name)
-        gain = _gain(calibration, reach, node.outputs[0].name)
+        result = node.outputs[0].name
+        gain = _gain(_activation(calibration, result) * finer.get(result, 1.0), reach, result)
         found[name] = {p: terms * gain * _FLOATS[p] ** 2 / 3 for p in layer.able if p != INT8}
         if INT8 in layer.able:
             value = source_of(survey, name)
@@ -65,9 +71,8 @@ def probed_tensors(survey: Survey) -> list[str]:
     return list(dict.fromkeys([*read, *given]))
 
 
-def _gain(calibration: Calibration | None, reach: Mapping[str, float], value: str) -> float:
-    """Noise at the results over noise at ``value``; 1 where it is not known."""
-    own = _activation(calibration, value)
+def _gain(own: float, reach: Mapping[str, float], value: str) -> float:
+    """Noise at the results over noise at ``value``, which is ``own``; 1 where it is not known."""
     return reach[value] / own if own and value in reach else 1.0
 
 

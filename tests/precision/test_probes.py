@@ -9,6 +9,7 @@ import nrt
 from nrt.builder import build_graph
 from nrt.ir.evaluate import evaluate
 from nrt.passes.base import run_pipeline
+from nrt.passes.channel_grids import grid_of_channels
 from nrt.passes.pipeline import PipelineOptions, pipeline
 from nrt.precision.probes import insert_probes, noise_at_results
 from nrt.precision.sensitivity import harms, probed_tensors, source_of
@@ -77,6 +78,43 @@ def test_noise_is_that_of_the_tensor_alone(rng: np.random.Generator) -> None:
         expected = np.square(result - wanted).sum() / np.square(wanted).sum()
         assert found[name] == pytest.approx(expected, rel=1e-2), name
     assert found["loud.relu"] > 3 * found["quiet.relu"]
+
+
+def test_channels_are_rounded_on_their_own_grids(rng: np.random.Generator) -> None:
+    sizes = np.exp2(rng.uniform(-4, 2, 48)).astype(np.float32)
+    sizes[:2] = 4, 1 / 16
+    first = rng.standard_normal((48, 32)).astype(np.float32) / 6 * sizes[:, None]
+    means = 3 * sizes * rng.choice(np.float32([-1, 1]), 48)
+    second = rng.standard_normal((16, 48)).astype(np.float32) / 7 / sizes
+    net = nrt.Network("uneven")
+    net.output(net.linear(net.linear(net.input("x", (8, 32)), first, means), second), "y")
+    survey, ranges, data = studied(net, rng)
+    (name,) = (n.inputs[0].name for n in survey.graph.nodes if n.inputs[0].producer is not None)
+    grid = grid_of_channels(survey.graph, survey.graph.value(name), ranges)
+    assert grid is not None
+    assert grid.zeros.any()
+    probes = insert_probes(survey.graph, [name], ranges)
+    batch = {"x": data[:8]}
+    found = noise_at_results(probes, lambda feeds: evaluate(probes.graph, feeds), [batch])
+
+    inner = (batch["x"] @ first.T + means).astype(np.float64)
+    q = np.clip(np.rint(inner / grid.scales) + grid.zeros, -127, 127)
+    wrong = ((q - grid.zeros) * grid.scales - inner) @ second.T.astype(np.float64)
+    wanted = inner @ second.T.astype(np.float64)
+    expected = np.square(wrong).sum() / np.square(wanted).sum()
+    assert found[name] == pytest.approx(expected, rel=0.02)
+    # With one scale it would be more; how much, the weights' noise is amplified by.
+    plain = insert_probes(survey.graph, [name], ranges.without_extremes())
+    more = noise_at_results(plain, lambda feeds: evaluate(plain.graph, feeds), [batch])
+    assert more[name] > 4 * found[name]
+    assert not plain.finer
+    step = ranges.scale(name)
+    assert probes.finer[name] == pytest.approx(np.square(grid.scales / step).mean(), rel=1e-6)
+    layers = [n.name for n in survey.graph.nodes]
+    assert (
+        harms(survey, ranges, found, probes.finer)[layers[0]]["int8"]
+        > (harms(survey, ranges, found)[layers[0]]["int8"])
+    )
 
 
 def test_powers_of_several_batches_add_up(rng: np.random.Generator) -> None:
