@@ -6,6 +6,7 @@ input rises. NaN it stores as 0 (fp8 as NaN), and min and max let NaN through to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def scaled(
     return _ByNumber(program, factor, constants, dtype).of(value)
 
 
-class Scaling:
+class Scaling(ABC):
     """The program under construction: the old instructions, and behind them the scaled ones.
 
     Subclasses say what the factor is: `_times` multiplies by it, and `_is_free` and `_number` are
@@ -171,17 +172,17 @@ class Scaling:
         result = self._scaled(value)
         return Scaled(self.b.build(result), frozenset(self.inputs), tuple(self.numbers))
 
+    @abstractmethod
     def _times(self, register: int) -> int:
         """A register multiplied by the factor."""
-        raise NotImplementedError(type(self).__name__)
 
+    @abstractmethod
     def _is_free(self, number: float) -> bool:
         """Whether a number takes the factor in without a place where the factor is used."""
-        raise NotImplementedError(type(self).__name__)
 
+    @abstractmethod
     def _number(self, register: int, number: float) -> int:
         """A register with the number times the factor."""
-        raise NotImplementedError(type(self).__name__)
 
     def _products(self, register: int) -> int:
         """Multiplications that it takes to scale a register: 0, or 1, by which it itself is."""
