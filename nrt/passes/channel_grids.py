@@ -22,17 +22,14 @@ from nrt.ir.ops import Conv, MatMul, MaxPool
 from nrt.ir.ops.conv import epilogue_slot
 from nrt.ir.pointwise import Program
 from nrt.ir.value import Node, Value
-from nrt.passes.correct_bias import takes_addend
-from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
+from nrt.passes.correct_bias import room, takes_addend
 from nrt.passes.pattern import refuse_second_result
+from nrt.passes.requantize_program import number_at
 from nrt.quantization.bias_correction import mean_shift
 from nrt.quantization.calibration import TensorRange
 from nrt.quantization.channel_grid import ChannelGrid, ChannelUse, channel_grid
 
 __all__ = ["adapt_readers", "grid_of_channels", "parameters"]
-
-_SCALES = 1
-"""Operands that the producer's epilogue is given besides: the scales of its weights."""
 
 
 def grid_of_channels(
@@ -55,15 +52,14 @@ def grid_of_channels(
         return None
     if any(_axis(r.node) != _axis(producer) for r in products):
         return None
-    room = FuseConvEpilogue.max_inputs - _SCALES - (len(producer.inputs) - _program(producer)[1])
     residuals = len(products) < len(readers)
-    scalable = not residuals and room > 0 and _takes_factors(producer)
+    scalable = not residuals and room(producer) > 0 and _takes_factors(producer)
     movable = _takes_addends(producer) and not any(r.pads for r in readers)
     use = _use(
         [r.node for r in products],
         channels,
         scalable=scalable,
-        movable=movable and room > int(scalable),
+        movable=movable and room(producer) > int(scalable),
     )
     return channel_grid(entry, use) if use.scalable or use.movable else None
 
@@ -215,7 +211,7 @@ def _takes_factors(node: Node) -> bool:
         others = [a for a in instr.args if a != at]
         if at not in instr.args or len(others) != 1:
             return False
-        number = _number(program, others[0])
+        number = number_at(program, others[0])
         if instr.opcode == "add":
             fits = others[0] in constants
         elif instr.opcode == "max":
@@ -260,11 +256,3 @@ def _addends(program: Program, register: int) -> set[int]:
     if instr.opcode != "add":
         return set()
     return set().union(*(_addends(program, a) for a in instr.args))
-
-
-def _number(program: Program, register: int) -> float | None:
-    index = register - len(program.inputs)
-    instr = program.instrs[index] if index >= 0 else None
-    if instr is None or instr.opcode != "const" or not isinstance(instr.imm, float):
-        return None
-    return instr.imm

@@ -23,7 +23,7 @@ from nrt.ir.pointwise import Builder, Program, identity
 from nrt.ir.value import Node, Value
 from nrt.passes.fuse_conv_epilogue import FuseConvEpilogue
 
-__all__ = ["add_to_sums", "takes_addend"]
+__all__ = ["add_to_sums", "room", "takes_addend"]
 
 _SCALES = 1
 """Operands that an epilogue is given later: the scales of the weights."""
@@ -63,7 +63,12 @@ def takes_addend(node: Node) -> bool:
     first = epilogue_slot(op)
     if (op.epilogue is None and len(node.inputs) > first) or _bias(node) is not None:
         return True
-    return len(node.inputs) - first + 1 + _SCALES <= FuseConvEpilogue.max_inputs
+    return room(node) > 0
+
+
+def room(node: Node) -> int:
+    """How many operands more the epilogue of a Conv or MatMul may read, besides later scales."""
+    return FuseConvEpilogue.max_inputs - _SCALES - (len(node.inputs) - epilogue_slot(node.op))
 
 
 def _bias(node: Node) -> int | None:

@@ -18,10 +18,10 @@ from nrt.ir.pointwise import Builder, Program
 from nrt.passes.requantize_program import (
     Scaled,
     Scaling,
-    clamps_before,
     instr_at,
     is_stored_as_end,
     number_at,
+    without_clamps,
 )
 
 __all__ = [
@@ -139,19 +139,12 @@ def without_clamps_before(
     The end never falls where its input rises, so what `without_implied_clamps` says of a limit
     holds of what the end makes of it, channel by channel. None if all clamps matter.
     """
-    register, clamps = clamps_before(program, end.value)
-    kept = [
-        (opcode, limit)
-        for opcode, limit in clamps
-        if not is_stored_as_end(end.stored(limit, real), dtype, lower=opcode == "max")
-    ]
-    if len(kept) == len(clamps):
-        return None
-    b = Builder(program.inputs)
-    b.instrs = list(program.instrs)
-    for opcode, limit in reversed(kept):
-        register = b(opcode, register, b.const(limit))
-    return b.build(end.of(b, register))
+
+    def implied(opcode: str, limit: float) -> bool:
+        return is_stored_as_end(end.stored(limit, real), dtype, lower=opcode == "max")
+
+    found = without_clamps(program, end.value, implied)
+    return None if found is None else found[0].build(end.of(*found))
 
 
 def addend(

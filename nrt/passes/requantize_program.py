@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +21,13 @@ from nrt.ir.pointwise import Builder, Instr, Program
 __all__ = [
     "Scaled",
     "Scaling",
-    "clamps_before",
     "final_factor",
     "instr_at",
     "is_stored_as_end",
     "machine_cost",
     "number_at",
     "scaled",
+    "without_clamps",
     "without_implied_clamps",
 ]
 
@@ -78,18 +78,31 @@ def machine_cost(program: Program) -> int:
     return len(steps) - sum(i.opcode in ("add", "sub") and fused(i) for i in steps)
 
 
-def clamps_before(program: Program, register: int) -> tuple[int, list[tuple[str, float]]]:
-    """What is clamped, and the run of minima and maxima by numbers that makes ``register`` of it.
+def without_clamps(
+    program: Program, register: int, implied: Callable[[str, float], bool]
+) -> tuple[Builder, int] | None:
+    """The run of minima and maxima by numbers that makes ``register``, without those not needed.
 
-    The last clamp comes first.
+    Args:
+        implied: says of a clamp, ``min`` or ``max`` and its limit, that it is not needed.
+
+    Returns:
+        A program under construction, and the register in the place of that one; None if all are.
     """
-    clamps = []
+    clamps: list[tuple[str, float]] = []
     while (found := _with_number(program, register, "min", "max")) is not None:
         instr = instr_at(program, register)
         assert instr is not None
         register, limit = found
         clamps.append((instr.opcode, limit))
-    return register, clamps
+    kept = [clamp for clamp in clamps if not implied(*clamp)]
+    if len(kept) == len(clamps):
+        return None
+    b = Builder(program.inputs)
+    b.instrs = list(program.instrs)
+    for opcode, limit in reversed(kept):
+        register = b(opcode, register, b.const(limit))
+    return b, register
 
 
 def without_implied_clamps(program: Program, dtype: DType) -> Program:
@@ -98,19 +111,12 @@ def without_implied_clamps(program: Program, dtype: DType) -> Program:
     A run of clamps is one clamp, g. Let c be a lower limit that is stored as lo. For v < c, g(v) is
     g(c), or g(c) <= c; then both are stored as lo, whatever the limits of g. The same from above.
     """
-    register, clamps = clamps_before(program, program.outputs[0])
-    kept = [
-        (opcode, limit)
-        for opcode, limit in clamps
-        if not is_stored_as_end(np.asarray(limit, np.float32), dtype, lower=opcode == "max")
-    ]
-    if len(kept) == len(clamps):
-        return program
-    b = Builder(program.inputs)
-    b.instrs = list(program.instrs)
-    for opcode, limit in reversed(kept):
-        register = b(opcode, register, b.const(limit))
-    return b.build(register)
+
+    def implied(opcode: str, limit: float) -> bool:
+        return is_stored_as_end(np.asarray(limit, np.float32), dtype, lower=opcode == "max")
+
+    found = without_clamps(program, program.outputs[0], implied)
+    return program if found is None else found[0].build(found[1])
 
 
 def is_stored_as_end(limit: Array, dtype: DType, *, lower: bool) -> bool:

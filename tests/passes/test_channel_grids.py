@@ -151,10 +151,13 @@ USES: dict[str, tuple[Callable[[Block], None], str, bool, bool]] = {
 }
 
 
-def data_of(block: Block, name: str) -> list[Array]:
+def studied(rng: np.random.Generator, name: str) -> tuple[nrt.Network, list[Array]]:
+    """A network of `USES`, and data for it."""
+    block = Block(rng)
+    USES[name][0](block)
     if name == "rows":
-        return [block.rng.standard_normal((2, 5, 16)).astype(np.float32) for _ in range(4)]
-    return block.images()
+        return block.net, [rng.standard_normal((2, 5, 16)).astype(np.float32) for _ in range(4)]
+    return block.net, block.images()
 
 
 def tensor(graph: Graph, name: str) -> Value:
@@ -164,11 +167,9 @@ def tensor(graph: Graph, name: str) -> Value:
 
 @pytest.mark.parametrize("name", USES)
 def test_readers_undo_what_a_grid_does(rng: np.random.Generator, name: str) -> None:
-    make, tensor_name, scales, zeros = USES[name]
-    block = Block(rng)
-    make(block)
-    data = data_of(block, name)
-    graph, grids, _ = found(block.net, data)
+    _, tensor_name, scales, zeros = USES[name]
+    net, data = studied(rng, name)
+    graph, grids, _ = found(net, data)
     value = tensor(graph, tensor_name)
     grid = grids[value.name]
     assert (len(set(grid.scales.tolist())) > 1) == scales
@@ -205,17 +206,13 @@ def sqnr(result: Array, wanted: Array) -> float:
 
 @pytest.mark.parametrize("name", USES)
 def test_bytes_of_channels_round_less(rng: np.random.Generator, name: str) -> None:
-    make, _, _, zeros = USES[name]
-    block = Block(rng)
-    make(block)
-    data = data_of(block, name)
-    graph, _, ranges = found(block.net, data)
+    zeros = USES[name][-1]
+    net, data = studied(rng, name)
+    graph, _, ranges = found(net, data)
     wanted = [evaluate(graph, {"image": d})["out"] for d in data]
     ratios = []
     for known in (ranges, ranges.without_extremes()):
-        report = optimize(
-            block.net, precision={"int8", "fp32"}, layers={"*": "int8"}, calibration=known
-        )
+        report = optimize(net, precision={"int8", "fp32"}, layers={"*": "int8"}, calibration=known)
         results = [evaluate(report.graph, {"image": d})["out"] for d in data]
         ratios.append(sqnr(np.stack(results), np.stack(wanted)))
         types = [n.inputs[0].dtype for n in report.graph.nodes if isinstance(n.op, Conv | MatMul)]
@@ -224,7 +221,8 @@ def test_bytes_of_channels_round_less(rng: np.random.Generator, name: str) -> No
         # Nothing is left of scales and zero points but constants of the products' epilogues.
         for node in report.graph.nodes:
             if isinstance(node.op, Conv | MatMul) and [v.dtype for v in node.outputs] in BYTES:
-                steps = [i.opcode for i in node.op.epilogue.instrs]  # type: ignore[union-attr]
+                op: Any = node.op
+                steps = [i.opcode for i in op.epilogue.instrs]
                 assert "round" not in steps
                 assert len(node.inputs) <= (5 if "to_f" in steps else 4)
         texts = [n.text for n in report.notes if n.pass_name == "quantize" and n.kind == "fired"]
@@ -235,17 +233,14 @@ def test_bytes_of_channels_round_less(rng: np.random.Generator, name: str) -> No
 
 @pytest.mark.parametrize("name", USES)
 def test_on_the_cpu(rng: np.random.Generator, name: str) -> None:
-    make, *_ = USES[name]
-    block = Block(rng)
-    make(block)
-    data = data_of(block, name)
-    _, _, ranges = found(block.net, data)
+    net, data = studied(rng, name)
+    _, _, ranges = found(net, data)
     options: dict[str, Any] = {
         "precision": {"int8", "fp32"},
         "layers": {"*": "int8"},
         "calibration": ranges,
     }
-    wanted = evaluate(optimize(block.net, **options).graph, {"image": data[0]})["out"]
-    engine = nrt.compile(block.net, target="cpu", opt_level=0, **options)
+    wanted = evaluate(optimize(net, **options).graph, {"image": data[0]})["out"]
+    engine = nrt.compile(net, target="cpu", opt_level=0, **options)
     result = np.asarray(engine.run({"image": data[0]})["out"])
     np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=0.02 * np.abs(wanted).max())
